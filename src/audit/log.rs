@@ -1,0 +1,474 @@
+//! The writer: one thread that shares each sync among all the records that wait for it.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
+
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+
+use super::record::Head;
+use super::verify::{file_path, log_files, walk};
+use super::{AuditError, Event, Kind, Outcome, Receipt};
+
+/// How a log is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A file that has reached this many bytes is followed by a new one.
+    pub rotate_at: u64,
+    /// How many records may wait for the writer before [`AuditLog::submit`] waits too.
+    pub queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            rotate_at: 64 * 1024 * 1024,
+            queue: 1024,
+        }
+    }
+}
+
+/// What the writer has done since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Records made durable.
+    pub records: u64,
+    /// Syncs that it took.
+    pub syncs: u64,
+}
+
+/// The log, open for appending. Clones write to the same one; when the last is dropped, what is
+/// queued is written, and the directory is free for another process.
+#[derive(Debug, Clone)]
+pub struct AuditLog(Arc<Inner>);
+
+/// The queue stands before the writer, so that it closes first and the writer can end.
+#[derive(Debug)]
+struct Inner {
+    queue: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+    _writer: JoinOnDrop,
+}
+
+impl AuditLog {
+    /// Opens the log in `dir`, which is made if need be, for the server called `node`.
+    ///
+    /// A line that a power cut left unfinished, and that was therefore never acknowledged, is cut
+    /// off, and a record `audit-recovered` says so. The last two files are verified on the way.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError::Locked`] when another process writes it, [`AuditError::Damaged`] when it is
+    /// not what was written, [`AuditError::File`] when a file cannot be handled.
+    pub fn open(dir: &Path, node: &str, options: Options) -> Result<Self, AuditError> {
+        let Options { rotate_at, queue } = options;
+        let writer = Writer::open(dir, node, rotate_at)?;
+        let shared = Arc::clone(&writer.shared);
+        // A channel of no places would panic.
+        let (sender, receiver) = mpsc::channel(queue.max(1));
+        let thread = thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || writer.run(receiver))
+            .map_err(AuditError::file("start the writer of", dir))?;
+        Ok(Self(Arc::new(Inner {
+            queue: sender,
+            shared,
+            _writer: JoinOnDrop(Some(thread)),
+        })))
+    }
+
+    /// Queues a record, waiting only while the queue is full. Once this returns, the record is
+    /// written even if the [`Pending`] is dropped; await that to know when it is durable.
+    pub async fn submit(&self, event: Event) -> Pending {
+        let (reply, pending) = oneshot::channel();
+        // When the writer is gone the job is dropped, and its receiver says so.
+        drop(self.0.queue.send(Job { event, reply }).await);
+        Pending(pending)
+    }
+
+    /// Makes a record durable.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError::Failed`] from the first write or sync error on; [`AuditError::TooLong`] and
+    /// [`AuditError::Encode`] for this record only.
+    pub async fn record(&self, event: Event) -> Result<Receipt, AuditError> {
+        self.submit(event).await.await
+    }
+
+    /// [`AuditLog::record`] for a program without an async runtime.
+    ///
+    /// # Panics
+    ///
+    /// When called on a thread that drives async tasks.
+    ///
+    /// # Errors
+    ///
+    /// As for [`AuditLog::record`].
+    pub fn record_blocking(&self, event: Event) -> Result<Receipt, AuditError> {
+        let (reply, pending) = oneshot::channel();
+        drop(self.0.queue.blocking_send(Job { event, reply }));
+        pending.blocking_recv().unwrap_or(Err(AuditError::Stopped))
+    }
+
+    /// What the writer has done so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            records: self.0.shared.records.load(Ordering::Relaxed),
+            syncs: self.0.shared.syncs.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether a write or sync has failed, so that no record can be made any more.
+    pub fn has_failed(&self) -> bool {
+        self.0.shared.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// A queued record; resolves when it is durable, or cannot be made so.
+#[must_use = "a record is durable only when this has resolved"]
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<Receipt, AuditError>>);
+
+impl Future for Pending {
+    type Output = Result<Receipt, AuditError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|reply| reply.unwrap_or(Err(AuditError::Stopped)))
+    }
+}
+
+/// One record on its way to the writer.
+#[derive(Debug)]
+struct Job {
+    event: Event,
+    reply: oneshot::Sender<Result<Receipt, AuditError>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    records: AtomicU64,
+    syncs: AtomicU64,
+    failed: AtomicBool,
+}
+
+/// Waits for the writer, so that its lock is gone when the last [`AuditLog`] is.
+struct JoinOnDrop(Option<JoinHandle<()>>);
+
+impl Drop for JoinOnDrop {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A writer that panicked has dropped its jobs, whose senders were told so.
+            drop(thread.join());
+        }
+    }
+}
+
+impl fmt::Debug for JoinOnDrop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JoinOnDrop")
+    }
+}
+
+/// The one owner of the files.
+#[derive(Debug)]
+struct Writer {
+    dir: PathBuf,
+    node: String,
+    rotate_at: u64,
+    current: LogEnd,
+    head: Head,
+    shared: Arc<Shared>,
+    /// Held for its lock.
+    _lock: File,
+}
+
+/// The file that is being appended to.
+#[derive(Debug)]
+struct LogEnd {
+    number: u32,
+    path: PathBuf,
+    file: File,
+    /// The length in bytes that is known to be on disk.
+    durable: u64,
+}
+
+impl Writer {
+    fn open(dir: &Path, node: &str, rotate_at: u64) -> Result<Self, AuditError> {
+        create_dir(dir)?;
+        let lock = lock(dir)?;
+        let damaged = |source| AuditError::Damaged {
+            dir: dir.into(),
+            source: Box::new(source),
+        };
+        let files = log_files(dir).map_err(damaged)?;
+        // Two, because the last may be empty: a new file is made before its first record.
+        let newest = files
+            .get(files.len().saturating_sub(2)..)
+            .unwrap_or_default();
+        let walked = walk(newest).map_err(damaged)?;
+        let (number, path) = match files.last() {
+            Some(last) => (last.number, last.path.clone()),
+            None => (1, file_path(dir, 1)),
+        };
+        let head = match walked.head {
+            Some(head) => head,
+            None if number == 1 => Head::GENESIS,
+            None => {
+                return Err(damaged(AuditError::MissingFile {
+                    file: file_path(dir, number.saturating_sub(1)),
+                }));
+            }
+        };
+        let mut current = LogEnd::open(number, path, files.is_empty())?;
+        if files.is_empty() {
+            sync_dir(dir)?;
+        }
+        let recovered = walked
+            .torn
+            .map(|torn| current.cut(torn.keep).map(|()| torn))
+            .transpose()?;
+        let mut writer = Self {
+            dir: dir.into(),
+            node: node.into(),
+            rotate_at,
+            current,
+            head,
+            shared: Arc::default(),
+            _lock: lock,
+        };
+        if let Some(torn) = recovered {
+            let mut event = Event::new(Kind::Runtime, "audit-recovered", Outcome::Success);
+            event.detail = Some(format!(
+                "cut off {} bytes of an unfinished record from {}",
+                torn.bytes,
+                torn.file.display()
+            ));
+            let mut bytes = Vec::new();
+            let head =
+                writer
+                    .head
+                    .append(&event, &writer.node, OffsetDateTime::now_utc(), &mut bytes)?;
+            writer
+                .write(&bytes)
+                .map_err(AuditError::file("append to", &writer.current.path))?;
+            writer.head = head;
+        }
+        Ok(writer)
+    }
+
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::new();
+        while queue.blocking_recv_many(&mut jobs, MAX_BATCH) > 0 {
+            let Err(error) = self.append(jobs.drain(..)) else {
+                continue;
+            };
+            tracing::error!(file = %self.current.path.display(), %error, "the audit log has failed");
+            self.refuse(queue, error);
+            return;
+        }
+    }
+
+    /// Writes one batch and answers it. An error has been told to the batch already.
+    fn append(&mut self, jobs: impl Iterator<Item = Job>) -> Result<(), Arc<io::Error>> {
+        let mut bytes = Vec::new();
+        let mut head = self.head;
+        let mut written = Vec::new();
+        for Job { event, reply } in jobs {
+            match head.append(&event, &self.node, OffsetDateTime::now_utc(), &mut bytes) {
+                Ok(next) => {
+                    head = next;
+                    written.push((reply, next));
+                }
+                // Whoever no longer waits for an answer has none.
+                Err(error) => drop(reply.send(Err(error))),
+            }
+        }
+        if written.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.write(&bytes) {
+            let error = Arc::new(error);
+            self.shared.failed.store(true, Ordering::Relaxed);
+            for (reply, _) in written {
+                drop(reply.send(Err(self.failed(&error))));
+            }
+            return Err(error);
+        }
+        self.head = head;
+        let records = u64::try_from(written.len()).unwrap_or(u64::MAX);
+        self.shared.records.fetch_add(records, Ordering::Relaxed);
+        for (reply, head) in written {
+            drop(reply.send(Ok(Receipt::new(head))));
+        }
+        Ok(())
+    }
+
+    /// Makes whole lines durable, in a new file where the current one is long enough.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.current.durable >= self.rotate_at {
+            let number = self.current.number.saturating_add(1);
+            let path = file_path(&self.dir, number);
+            let file = append_options().create_new(true).open(&path)?;
+            File::open(&self.dir)?.sync_all()?;
+            self.current = LogEnd {
+                number,
+                path,
+                file,
+                durable: 0,
+            };
+        }
+        self.current.write(bytes)?;
+        self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Answers everything that comes with the error, until nobody is left to ask.
+    fn refuse(&self, mut queue: mpsc::Receiver<Job>, error: Arc<io::Error>) {
+        while let Some(Job { reply, .. }) = queue.blocking_recv() {
+            drop(reply.send(Err(self.failed(&error))));
+        }
+    }
+
+    fn failed(&self, error: &Arc<io::Error>) -> AuditError {
+        AuditError::Failed {
+            file: self.current.path.clone(),
+            source: Arc::clone(error),
+        }
+    }
+}
+
+impl LogEnd {
+    fn open(number: u32, path: PathBuf, new: bool) -> Result<Self, AuditError> {
+        let file = append_options()
+            .create_new(new)
+            .open(&path)
+            .map_err(AuditError::file("open", &path))?;
+        let durable = file
+            .metadata()
+            .map_err(AuditError::file("read", &path))?
+            .len();
+        Ok(Self {
+            number,
+            path,
+            file,
+            durable,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let written = self
+            .file
+            .write_all(bytes)
+            .and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // After a failed sync the kernel calls the lost pages clean: a restart would read
+            // them, chain to them, and lose them later. Nobody was told that they exist. Where
+            // this fails too, the next start finds a torn line or the whole ones.
+            drop(self.file.set_len(self.durable));
+            return Err(error);
+        }
+        self.durable = self
+            .durable
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    fn cut(&mut self, length: u64) -> Result<(), AuditError> {
+        self.file
+            .set_len(length)
+            .and_then(|()| self.file.sync_all())
+            .map_err(AuditError::file("cut the unfinished line off", &self.path))?;
+        self.durable = length;
+        Ok(())
+    }
+}
+
+fn append_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o600);
+    options
+}
+
+fn create_dir(dir: &Path) -> Result<(), AuditError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(AuditError::file("create directory", dir))?;
+    let dir = fs::canonicalize(dir).map_err(AuditError::file("find", dir))?;
+    dir.parent().map_or(Ok(()), sync_dir)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), AuditError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(AuditError::file("sync directory", dir))
+}
+
+fn lock(dir: &Path) -> Result<File, AuditError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(AuditError::file("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(AuditError::Locked { dir: dir.into() }),
+        Err(TryLockError::Error(error)) => Err(AuditError::file("lock", path)(error)),
+    }
+}
+
+/// The most records in one write: a bound on the writer's memory.
+const MAX_BATCH: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_poisons_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), "a", u64::MAX).unwrap();
+        writer.current.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let shared = Arc::clone(&writer.shared);
+        let (sender, receiver) = mpsc::channel(1);
+        let log = AuditLog(Arc::new(Inner {
+            queue: sender,
+            shared,
+            _writer: JoinOnDrop(Some(thread::spawn(move || writer.run(receiver)))),
+        }));
+        for _ in 0..3 {
+            let event = Event::new(Kind::Runtime, "create", Outcome::Intent);
+            let Err(AuditError::Failed { source, .. }) = log.record_blocking(event) else {
+                panic!("a record on a full disk was acknowledged");
+            };
+            assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+        }
+        assert!(log.has_failed());
+        assert_eq!(
+            log.stats(),
+            Stats {
+                records: 0,
+                syncs: 0
+            }
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! The token process: one child per token, driving it over PKCS#11.
+//!
+//! ```text
+//! server                                   child: ekm bridge
+//! supervisor --- message over socketpair --> process -> worker 1..N -> pkcs11 -> module
+//!  restart, deadlines, canary                 token: login, epoch, KEKs
+//! ```
+//!
+//! Vendor libraries crash, hang in a call for minutes, refuse to be loaded
+//! twice and are configured by environment variables, so each token has a
+//! process of its own. The PIN lives only there.
+
+mod catalog;
+pub mod faults;
+mod host;
+pub mod message;
+pub mod pin;
+pub mod pkcs11;
+mod probe;
+pub mod process;
+pub mod profile;
+pub mod supervisor;
+mod token;
+pub mod uri;
+mod worker;

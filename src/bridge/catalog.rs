@@ -1,0 +1,387 @@
+//! The KEKs on a token, as its attributes tell.
+//!
+//! Keys are found by class and type, compared by modulus, and never guessed:
+//! two keys under one label both appear, and whoever resolves the label sees
+//! that it is ambiguous. A private key that may not serve appears with the
+//! attribute that forbids it.
+
+use std::collections::HashMap;
+
+use cryptoki_sys as ck;
+
+use super::host;
+use super::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
+use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
+use super::profile::HsmProfile;
+use crate::key::{KekHash, KeyLabel};
+
+/// Handles of one KEK, good until the next login.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handles {
+    pub(super) private: Option<CK_OBJECT_HANDLE>,
+    pub(super) public: Option<CK_OBJECT_HANDLE>,
+}
+
+/// Everything on a token that can be named as a KEK.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    pub(super) keks: Vec<KekOnToken>,
+    handles: HashMap<KekHash, Handles>,
+}
+
+impl Catalog {
+    /// Reads the token.
+    pub(super) fn read(module: &Module, session: CK_SESSION_HANDLE) -> Call<Self> {
+        let mut catalog = Self::default();
+        let certificates = Certificates::read(module, session)?;
+        for object in rsa_objects(module, session, ck::CKO_PRIVATE_KEY)? {
+            let Some(found) = Found::read(module, session, object)? else {
+                continue;
+            };
+            let attributes = attributes(module, session, object)?;
+            let private = judge(&attributes);
+            catalog.add(found, &certificates, private, object);
+        }
+        for object in rsa_objects(module, session, ck::CKO_PUBLIC_KEY)? {
+            let Some(found) = Found::read(module, session, object)? else {
+                continue;
+            };
+            let wraps = module.flag(session, object, ck::CKA_WRAP)? == Some(true);
+            match catalog.handles.get_mut(&found.hash) {
+                Some(handles) if wraps => handles.public = Some(object),
+                Some(_) => {}
+                None => catalog.add(found, &certificates, PrivateHalf::Absent, object),
+            }
+        }
+        catalog.keks.sort_by(|a, b| {
+            (a.label.folded(), a.hash.as_bytes()).cmp(&(b.label.folded(), b.hash.as_bytes()))
+        });
+        Ok(catalog)
+    }
+
+    fn add(
+        &mut self,
+        found: Found,
+        certificates: &Certificates,
+        private: PrivateHalf,
+        object: CK_OBJECT_HANDLE,
+    ) {
+        let Found {
+            label,
+            id,
+            hash,
+            spki,
+            bits,
+        } = found;
+        let serves = matches!(private, PrivateHalf::Serves { .. });
+        let known = self.keks.iter_mut().find(|kek| kek.hash == hash);
+        match known {
+            // One key pair stored twice: the half that may serve is the one to use.
+            Some(kek) if serves => kek.private = private,
+            Some(_) => return,
+            None => self.keks.push(KekOnToken {
+                certificate: certificates.of(&id, &spki),
+                label,
+                hash,
+                spki,
+                bits,
+                private: private.clone(),
+            }),
+        }
+        let absent = self
+            .keks
+            .iter()
+            .any(|kek| kek.hash == hash && kek.private == PrivateHalf::Absent);
+        let handles = if absent {
+            Handles {
+                private: None,
+                public: Some(object),
+            }
+        } else {
+            Handles {
+                private: serves.then_some(object),
+                public: None,
+            }
+        };
+        self.handles.insert(hash, handles);
+    }
+
+    /// The KEK of that hash, with its handles.
+    pub(super) fn kek(&self, hash: &KekHash) -> Option<(&KekOnToken, Handles)> {
+        let kek = self.keks.iter().find(|kek| kek.hash == *hash)?;
+        Some((kek, *self.handles.get(hash)?))
+    }
+
+    /// A KEK to make the canary with, and what it is for.
+    pub(super) fn canary(&self) -> Option<(&KekOnToken, Custody)> {
+        self.keks.iter().find_map(|kek| match kek.private {
+            PrivateHalf::Serves { custody, .. } => Some((kek, custody)),
+            PrivateHalf::Absent | PrivateHalf::Refused { .. } => None,
+        })
+    }
+}
+
+struct Found {
+    label: KeyLabel,
+    id: Vec<u8>,
+    hash: KekHash,
+    spki: Vec<u8>,
+    bits: u32,
+}
+
+impl Found {
+    /// `None` where the object has no usable label or numbers: it is no KEK of ours.
+    fn read(
+        module: &Module,
+        session: CK_SESSION_HANDLE,
+        object: CK_OBJECT_HANDLE,
+    ) -> Call<Option<Self>> {
+        let get = |kind| {
+            module
+                .attribute(session, object, kind)
+                .map(|value| value.map(|value| value.to_vec()).unwrap_or_default())
+        };
+        let label = String::from_utf8(get(ck::CKA_LABEL)?)
+            .ok()
+            .and_then(|text| KeyLabel::try_from(text).ok());
+        let mut exponent = get(ck::CKA_PUBLIC_EXPONENT)?;
+        if exponent.is_empty() {
+            // Private keys need not carry it (PKCS#11 v2.40, 2.1.3), and no KEK has another.
+            exponent = vec![1, 0, 1];
+        }
+        let numbers = host::spki(&get(ck::CKA_MODULUS)?, &exponent).ok();
+        let (Some(label), Some((spki, bits))) = (label, numbers) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            label,
+            id: get(ck::CKA_ID)?,
+            hash: KekHash::of_spki(&spki),
+            spki,
+            bits,
+        }))
+    }
+}
+
+struct Certificates(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl Certificates {
+    fn read(module: &Module, session: CK_SESSION_HANDLE) -> Call<Self> {
+        let template = [
+            Attr::ulong(ck::CKA_CLASS, ck::CKO_CERTIFICATE),
+            Attr::flag(ck::CKA_TOKEN, true),
+        ];
+        let mut found = Vec::new();
+        for object in module.find(session, &template)? {
+            let id = module.attribute(session, object, ck::CKA_ID)?;
+            if let Some(der) = module.attribute(session, object, ck::CKA_VALUE)? {
+                let id = id.map(|id| id.to_vec()).unwrap_or_default();
+                found.push((id, der.to_vec()));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// The certificate of this very key; `CKA_ID` alone is only a hint.
+    fn of(&self, id: &[u8], spki: &[u8]) -> Option<Vec<u8>> {
+        self.0
+            .iter()
+            .filter(|(other, _)| other == id)
+            .find(|(_, der)| {
+                x509_parser::parse_x509_certificate(der)
+                    .is_ok_and(|(_, certificate)| certificate.public_key().raw == spki)
+            })
+            .map(|(_, der)| der.clone())
+    }
+}
+
+fn rsa_objects(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    class: ck::CK_OBJECT_CLASS,
+) -> Call<Vec<CK_OBJECT_HANDLE>> {
+    module.find(
+        session,
+        &[
+            Attr::ulong(ck::CKA_CLASS, class),
+            Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_RSA),
+            Attr::flag(ck::CKA_TOKEN, true),
+        ],
+    )
+}
+
+fn attributes(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    object: CK_OBJECT_HANDLE,
+) -> Call<KekAttributes> {
+    let flag = |kind| module.flag(session, object, kind);
+    Ok(KekAttributes {
+        sensitive: flag(ck::CKA_SENSITIVE)?,
+        extractable: flag(ck::CKA_EXTRACTABLE)?,
+        always_sensitive: flag(ck::CKA_ALWAYS_SENSITIVE)?,
+        never_extractable: flag(ck::CKA_NEVER_EXTRACTABLE)?,
+        local: flag(ck::CKA_LOCAL)?,
+        unwrap: flag(ck::CKA_UNWRAP)?,
+        decrypt: flag(ck::CKA_DECRYPT)?,
+        modifiable: flag(ck::CKA_MODIFIABLE)?,
+    })
+}
+
+/// Whether a private key may serve, and for what.
+fn judge(attributes: &KekAttributes) -> PrivateHalf {
+    let refuse = |reason: &str| PrivateHalf::Refused {
+        reason: reason.to_owned(),
+        attributes: *attributes,
+    };
+    if attributes.sensitive != Some(true) {
+        return refuse("CKA_SENSITIVE is not true, so its value can be read from the token");
+    }
+    if attributes.extractable != Some(false) {
+        return refuse("CKA_EXTRACTABLE is not false, so it can be wrapped out of the token");
+    }
+    let custody = match (attributes.unwrap, attributes.decrypt) {
+        (Some(true), _) => Custody::Token,
+        (_, Some(true)) => Custody::Host,
+        _ => {
+            return refuse("neither CKA_UNWRAP nor CKA_DECRYPT is true, so it cannot open an EEDK");
+        }
+    };
+    let provenance = match (
+        attributes.local,
+        attributes.always_sensitive,
+        attributes.never_extractable,
+    ) {
+        (Some(true), Some(true), Some(true)) => Provenance::Born,
+        (Some(true), _, _) => Provenance::Copied,
+        _ => Provenance::Imported,
+    };
+    PrivateHalf::Serves {
+        custody,
+        provenance,
+        attributes: *attributes,
+    }
+}
+
+/// Template of a new KEK's public half.
+pub(super) fn public_template(label: &KeyLabel, id: &[u8], bits: u32) -> Vec<Attr> {
+    vec![
+        Attr::flag(ck::CKA_TOKEN, true),
+        Attr::flag(ck::CKA_PRIVATE, false),
+        Attr::bytes(ck::CKA_LABEL, label.as_str()),
+        Attr::bytes(ck::CKA_ID, id),
+        Attr::ulong(ck::CKA_MODULUS_BITS, ck::CK_ULONG::from(bits)),
+        Attr::bytes(ck::CKA_PUBLIC_EXPONENT, [1, 0, 1]),
+        Attr::flag(ck::CKA_WRAP, true),
+        Attr::flag(ck::CKA_ENCRYPT, false),
+        Attr::flag(ck::CKA_VERIFY, false),
+    ]
+}
+
+/// Template of a new KEK's private half.
+pub(super) fn private_template(
+    label: &KeyLabel,
+    id: &[u8],
+    custody: Custody,
+    profile: &HsmProfile,
+) -> Vec<Attr> {
+    let mut template = vec![
+        Attr::flag(ck::CKA_TOKEN, true),
+        Attr::flag(ck::CKA_PRIVATE, true),
+        Attr::bytes(ck::CKA_LABEL, label.as_str()),
+        Attr::bytes(ck::CKA_ID, id),
+        Attr::flag(ck::CKA_SENSITIVE, true),
+        Attr::flag(ck::CKA_EXTRACTABLE, false),
+        Attr::flag(ck::CKA_UNWRAP, custody == Custody::Token),
+        Attr::flag(ck::CKA_DECRYPT, custody == Custody::Host),
+        Attr::flag(ck::CKA_SIGN, false),
+    ];
+    if profile.kek.frozen == super::profile::Send::Send {
+        template.push(Attr::flag(ck::CKA_MODIFIABLE, false));
+    }
+    if profile.kek.unwrap_template == super::profile::Send::Send && custody == Custody::Token {
+        template.push(Attr::template(
+            ck::CKA_UNWRAP_TEMPLATE,
+            vec![Attr::flag(ck::CKA_SENSITIVE, true)],
+        ));
+    }
+    template
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: KekAttributes = KekAttributes {
+        sensitive: Some(true),
+        extractable: Some(false),
+        always_sensitive: Some(true),
+        never_extractable: Some(true),
+        local: Some(true),
+        unwrap: Some(true),
+        decrypt: Some(false),
+        modifiable: Some(false),
+    };
+
+    #[test]
+    fn a_readable_or_extractable_kek_is_refused_by_attribute_name() {
+        for (attributes, name) in [
+            (
+                KekAttributes {
+                    sensitive: Some(false),
+                    ..GOOD
+                },
+                "CKA_SENSITIVE",
+            ),
+            (
+                KekAttributes {
+                    sensitive: None,
+                    ..GOOD
+                },
+                "CKA_SENSITIVE",
+            ),
+            (
+                KekAttributes {
+                    extractable: Some(true),
+                    ..GOOD
+                },
+                "CKA_EXTRACTABLE",
+            ),
+            (
+                KekAttributes {
+                    unwrap: Some(false),
+                    ..GOOD
+                },
+                "CKA_UNWRAP",
+            ),
+        ] {
+            match judge(&attributes) {
+                PrivateHalf::Refused { reason, .. } => assert!(reason.contains(name), "{reason}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn provenance_follows_the_attributes() {
+        let provenance = |attributes| match judge(&attributes) {
+            PrivateHalf::Serves { provenance, .. } => provenance,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(provenance(GOOD), Provenance::Born);
+        assert_eq!(
+            provenance(KekAttributes {
+                never_extractable: Some(false),
+                ..GOOD
+            }),
+            Provenance::Copied
+        );
+        assert_eq!(
+            provenance(KekAttributes {
+                local: Some(false),
+                ..GOOD
+            }),
+            Provenance::Imported
+        );
+    }
+}

@@ -1,0 +1,438 @@
+//! What the server and a bridge say to each other.
+//!
+//! A frame is a length (4 bytes, big-endian) and that many bytes of postcard.
+//! Both ends are this same executable, so the messages carry no version. One
+//! request carries a whole exchange, never a single PKCS#11 call. Frames are
+//! wiped after use: with SEDK form `t10-00h` one holds a data key.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::faults::Fault;
+use super::pin::Pin;
+use super::pkcs11::TokenInfo;
+use super::profile::HsmProfile;
+use super::uri::TokenUri;
+use crate::drive::Wwn;
+use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm};
+
+/// Largest frame, bytes. A list of 1,000 KEKs fits.
+const MAX_FRAME: usize = 4 << 20;
+
+/// Where a data key exists in clear.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Custody {
+    /// Only inside the token.
+    Token,
+    /// For an instant in the bridge's memory, because the operator said so.
+    Host,
+}
+
+impl std::fmt::Display for Custody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Token => "token",
+            Self::Host => "host",
+        })
+    }
+}
+
+impl std::str::FromStr for Custody {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "token" => Ok(Self::Token),
+            "host" => Ok(Self::Host),
+            _ => Err("custody is token or host"),
+        }
+    }
+}
+
+/// The first message: which token, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// The token's configured name, for messages.
+    pub name: String,
+    /// How to drive it, paths settled.
+    pub profile: HsmProfile,
+    /// What the bridge is for.
+    pub task: Task,
+}
+
+/// What the bridge is for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// Serve one token until the socket closes.
+    Serve {
+        /// Which token.
+        token: TokenUri,
+        /// Its user PIN.
+        pin: Pin,
+        /// The file that guards the PIN counter.
+        ledger: PathBuf,
+    },
+    /// Say what slots there are, and end.
+    List,
+    /// Initialise a token, and end.
+    Init {
+        /// The new token's label, at most 32 bytes.
+        label: String,
+        /// The slot, where more than one is free.
+        slot: Option<u64>,
+        /// The security officer's PIN.
+        so_pin: Pin,
+        /// The user PIN to set.
+        user_pin: Pin,
+    },
+}
+
+/// One thing to do, with the time it may take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Repeated in the response.
+    pub id: u64,
+    /// Milliseconds until nobody waits for the answer any more.
+    pub deadline_ms: u64,
+    /// What to do.
+    pub op: Op,
+}
+
+/// A KEK to wrap under: what names it in the EEDK, and its public key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrapUnder {
+    /// How the EEDK names it.
+    pub id: KekId,
+    /// Its public-key hash.
+    pub hash: KekHash,
+    /// Its `SubjectPublicKeyInfo`, DER.
+    pub spki: Vec<u8>,
+}
+
+/// The drive that a data key goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// In what form.
+    pub form: SedkForm,
+    /// The drive's public key, `SubjectPublicKeyInfo` DER; empty for form `t10-00h`.
+    pub spki: Vec<u8>,
+    /// The drive's world-wide name, for form `t10-02h`.
+    pub wwn: Option<Wwn>,
+}
+
+/// What a bridge does with its token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// A new data key.
+    Create {
+        /// Its identifier.
+        dki: DataKeyId,
+        /// One or two KEKs.
+        keks: Vec<WrapUnder>,
+        /// Who gets it.
+        drive: Recipient,
+        /// How far from the token it may go.
+        custody: Custody,
+        /// A fresh random block to encrypt under it.
+        block: [u8; 16],
+    },
+    /// The data key of an EEDK, for a drive.
+    Resolve {
+        /// The EEDK.
+        eedk: Eedk,
+        /// Which KEK opens it.
+        kek: KekHash,
+        /// Who gets it.
+        drive: Recipient,
+        /// How far from the token it may go.
+        custody: Custody,
+    },
+    /// The data key of an EEDK, under other KEKs.
+    Rekey {
+        /// The EEDK.
+        eedk: Eedk,
+        /// Which KEK opens it.
+        kek: KekHash,
+        /// One or two KEKs.
+        keks: Vec<WrapUnder>,
+        /// How far from the token it may go.
+        custody: Custody,
+        /// A fresh random block to encrypt under it.
+        block: [u8; 16],
+    },
+    /// Open an EEDK and encrypt a block under what is in it.
+    Prove {
+        /// The EEDK.
+        eedk: Eedk,
+        /// Which KEK opens it.
+        kek: KekHash,
+        /// How far from the token it may go.
+        custody: Custody,
+        /// The block.
+        block: [u8; 16],
+    },
+    /// Whether an EEDK of the token's own still opens.
+    Canary,
+    /// The KEKs on the token, read anew.
+    Keks,
+    /// A new KEK.
+    Generate {
+        /// Its label.
+        label: KeyLabel,
+        /// Modulus length, bits.
+        bits: u32,
+        /// What it is for.
+        custody: Custody,
+    },
+}
+
+/// What a bridge answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The token is open and probed.
+    Ready(Ready),
+    /// `Op::Create`
+    Created {
+        /// In the order of the KEKs.
+        eedks: Vec<Eedk>,
+        /// For the drive.
+        sedk: Sedk,
+        /// The block, encrypted.
+        proof: [u8; 16],
+        /// Where the key was in clear.
+        custody: Custody,
+    },
+    /// `Op::Resolve`
+    Resolved {
+        /// For the drive.
+        sedk: Sedk,
+        /// Where the key was in clear.
+        custody: Custody,
+    },
+    /// `Op::Rekey`
+    Rekeyed {
+        /// In the order of the KEKs.
+        eedks: Vec<Eedk>,
+        /// The block, encrypted.
+        proof: [u8; 16],
+        /// Where the key was in clear.
+        custody: Custody,
+    },
+    /// `Op::Prove`
+    Proved {
+        /// The block, encrypted.
+        proof: [u8; 16],
+    },
+    /// `Op::Canary`: the canary opened; false where the token holds no KEK to try.
+    Canary(bool),
+    /// `Op::Keks`
+    Keks(Vec<KekOnToken>),
+    /// `Op::Generate`
+    Generated(KekOnToken),
+    /// `Task::List`
+    Slots(Vec<SlotOnModule>),
+    /// `Task::Init`
+    Initialized(SlotOnModule),
+}
+
+/// What the bridge found when it opened its token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The token.
+    pub token: TokenInfo,
+    /// The KEKs on it.
+    pub keks: Vec<KekOnToken>,
+    /// What the probe proved, once there is a KEK to probe with.
+    pub probe: Option<Probe>,
+}
+
+/// What the token showed that it does, on throw-away objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// SEDK forms that it made and opened again.
+    pub forms: Vec<SedkForm>,
+    /// Whether it refuses to wrap a key with `CKA_EXTRACTABLE` false.
+    pub refuses_unextractable: bool,
+}
+
+/// How a KEK came to the token, by `CKA_LOCAL`, `CKA_ALWAYS_SENSITIVE` and
+/// `CKA_NEVER_EXTRACTABLE` (PKCS#11 v2.40, 4.4 and 4.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Provenance {
+    /// Generated there, and never readable or extractable since.
+    Born,
+    /// Generated there, and extractable once: a copy may exist.
+    Copied,
+    /// Brought in from outside.
+    Imported,
+}
+
+impl std::fmt::Display for Provenance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Born => "born",
+            Self::Copied => "copied",
+            Self::Imported => "imported",
+        })
+    }
+}
+
+/// An RSA key on a token that can be named as a KEK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KekOnToken {
+    /// Its `CKA_LABEL`.
+    #[schema(value_type = String)]
+    pub label: KeyLabel,
+    /// SHA-256 over its `SubjectPublicKeyInfo`.
+    #[schema(value_type = String)]
+    pub hash: KekHash,
+    /// Its `SubjectPublicKeyInfo`, DER.
+    pub spki: Vec<u8>,
+    /// Modulus length, bits.
+    pub bits: u32,
+    /// Whether the private half is there and may serve.
+    pub private: PrivateHalf,
+    /// The certificate beside it, DER, where there is one.
+    pub certificate: Option<Vec<u8>>,
+}
+
+/// The private half of a KEK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PrivateHalf {
+    /// It is not on the token.
+    Absent,
+    /// It is there and may not serve.
+    Refused {
+        /// The attribute and what it should be.
+        reason: String,
+        /// The attributes that matter.
+        attributes: KekAttributes,
+    },
+    /// It serves.
+    Serves {
+        /// In custody `token` by `C_UnwrapKey`, or `host` by `C_Decrypt`.
+        custody: Custody,
+        /// How it came there.
+        provenance: Provenance,
+        /// The attributes that matter.
+        attributes: KekAttributes,
+    },
+}
+
+/// The attributes of a private key that matter, as the token gives them;
+/// `None` where it does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KekAttributes {
+    /// `CKA_SENSITIVE`
+    pub sensitive: Option<bool>,
+    /// `CKA_EXTRACTABLE`
+    pub extractable: Option<bool>,
+    /// `CKA_ALWAYS_SENSITIVE`
+    pub always_sensitive: Option<bool>,
+    /// `CKA_NEVER_EXTRACTABLE`
+    pub never_extractable: Option<bool>,
+    /// `CKA_LOCAL`
+    pub local: Option<bool>,
+    /// `CKA_UNWRAP`
+    pub unwrap: Option<bool>,
+    /// `CKA_DECRYPT`
+    pub decrypt: Option<bool>,
+    /// `CKA_MODIFIABLE`
+    pub modifiable: Option<bool>,
+}
+
+/// A slot and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotOnModule {
+    /// Slot number; it may be another tomorrow.
+    pub id: u64,
+    /// The token, where there is one.
+    pub token: Option<TokenInfo>,
+    /// The token's RFC 7512 URI, where it is initialised.
+    pub uri: Option<String>,
+    /// The mechanisms that matter here, by name, and whether the token lists them.
+    pub mechanisms: Vec<(String, bool)>,
+}
+
+/// An answer to the request of that id; id 0 answers [`Hello`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Response {
+    /// The request's.
+    pub id: u64,
+    /// The reply or the fault.
+    pub result: Result<Reply, Fault>,
+}
+
+/// Encodes a frame, length first.
+///
+/// # Errors
+/// The message is too large.
+pub fn encode<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
+    let body = Zeroizing::new(postcard::to_stdvec(message).map_err(io::Error::other)?);
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|_| body.len() <= MAX_FRAME)
+        .ok_or_else(|| io::Error::other("bridge message too large"))?;
+    let mut frame = Zeroizing::new(Vec::with_capacity(body.len() + 4));
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&body);
+    Ok(frame)
+}
+
+/// The body's length from a frame's first four bytes.
+///
+/// # Errors
+/// It is over the limit.
+pub fn frame_length(head: [u8; 4]) -> io::Result<usize> {
+    usize::try_from(u32::from_be_bytes(head))
+        .ok()
+        .filter(|length| *length <= MAX_FRAME)
+        .ok_or_else(|| io::Error::other("bridge frame over the limit"))
+}
+
+/// Decodes a frame's body.
+///
+/// # Errors
+/// It is not that message.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(body).map_err(io::Error::other)
+}
+
+/// Reads one message; blocking, the bridge's side.
+///
+/// # Errors
+/// The socket closed or the frame is wrong.
+pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut head = [0_u8; 4];
+    from.read_exact(&mut head)?;
+    let mut body = Zeroizing::new(vec![0_u8; frame_length(head)?]);
+    from.read_exact(&mut body)?;
+    decode(&body)
+}
+
+/// Writes one message; blocking, the bridge's side.
+///
+/// # Errors
+/// The socket closed.
+pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
+    to.write_all(&encode(message)?)
+}

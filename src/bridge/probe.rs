@@ -1,0 +1,181 @@
+//! What a token really does, tried at start on throw-away session objects.
+//!
+//! No template, error code or mechanism list is portable: openCryptoki
+//! ignores `CKA_SENSITIVE` on unwrap, NSS wraps keys that are not extractable,
+//! SoftHSM has OAEP with SHA-1 only. What is learned here once costs no call
+//! later. Takes some 20 calls.
+
+use cryptoki_sys as ck;
+
+use super::catalog::Catalog;
+use super::faults::Fault;
+use super::host;
+use super::message::{Custody, Probe};
+use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Mechanism};
+use super::profile::Sensitive;
+use super::token::{Token, oaep};
+use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
+
+const BLOCK: [u8; 16] = *b"ekm start-up try";
+
+/// Tries the token with its first KEK of custody `token`; `None` where it has none.
+pub(super) fn probe(
+    token: &Token,
+    session: CK_SESSION_HANDLE,
+    catalog: &Catalog,
+) -> Result<Option<Probe>, Fault> {
+    let Some((kek, Custody::Token)) = catalog.canary() else {
+        return Ok(None);
+    };
+    let Some((_, handles)) = catalog.kek(&kek.hash) else {
+        return Ok(None);
+    };
+    let Some(private) = handles.private else {
+        return Ok(None);
+    };
+    let refuse = |reason: String| Fault::Unsupported {
+        token: token.name.clone(),
+        reason,
+    };
+    let numbers = host::numbers(&kek.spki).map_err(|error| refuse(error.to_string()))?;
+    let mut tried = Tried {
+        token,
+        session,
+        private,
+        objects: Vec::new(),
+    };
+    let outcome = tried.run(&numbers.modulus, &numbers.exponent);
+    tried.clean();
+    match outcome {
+        Ok(Ok(probe)) => Ok(Some(probe)),
+        Ok(Err(reason)) => Err(refuse(format!("the start-up probe failed: {reason}"))),
+        Err(error) => Err(Fault::call(
+            &token.name,
+            error,
+            format!(
+                "the start-up probe with KEK {}; the profile {} may not fit this token",
+                kek.label, token.profile.name
+            ),
+        )),
+    }
+}
+
+struct Tried<'a> {
+    token: &'a Token,
+    session: CK_SESSION_HANDLE,
+    private: CK_OBJECT_HANDLE,
+    objects: Vec<CK_OBJECT_HANDLE>,
+}
+
+impl Tried<'_> {
+    fn run(&mut self, modulus: &[u8], exponent: &[u8]) -> Call<Result<Probe, String>> {
+        let module = &self.token.module;
+        let ecb = Mechanism::Plain(ck::CKM_AES_ECB);
+        let public = module.create_object(
+            self.session,
+            &[
+                Attr::ulong(ck::CKA_CLASS, ck::CKO_PUBLIC_KEY),
+                Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_RSA),
+                Attr::flag(ck::CKA_TOKEN, false),
+                Attr::flag(ck::CKA_PRIVATE, false),
+                Attr::flag(ck::CKA_WRAP, true),
+                Attr::bytes(ck::CKA_MODULUS, modulus),
+                Attr::bytes(ck::CKA_PUBLIC_EXPONENT, exponent),
+            ],
+        )?;
+        self.objects.push(public);
+        let born = self.generate(true)?;
+        let expected = module.encrypt_block(self.session, &ecb, born, &BLOCK)?;
+
+        let eedk = oaep(self.token.profile.wrap_algorithm(), b"EKMprobe....");
+        let opened = self.through(&eedk, public, born)?;
+        if module.flag(self.session, opened, ck::CKA_SENSITIVE)? != Some(true) {
+            return Ok(Err("an unwrapped key is not CKA_SENSITIVE; set data_key.sensitive = \"set-after\" in the profile".to_owned()));
+        }
+        let value = module.attribute(self.session, opened, ck::CKA_VALUE)?;
+        if value.is_some_and(|value| !value.is_empty()) {
+            return Ok(Err("CKA_VALUE of an unwrapped data key can be read although it says CKA_SENSITIVE; this token cannot keep a data key".to_owned()));
+        }
+        if module.encrypt_block(self.session, &ecb, opened, &BLOCK)? != expected {
+            return Ok(Err(
+                "a key that was wrapped and unwrapped is not the same key".to_owned(),
+            ));
+        }
+
+        let mut forms = Vec::new();
+        for form in &self.token.profile.drive.forms {
+            let algorithm = match form {
+                SedkForm::T10Wrapped => WrapAlgorithm {
+                    hash: OaepHash::Sha256,
+                    labelled: true,
+                },
+                SedkForm::RsaOaepSha1 => WrapAlgorithm {
+                    hash: OaepHash::Sha1,
+                    labelled: false,
+                },
+                SedkForm::T10Plain => continue,
+            };
+            // Its own public key stands in for a drive's: what it wraps it can then open and compare.
+            let opened =
+                self.through(&oaep(algorithm, &[0, 0, 0, 8, 0xff, 0, 1]), public, opened)?;
+            if module.encrypt_block(self.session, &ecb, opened, &BLOCK)? != expected {
+                return Ok(Err(format!(
+                    "an SEDK of form {form} does not hold the key that was wrapped"
+                )));
+            }
+            forms.push(*form);
+        }
+
+        let closed = self.generate(false)?;
+        let refuses_unextractable = module.wrap(self.session, &eedk, public, closed).is_err();
+        Ok(Ok(Probe {
+            forms,
+            refuses_unextractable,
+        }))
+    }
+
+    fn generate(&mut self, extractable: bool) -> Call<CK_OBJECT_HANDLE> {
+        let mut template = Token::generate_template();
+        if !extractable {
+            template.retain(|attr| !attr.is(ck::CKA_EXTRACTABLE));
+            template.push(Attr::flag(ck::CKA_EXTRACTABLE, false));
+        }
+        let key = self.token.module.generate_key(
+            self.session,
+            &Mechanism::Plain(ck::CKM_AES_KEY_GEN),
+            &template,
+        )?;
+        self.objects.push(key);
+        Ok(key)
+    }
+
+    /// Wraps a key under the KEK's public half and opens it again.
+    fn through(
+        &mut self,
+        mechanism: &Mechanism,
+        public: CK_OBJECT_HANDLE,
+        key: CK_OBJECT_HANDLE,
+    ) -> Call<CK_OBJECT_HANDLE> {
+        let module = &self.token.module;
+        let wrapped = module.wrap(self.session, mechanism, public, key)?;
+        let opened = module.unwrap(
+            self.session,
+            mechanism,
+            self.private,
+            &wrapped,
+            &self.token.unwrap_template(true),
+        )?;
+        self.objects.push(opened);
+        if self.token.profile.data_key.sensitive == Sensitive::SetAfter {
+            module.set_attributes(self.session, opened, &[Attr::flag(ck::CKA_SENSITIVE, true)])?;
+        }
+        Ok(opened)
+    }
+
+    fn clean(&mut self) {
+        for object in self.objects.drain(..) {
+            // Session objects go with their session in any case.
+            let _ = self.token.module.destroy(self.session, object);
+        }
+    }
+}

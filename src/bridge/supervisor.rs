@@ -1,0 +1,607 @@
+//! The server's side of a bridge: starts it, asks it, starts it again.
+//!
+//! One task owns the child and its socket. A request that outlives its time
+//! by the grace below means that the module hangs; PKCS#11 has no way to
+//! abandon a call, so the child is killed. Pauses between starts grow, and a
+//! token that needs its operator is left alone.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::faults::{Fault, FaultClass};
+use super::message::{self, Custody, Hello, Op, Ready, Reply, Request, Response};
+use super::pin::{Pin, PinSource};
+
+/// Requests that wait for a bridge; past this the token is busy.
+const QUEUE: usize = 512;
+
+/// Time past a request's deadline after which the module counts as hung.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Longest time from start to ready: loading, login, probe.
+const START: Duration = Duration::from_secs(60);
+
+/// Time between two canaries.
+const CANARY: Duration = Duration::from_secs(5);
+
+/// First and longest pause between two starts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// What the server knows of a token.
+#[derive(Clone, Debug)]
+pub enum TokenState {
+    /// The bridge is loading the module or logging in.
+    Starting,
+    /// The canary opens.
+    Ready {
+        /// What the bridge found.
+        ready: Arc<Ready>,
+        /// Since when.
+        since: OffsetDateTime,
+    },
+    /// It does not work now; the bridge is started again.
+    Failed {
+        /// Why.
+        why: Fault,
+        /// Since when.
+        since: OffsetDateTime,
+    },
+    /// It is left alone until an operator acts.
+    Locked {
+        /// Why.
+        why: Fault,
+        /// Since when.
+        since: OffsetDateTime,
+    },
+}
+
+impl TokenState {
+    /// One word for tables.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready { .. } => "ready",
+            Self::Failed { .. } => "failed",
+            Self::Locked { .. } => "locked",
+        }
+    }
+}
+
+/// Which program runs as the bridge.
+#[derive(Clone, Debug)]
+pub struct Program(PathBuf);
+
+impl Program {
+    /// This very executable.
+    ///
+    /// # Errors
+    /// The operating system does not say where it is.
+    pub fn own() -> io::Result<Self> {
+        std::env::current_exe().map(Self)
+    }
+
+    /// Another copy of `ekm`, for programs that embed the library.
+    #[must_use]
+    pub const fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    fn spawn(&self, hello: &Hello) -> io::Result<(Child, UnixStream)> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut command = Command::new(&self.0);
+        command
+            .arg("bridge")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .env_clear()
+            .kill_on_drop(true);
+        // The vendor's library sees what its profile says, not the server's surroundings.
+        for name in [
+            "PATH",
+            "HOME",
+            "LANG",
+            "TZ",
+            "RUST_LOG",
+            "EKM_LOG_FORMAT",
+            "CREDENTIALS_DIRECTORY",
+        ] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(&hello.profile.module.environment);
+        if let message::Task::Serve {
+            pin: Pin::Source(PinSource::Env(name)),
+            ..
+        } = &hello.task
+        {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        Ok((command.spawn()?, UnixStream::from_std(ours)?))
+    }
+}
+
+/// Runs a bridge for one task that answers once: listing or initialising.
+///
+/// # Errors
+/// What the bridge says, or that it could not be run.
+pub async fn once(program: &Program, hello: &Hello) -> Result<Reply, Fault> {
+    let down = |reason: String| Fault::Down {
+        token: hello.name.clone(),
+        reason,
+    };
+    let (_child, socket) = program
+        .spawn(hello)
+        .map_err(|error| down(format!("cannot start the bridge: {error}")))?;
+    let (mut reader, mut writer) = socket.into_split();
+    let exchange = async {
+        send(&mut writer, hello).await?;
+        receive(&mut reader).await
+    };
+    match tokio::time::timeout(START, exchange).await {
+        Ok(Ok(Response { result, .. })) => result,
+        Ok(Err(error)) => Err(down(format!(
+            "the bridge ended without an answer ({error}); did the module crash?"
+        ))),
+        Err(_) => Err(down(format!(
+            "the module did not answer within {} s",
+            START.as_secs()
+        ))),
+    }
+}
+
+struct Asked {
+    op: Op,
+    until: Instant,
+    reply: oneshot::Sender<Result<Reply, Fault>>,
+}
+
+/// A token behind its bridge.
+#[derive(Clone, Debug)]
+pub struct Bridge {
+    name: Arc<str>,
+    deadline: Duration,
+    requests: mpsc::Sender<Asked>,
+    state: watch::Receiver<TokenState>,
+}
+
+impl Bridge {
+    /// Starts the bridge and keeps it running for as long as the `Bridge` lives.
+    #[must_use]
+    pub fn start(program: Program, hello: Hello) -> Self {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (publish, state) = watch::channel(TokenState::Starting);
+        let name: Arc<str> = hello.name.as_str().into();
+        let deadline = Duration::from_secs(hello.profile.session.deadline_seconds);
+        tokio::spawn(
+            Keeper {
+                program,
+                hello,
+                queue,
+                publish,
+                pause: PAUSES.0,
+            }
+            .run(),
+        );
+        Self {
+            name,
+            deadline,
+            requests,
+            state,
+        }
+    }
+
+    /// The token's configured name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of the token now.
+    #[must_use]
+    pub fn state(&self) -> TokenState {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until the token is ready, or is known not to become so soon.
+    ///
+    /// # Errors
+    /// Why it is not ready.
+    pub async fn settled(&self) -> Result<Arc<Ready>, Fault> {
+        let mut state = self.state.clone();
+        let settled = state
+            .wait_for(|state| !matches!(state, TokenState::Starting))
+            .await
+            .map(|state| state.clone());
+        match settled {
+            Ok(TokenState::Ready { ready, .. }) => Ok(ready),
+            Ok(TokenState::Failed { why, .. } | TokenState::Locked { why, .. }) => Err(why),
+            Ok(TokenState::Starting) | Err(_) => Err(self.down("the server is stopping")),
+        }
+    }
+
+    /// Asks the bridge. Asked once more where a bridge ended under the
+    /// request: no exchange leaves anything behind on a token.
+    ///
+    /// # Errors
+    /// The token's fault, or that it is down or busy.
+    pub async fn ask(&self, op: Op) -> Result<Reply, Fault> {
+        let until = Instant::now() + self.deadline;
+        let again = !matches!(op, Op::Generate { .. });
+        match self.ask_once(op.clone(), until).await {
+            Err(
+                Fault::Down { .. }
+                | Fault::Call {
+                    class: FaultClass::Restart,
+                    ..
+                },
+            ) if again && !matches!(self.state(), TokenState::Locked { .. }) => {
+                self.back(until).await?;
+                self.ask_once(op, until).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn ask_once(&self, op: Op, until: Instant) -> Result<Reply, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .try_send(Asked { op, until, reply })
+            .map_err(|_| self.down("too many requests wait for it"))?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(self.down("its bridge ended")))
+    }
+
+    /// Waits for a bridge that is being started again.
+    async fn back(&self, until: Instant) -> Result<(), Fault> {
+        let mut state = self.state.clone();
+        let ready = state.wait_for(|state| {
+            matches!(state, TokenState::Ready { .. } | TokenState::Locked { .. })
+        });
+        match tokio::time::timeout_at(until, ready).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(match self.state() {
+                TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => why,
+                TokenState::Starting | TokenState::Ready { .. } => {
+                    self.down("it did not come back in time")
+                }
+            }),
+        }
+    }
+
+    fn down(&self, reason: &str) -> Fault {
+        Fault::Down {
+            token: self.name.to_string(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// Why a run of the bridge ended.
+enum Ended {
+    /// Nobody asks any more.
+    Unwanted,
+    /// It is started anew on purpose, after its share of host custody.
+    Renewed,
+    /// It failed.
+    Failed(Fault),
+}
+
+struct Keeper {
+    program: Program,
+    hello: Hello,
+    queue: mpsc::Receiver<Asked>,
+    publish: watch::Sender<TokenState>,
+    pause: Duration,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            let why = match self.one_run().await {
+                Ended::Unwanted => return,
+                Ended::Renewed => {
+                    tracing::info!(
+                        token = self.hello.name,
+                        "bridge started anew after its share of host custody"
+                    );
+                    continue;
+                }
+                Ended::Failed(why) => why,
+            };
+            let since = OffsetDateTime::now_utc();
+            if locks(&why) {
+                tracing::error!(token = self.hello.name, %why, "token locked until an operator acts");
+                self.publish.send_replace(TokenState::Locked {
+                    why: why.clone(),
+                    since,
+                });
+                self.refuse_all(&why).await;
+                return;
+            }
+            tracing::warn!(token = self.hello.name, %why, pause_ms = self.pause.as_millis(), "bridge ended");
+            self.publish.send_replace(TokenState::Failed {
+                why: why.clone(),
+                since,
+            });
+            if !self.wait_out(&why).await {
+                return;
+            }
+            self.pause = (self.pause * 2).min(PAUSES.1);
+        }
+    }
+
+    fn down(&self, reason: String) -> Fault {
+        Fault::Down {
+            token: self.hello.name.clone(),
+            reason,
+        }
+    }
+
+    async fn one_run(&mut self) -> Ended {
+        let (child, socket) = match self.program.spawn(&self.hello) {
+            Ok(started) => started,
+            Err(error) => {
+                return Ended::Failed(self.down(format!("cannot start the bridge: {error}")));
+            }
+        };
+        let (mut reader, mut writer) = socket.into_split();
+        let opening = async {
+            send(&mut writer, &self.hello).await?;
+            receive(&mut reader).await
+        };
+        let ready = match tokio::time::timeout(START, opening).await {
+            Ok(Ok(Response {
+                result: Ok(Reply::Ready(ready)),
+                ..
+            })) => Arc::new(ready),
+            Ok(Ok(Response { result: Ok(_), .. })) => {
+                return Ended::Failed(self.down("the bridge answered out of turn".to_owned()));
+            }
+            Ok(Ok(Response {
+                result: Err(fault), ..
+            })) => return Ended::Failed(fault),
+            Ok(Err(error)) => {
+                return Ended::Failed(self.down(format!(
+                    "the bridge ended while it opened the token ({error}); did the module crash?"
+                )));
+            }
+            Err(_) => {
+                return Ended::Failed(self.down(format!(
+                    "the module did not open the token within {} s",
+                    START.as_secs()
+                )));
+            }
+        };
+        tracing::info!(
+            token = self.hello.name,
+            keks = ready.keks.len(),
+            "token ready"
+        );
+        self.pause = PAUSES.0;
+        self.publish.send_replace(TokenState::Ready {
+            ready,
+            since: OffsetDateTime::now_utc(),
+        });
+        let (answers, incoming) = mpsc::channel(QUEUE);
+        let pump = tokio::spawn(pump(reader, answers));
+        let ended = Run {
+            keeper: self,
+            writer,
+            waiting: HashMap::new(),
+            next: 1,
+            host_exchanges: 0,
+        }
+        .serve(incoming)
+        .await;
+        pump.abort();
+        drop(child);
+        ended
+    }
+
+    /// Answers what arrives during the pause, and ends it early for nobody:
+    /// true when the pause is over, false when nobody asks any more.
+    async fn wait_out(&mut self, why: &Fault) -> bool {
+        let over = tokio::time::sleep(self.pause);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return true,
+                asked = self.queue.recv() => match asked {
+                    Some(asked) => drop(asked.reply.send(Err(why.clone()))),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    async fn refuse_all(&mut self, why: &Fault) {
+        while let Some(asked) = self.queue.recv().await {
+            drop(asked.reply.send(Err(why.clone())));
+        }
+    }
+}
+
+/// Whether trying again could do harm, or cannot help.
+const fn locks(why: &Fault) -> bool {
+    match why {
+        Fault::Operator { .. } => true,
+        Fault::Call { class, .. } => matches!(class, FaultClass::Operator),
+        Fault::BadEedk { .. }
+        | Fault::NoKek { .. }
+        | Fault::Refused { .. }
+        | Fault::Unsupported { .. }
+        | Fault::Down { .. }
+        | Fault::Deadline { .. } => false,
+    }
+}
+
+/// One run of a bridge, from ready to its end.
+struct Run<'a> {
+    keeper: &'a mut Keeper,
+    writer: OwnedWriteHalf,
+    waiting: HashMap<u64, Waiting>,
+    next: u64,
+    host_exchanges: u64,
+}
+
+struct Waiting {
+    until: Instant,
+    reply: Option<oneshot::Sender<Result<Reply, Fault>>>,
+}
+
+impl Run<'_> {
+    async fn serve(mut self, mut incoming: mpsc::Receiver<Response>) -> Ended {
+        let mut canary = tokio::time::interval_at(Instant::now() + CANARY, CANARY);
+        let mut watchdog = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            let renewing = self.host_exchanges >= self.keeper.hello.profile.session.host_exchanges;
+            if renewing && self.waiting.is_empty() {
+                return Ended::Renewed;
+            }
+            tokio::select! {
+                asked = self.keeper.queue.recv(), if !renewing => {
+                    let Some(Asked { op, until, reply }) = asked else {
+                        return Ended::Unwanted;
+                    };
+                    if let Err(error) = self.put(op, until, Some(reply)).await {
+                        return Ended::Failed(self.keeper.down(format!("its bridge ended ({error})")));
+                    }
+                }
+                response = incoming.recv() => {
+                    let Some(response) = response else {
+                        return Ended::Failed(self.keeper.down("its bridge ended; did the module crash?".to_owned()));
+                    };
+                    if let Some(fault) = self.take(response) {
+                        return Ended::Failed(fault);
+                    }
+                }
+                _ = canary.tick() => {
+                    let until = Instant::now() + CANARY * 2;
+                    if let Err(error) = self.put(Op::Canary, until, None).await {
+                        return Ended::Failed(self.keeper.down(format!("its bridge ended ({error})")));
+                    }
+                }
+                _ = watchdog.tick() => {
+                    let now = Instant::now();
+                    if self.waiting.values().any(|waiting| now > waiting.until + GRACE) {
+                        return Ended::Failed(self.keeper.down("a PKCS#11 call does not return; the bridge was killed".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn put(
+        &mut self,
+        op: Op,
+        until: Instant,
+        reply: Option<oneshot::Sender<Result<Reply, Fault>>>,
+    ) -> io::Result<()> {
+        let id = self.next;
+        self.next += 1;
+        let left = until.saturating_duration_since(Instant::now());
+        let request = Request {
+            id,
+            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            op,
+        };
+        self.waiting.insert(id, Waiting { until, reply });
+        send(&mut self.writer, &request).await
+    }
+
+    /// Hands an answer to who waits for it; a fault that ends the bridge comes back.
+    fn take(&mut self, response: Response) -> Option<Fault> {
+        let Response { id, result } = response;
+        let ends = match &result {
+            Err(
+                fault @ Fault::Call {
+                    class: FaultClass::Restart,
+                    ..
+                },
+            ) => Some(fault.clone()),
+            Ok(
+                Reply::Created {
+                    custody: Custody::Host,
+                    ..
+                }
+                | Reply::Resolved {
+                    custody: Custody::Host,
+                    ..
+                }
+                | Reply::Rekeyed {
+                    custody: Custody::Host,
+                    ..
+                },
+            ) => {
+                self.host_exchanges += 1;
+                None
+            }
+            Ok(Reply::Keks(keks)) => {
+                let keks = keks.clone();
+                self.keeper
+                    .publish
+                    .send_if_modified(|state| renew(state, keks));
+                None
+            }
+            Ok(_) | Err(_) => None,
+        };
+        if let Some(reply) = self.waiting.remove(&id).and_then(|waiting| waiting.reply) {
+            drop(reply.send(result));
+        }
+        ends
+    }
+}
+
+/// Puts a newer list of KEKs into the published state.
+fn renew(state: &mut TokenState, keks: Vec<message::KekOnToken>) -> bool {
+    match state {
+        TokenState::Ready { ready, .. } if ready.keks != keks => {
+            *ready = Arc::new(Ready {
+                keks,
+                ..Ready::clone(ready)
+            });
+            true
+        }
+        _ => false,
+    }
+}
+
+async fn pump(mut reader: OwnedReadHalf, answers: mpsc::Sender<Response>) {
+    while let Ok(response) = receive(&mut reader).await {
+        if answers.send(response).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send<T: serde::Serialize>(writer: &mut OwnedWriteHalf, message: &T) -> io::Result<()> {
+    writer.write_all(&message::encode(message)?).await
+}
+
+async fn receive(reader: &mut OwnedReadHalf) -> io::Result<Response> {
+    let mut head = [0_u8; 4];
+    reader.read_exact(&mut head).await?;
+    let mut body = Zeroizing::new(vec![0_u8; message::frame_length(head)?]);
+    reader.read_exact(&mut body).await?;
+    message::decode(&body)
+}

@@ -1,0 +1,540 @@
+//! The token that a bridge serves: its slot, its login, its KEKs, its canary.
+//!
+//! One idle *anchor* session keeps the login for all workers, since closing
+//! the last session logs out. Each login begins a new *epoch*; handles found
+//! in one epoch are never used in the next, where the same number may be
+//! another key.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use cryptoki_sys as ck;
+
+use super::catalog::{self, Catalog};
+use super::faults::Fault;
+use super::host;
+use super::message::{Custody, KekOnToken, SlotOnModule};
+use super::pin::{LoginGuard, Pin};
+use super::pkcs11::{
+    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, Mechanism, Module, TokenInfo, User,
+};
+use super::profile::{HsmProfile, Send as SendAttr};
+use super::uri::TokenUri;
+use crate::key::{KekHash, KeyLabel, OaepHash, WrapAlgorithm};
+
+/// The mechanisms that `ekm slot list` tells of.
+const MECHANISMS: &[(ck::CK_MECHANISM_TYPE, &str)] = &[
+    (ck::CKM_RSA_PKCS_KEY_PAIR_GEN, "CKM_RSA_PKCS_KEY_PAIR_GEN"),
+    (ck::CKM_RSA_PKCS_OAEP, "CKM_RSA_PKCS_OAEP"),
+    (ck::CKM_AES_KEY_GEN, "CKM_AES_KEY_GEN"),
+    (ck::CKM_AES_ECB, "CKM_AES_ECB"),
+    (ck::CKM_SHA256, "CKM_SHA256"),
+];
+
+/// What was true since the last login or search.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    pub(super) number: u64,
+    pub(super) catalog: Catalog,
+    pub(super) canary: Option<Canary>,
+}
+
+/// An EEDK of the token's own, to tell a bad EEDK from a broken token.
+#[derive(Debug)]
+pub(super) struct Canary {
+    pub(super) kek: KekHash,
+    pub(super) custody: Custody,
+    pub(super) wrapped: Vec<u8>,
+}
+
+/// An open token.
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) name: String,
+    pub(super) module: Module,
+    pub(super) profile: HsmProfile,
+    pub(super) info: TokenInfo,
+    slot: CK_SLOT_ID,
+    pin: Pin,
+    ledger: PathBuf,
+    anchor: Mutex<CK_SESSION_HANDLE>,
+    epoch: RwLock<Arc<Epoch>>,
+}
+
+impl Token {
+    /// Finds the token, logs in and reads its KEKs.
+    pub(super) fn open(
+        name: String,
+        module: Module,
+        profile: HsmProfile,
+        uri: &TokenUri,
+        pin: Pin,
+        ledger: PathBuf,
+    ) -> Result<Self, Fault> {
+        let call = |error, what: &str| Fault::call(&name, error, what);
+        let (slot, info) = find_slot(&name, &module, uri)?;
+        let anchor = module
+            .open_session(slot)
+            .map_err(|error| call(error, "opening the first session"))?;
+        let token = Self {
+            epoch: RwLock::new(Arc::new(Epoch {
+                number: 0,
+                catalog: Catalog::default(),
+                canary: None,
+            })),
+            name,
+            module,
+            profile,
+            info,
+            slot,
+            pin,
+            ledger,
+            anchor: Mutex::new(anchor),
+        };
+        token.log_in(anchor)?;
+        token.look_again(anchor)?;
+        Ok(token)
+    }
+
+    /// What is known in this epoch.
+    pub(super) fn epoch(&self) -> Arc<Epoch> {
+        Arc::clone(&self.epoch.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A session for a worker.
+    pub(super) fn session(&self) -> Call<CK_SESSION_HANDLE> {
+        self.module.open_session(self.slot)
+    }
+
+    /// Logs in again, unless another worker has since `seen`.
+    pub(super) fn log_in_again(&self, seen: u64) -> Result<(), Fault> {
+        let mut anchor = self.anchor();
+        if self.epoch().number != seen {
+            return Ok(());
+        }
+        let state = self.module.session_state(*anchor);
+        if state.is_err() {
+            *anchor = self.session().map_err(|error| {
+                Fault::call(&self.name, error, "opening the first session again")
+            })?;
+        }
+        if state != Ok(ck::CKS_RW_USER_FUNCTIONS) {
+            self.log_in(*anchor)?;
+        }
+        self.look_again(*anchor)
+    }
+
+    /// Reads the KEKs again, unless another worker has since `seen`.
+    pub(super) fn find_again(&self, seen: u64) -> Result<(), Fault> {
+        let anchor = self.anchor();
+        if self.epoch().number != seen {
+            return Ok(());
+        }
+        self.look_again(*anchor)
+    }
+
+    fn anchor(&self) -> MutexGuard<'_, CK_SESSION_HANDLE> {
+        self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_in(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
+        let operator = |error: super::pin::PinError| Fault::Operator {
+            token: self.name.clone(),
+            reason: error.to_string(),
+        };
+        if self.module.session_state(session) == Ok(ck::CKS_RW_USER_FUNCTIONS) {
+            return Ok(());
+        }
+        // The flags must be today's, not those of when the bridge started.
+        let info = self
+            .module
+            .token_info(self.slot)
+            .map_err(|error| Fault::call(&self.name, error, "asking for the PIN flags"))?;
+        if info.user_pin_count_low() {
+            tracing::warn!(
+                token = self.name,
+                "CKF_USER_PIN_COUNT_LOW: a wrong PIN was given since the last login"
+            );
+        }
+        let (pin, generation) = self.pin.read().map_err(operator)?;
+        let guard = LoginGuard::begin(&self.ledger, &info, generation).map_err(operator)?;
+        let outcome = match self.module.login(session, User::User, &pin) {
+            Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
+            other => other,
+        };
+        guard.end(outcome).map_err(operator)?;
+        outcome.map_err(|error| Fault::Operator {
+            token: self.name.clone(),
+            reason: format!(
+                "C_Login answered {}; put the right PIN into its source, it is not sent again before",
+                super::faults::ckr_name(error.rv)
+            ),
+        })
+    }
+
+    fn look_again(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
+        let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
+        let catalog = Catalog::read(&self.module, session).map_err(fail)?;
+        let canary = self.make_canary(session, &catalog)?;
+        let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
+        let number = epoch.number + 1;
+        *epoch = Arc::new(Epoch {
+            number,
+            catalog,
+            canary,
+        });
+        Ok(())
+    }
+
+    fn make_canary(
+        &self,
+        session: CK_SESSION_HANDLE,
+        catalog: &Catalog,
+    ) -> Result<Option<Canary>, Fault> {
+        let Some((kek, custody)) = catalog.canary() else {
+            return Ok(None);
+        };
+        // Its key opens nothing, so it may as well come from here.
+        let mut random = [0_u8; 32];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| Fault::Unsupported {
+            token: self.name.clone(),
+            reason: "the operating system gives no random numbers".to_owned(),
+        })?;
+        let wrapped = host::oaep_wrap(
+            &kek.spki,
+            self.profile.eedk.hash,
+            &[],
+            &random.to_vec().into(),
+        )
+        .map_err(|error| Fault::Unsupported {
+            token: self.name.clone(),
+            reason: format!("KEK {}: {error}", kek.label),
+        })?;
+        let canary = Canary {
+            kek: kek.hash,
+            custody,
+            wrapped,
+        };
+        self.sing(session, catalog, &canary).map_err(|error| {
+            Fault::call(
+                &self.name,
+                error,
+                format!("opening the first canary under KEK {}", kek.label),
+            )
+        })?;
+        Ok(Some(canary))
+    }
+
+    /// Tries what the token does, on an idle session.
+    pub(super) fn probe(&self) -> Result<Option<super::message::Probe>, Fault> {
+        let anchor = self.anchor();
+        super::probe::probe(self, *anchor, &self.epoch().catalog)
+    }
+
+    /// Opens the canary; what fails here is the token's fault.
+    pub(super) fn sing(
+        &self,
+        session: CK_SESSION_HANDLE,
+        catalog: &Catalog,
+        canary: &Canary,
+    ) -> Call<()> {
+        let Some((_, handles)) = catalog.kek(&canary.kek) else {
+            return Ok(());
+        };
+        let Some(private) = handles.private else {
+            return Ok(());
+        };
+        let mechanism = oaep(self.profile.wrap_algorithm(), &[]);
+        match canary.custody {
+            Custody::Token => {
+                let key = self.module.unwrap(
+                    session,
+                    &mechanism,
+                    private,
+                    &canary.wrapped,
+                    &self.unwrap_template(false),
+                )?;
+                self.module.destroy(session, key)
+            }
+            Custody::Host => self
+                .module
+                .decrypt(session, &mechanism, private, &canary.wrapped)
+                .map(drop),
+        }
+    }
+
+    /// Template of a data key made on the token.
+    pub(super) fn generate_template() -> Vec<Attr> {
+        let mut template = data_key_template(true);
+        template.push(Attr::flag(ck::CKA_SENSITIVE, true));
+        template.push(Attr::flag(ck::CKA_EXTRACTABLE, true));
+        template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
+        template
+    }
+
+    /// Template of a data key that an EEDK holds; `proof` lets it encrypt a block.
+    pub(super) fn unwrap_template(&self, proof: bool) -> Vec<Attr> {
+        let mut template = data_key_template(proof);
+        let profile = &self.profile.data_key;
+        if profile.sensitive == super::profile::Sensitive::Send {
+            template.push(Attr::flag(ck::CKA_SENSITIVE, true));
+        }
+        if profile.extractable == SendAttr::Send {
+            template.push(Attr::flag(ck::CKA_EXTRACTABLE, true));
+        }
+        if profile.value_len == SendAttr::Send {
+            template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
+        }
+        template
+    }
+
+    /// Makes a KEK, and looks at what the token made.
+    pub(super) fn generate(
+        &self,
+        session: CK_SESSION_HANDLE,
+        label: &KeyLabel,
+        bits: u32,
+        custody: Custody,
+    ) -> Result<KekOnToken, Fault> {
+        let refused = |reason: String| Fault::Refused {
+            token: self.name.clone(),
+            label: label.to_string(),
+            reason,
+        };
+        let seen = self.epoch();
+        // Read again first: another program may have made the label since.
+        self.find_again(seen.number)?;
+        if let Some(kek) = self
+            .epoch()
+            .catalog
+            .keks
+            .iter()
+            .find(|kek| kek.label.same_as(label))
+        {
+            return Err(refused(format!(
+                "the token already has the label {} (hash {}); choose another label",
+                kek.label, kek.hash
+            )));
+        }
+        let mut id = [0_u8; 16];
+        aws_lc_rs::rand::fill(&mut id)
+            .map_err(|_| refused("the operating system gives no random numbers".to_owned()))?;
+        let pair = self
+            .module
+            .generate_pair(
+                session,
+                &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
+                &catalog::public_template(label, &id, bits),
+                &catalog::private_template(label, &id, custody, &self.profile),
+            )
+            .map_err(|error| {
+                Fault::call(
+                    &self.name,
+                    error,
+                    format!("generating KEK {label}, RSA-{bits}"),
+                )
+            })?;
+        self.find_again(self.epoch().number)?;
+        let epoch = self.epoch();
+        let kek = epoch
+            .catalog
+            .keks
+            .iter()
+            .find(|kek| kek.label.same_as(label))
+            .ok_or_else(|| {
+                refused("the token does not show the key that it just made".to_owned())
+            })?;
+        if let super::message::PrivateHalf::Refused { reason, .. } = &kek.private {
+            // A key that may never serve must not stay under the label.
+            for object in [pair.private, pair.public] {
+                let _ = self.module.destroy(session, object);
+            }
+            return Err(refused(format!(
+                "the token made it so that {reason}; it was deleted again"
+            )));
+        }
+        Ok(kek.clone())
+    }
+}
+
+/// The slot with the token of that URI; exactly one may match.
+fn find_slot(
+    name: &str,
+    module: &Module,
+    uri: &TokenUri,
+) -> Result<(CK_SLOT_ID, TokenInfo), Fault> {
+    let slots = module
+        .slots(true)
+        .map_err(|error| Fault::call(name, error, "listing the slots"))?;
+    let mut found = Vec::new();
+    for slot in slots {
+        // A slot that will not say what is in it is not ours; its neighbours may be.
+        if let Ok(info) = module.token_info(slot) {
+            if info.initialized() && uri.matches(&info) {
+                found.push((slot, info));
+            }
+        }
+    }
+    let many = found.len() > 1;
+    match found.pop() {
+        Some(only) if !many => Ok(only),
+        Some(_) => Err(Fault::Operator {
+            token: name.to_owned(),
+            reason: format!(
+                "more than one token matches {uri}; add serial= to the URI (see ekm slot list)"
+            ),
+        }),
+        None => Err(Fault::Down {
+            token: name.to_owned(),
+            reason: format!(
+                "no initialised token matches {uri}; see ekm slot list, or make one with ekm slot init"
+            ),
+        }),
+    }
+}
+
+/// Every slot of the module.
+pub(super) fn list(name: &str, module: &Module) -> Result<Vec<SlotOnModule>, Fault> {
+    let fail = |error| Fault::call(name, error, "listing the slots");
+    module
+        .slots(false)
+        .map_err(fail)?
+        .into_iter()
+        .map(|slot| {
+            let token = module.token_info(slot).ok();
+            let listed = module.mechanisms(slot).unwrap_or_default();
+            Ok(SlotOnModule {
+                id: slot,
+                uri: token
+                    .as_ref()
+                    .filter(|token| token.initialized())
+                    .map(|token| TokenUri::of(token).to_string()),
+                token,
+                mechanisms: MECHANISMS
+                    .iter()
+                    .map(|(mechanism, name)| ((*name).to_owned(), listed.contains(mechanism)))
+                    .collect(),
+            })
+        })
+        .collect()
+}
+
+/// Initialises the one free slot, or the slot named. A token that is
+/// initialised already is never touched: erasing it would erase its KEKs.
+pub(super) fn init(
+    name: &str,
+    module: &Module,
+    label: &str,
+    slot: Option<u64>,
+    so_pin: &Pin,
+    user_pin: &Pin,
+) -> Result<SlotOnModule, Fault> {
+    let operator = |reason: String| Fault::Operator {
+        token: name.to_owned(),
+        reason,
+    };
+    let call = |error, what: &str| Fault::call(name, error, what);
+    if label.is_empty() || label.len() > 32 {
+        return Err(operator("a token label has 1 to 32 bytes".to_owned()));
+    }
+    let slots = list(name, module)?;
+    if slots
+        .iter()
+        .filter_map(|slot| slot.token.as_ref())
+        .any(|token| token.initialized() && token.label == label)
+    {
+        return Err(operator(format!(
+            "there is a token {label:?} already, and initialising would erase its keys; choose another label"
+        )));
+    }
+    let free: Vec<u64> = slots
+        .iter()
+        .filter(|slot| {
+            slot.token
+                .as_ref()
+                .is_some_and(|token| !token.initialized())
+        })
+        .map(|slot| slot.id)
+        .collect();
+    let slot = match (slot, free.as_slice()) {
+        (Some(slot), _) if free.contains(&slot) => slot,
+        (Some(slot), _) => {
+            return Err(operator(format!(
+                "slot {slot} is not free: it is missing, empty or initialised already (see ekm slot list)"
+            )));
+        }
+        (None, [only]) => *only,
+        (None, []) => {
+            return Err(operator(
+                "there is no uninitialised slot (see ekm slot list)".to_owned(),
+            ));
+        }
+        (None, many) => {
+            return Err(operator(format!(
+                "slots {many:?} are free; say which with --slot"
+            )));
+        }
+    };
+    let pin_error = |error: super::pin::PinError| operator(error.to_string());
+    let (so_pin, _) = so_pin.read().map_err(pin_error)?;
+    let (user_pin, _) = user_pin.read().map_err(pin_error)?;
+    module
+        .init_token(slot, &so_pin, label)
+        .map_err(|error| call(error, "initialising the token"))?;
+    // Some modules move the token to another slot number when it is initialised.
+    let (slot, _) = find_slot(name, module, &TokenUri::labelled(label))?;
+    let session = module
+        .open_session(slot)
+        .map_err(|error| call(error, "opening a session on the new token"))?;
+    module
+        .login(session, User::SecurityOfficer, &so_pin)
+        .map_err(|error| call(error, "logging in as security officer"))?;
+    module.init_pin(session, &user_pin).map_err(|error| {
+        call(
+            error,
+            "setting the user PIN; the token is initialised, its user PIN is not set",
+        )
+    })?;
+    module
+        .logout(session)
+        .map_err(|error| call(error, "logging out"))?;
+    list(name, module)?
+        .into_iter()
+        .find(|listed| listed.id == slot)
+        .ok_or_else(|| operator("the new token has vanished".to_owned()))
+}
+
+fn data_key_template(encrypt: bool) -> Vec<Attr> {
+    vec![
+        Attr::ulong(ck::CKA_CLASS, ck::CKO_SECRET_KEY),
+        Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_AES),
+        Attr::flag(ck::CKA_TOKEN, false),
+        Attr::flag(ck::CKA_PRIVATE, true),
+        Attr::flag(ck::CKA_ENCRYPT, encrypt),
+        Attr::flag(ck::CKA_DECRYPT, false),
+        Attr::flag(ck::CKA_WRAP, false),
+        Attr::flag(ck::CKA_UNWRAP, false),
+        Attr::flag(ck::CKA_SIGN, false),
+        Attr::flag(ck::CKA_VERIFY, false),
+        Attr::flag(ck::CKA_DERIVE, false),
+    ]
+}
+
+/// `CKM_RSA_PKCS_OAEP` as the algorithm says, with this label.
+pub(super) fn oaep(algorithm: WrapAlgorithm, label: &[u8]) -> Mechanism {
+    let (hash, mgf) = match algorithm.hash {
+        OaepHash::Sha1 => (ck::CKM_SHA_1, ck::CKG_MGF1_SHA1),
+        OaepHash::Sha256 => (ck::CKM_SHA256, ck::CKG_MGF1_SHA256),
+        OaepHash::Sha384 => (ck::CKM_SHA384, ck::CKG_MGF1_SHA384),
+        OaepHash::Sha512 => (ck::CKM_SHA512, ck::CKG_MGF1_SHA512),
+    };
+    Mechanism::Oaep {
+        hash,
+        mgf,
+        label: if algorithm.labelled {
+            label.to_vec()
+        } else {
+            Vec::new()
+        },
+    }
+}

@@ -1,0 +1,262 @@
+//! The exchange: a data key is made, read back or put under other KEKs.
+//!
+//! It takes nothing but a grant, which only the policy makes, and knows no
+//! backend, no network and no disk. An EEDK is proved before it is released:
+//! it is opened again on a token that holds the private half, and both data
+//! keys encrypt one fresh random block. A bit flipped in an EEDK would be a
+//! tape lost for ever, found out ten years later.
+
+use futures_util::future::try_join_all;
+
+use crate::key::{DataKeyId, Eedk, Sedk};
+use crate::keystore::{Fault, Keystore, Place};
+use crate::policy::{CreateGrant, RekeyGrant, ResolveGrant};
+
+/// Fresh random numbers for one create or rekey.
+#[derive(Clone, Copy, Debug)]
+pub struct Fresh {
+    /// The random part of the new DKi.
+    pub dki: [u8; 9],
+    /// The block that the proof encrypts. Never a constant: under AES-GCM the
+    /// encrypted zero block is the hash subkey.
+    pub block: [u8; 16],
+}
+
+impl Fresh {
+    /// From the operating system.
+    ///
+    /// # Errors
+    /// It gives no random numbers.
+    pub fn new() -> Result<Self, ExchangeError> {
+        let mut fresh = Self {
+            dki: [0; 9],
+            block: [0; 16],
+        };
+        aws_lc_rs::rand::fill(&mut fresh.dki)
+            .and_then(|()| aws_lc_rs::rand::fill(&mut fresh.block))
+            .map_err(|_| ExchangeError::NoRandom)?;
+        Ok(fresh)
+    }
+}
+
+/// A new data key, proved, for one drive.
+#[derive(Debug)]
+pub struct Issued {
+    /// Its identifier.
+    pub dki: DataKeyId,
+    /// One or two EEDKs, in the order of the grant's KEKs.
+    pub eedks: Vec<Eedk>,
+    /// Which of them were opened again and found right.
+    pub proved: Vec<bool>,
+    /// The same key for the drive.
+    pub sedk: Sedk,
+    /// Where it was made.
+    pub place: Place,
+}
+
+/// An existing data key for one drive.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The EEDK that opened, counted from 0.
+    pub opened: usize,
+    /// The key for the drive.
+    pub sedk: Sedk,
+    /// Where it was opened.
+    pub place: Place,
+    /// What was wrong with the EEDKs tried before.
+    pub failures: Vec<Fault>,
+}
+
+/// An existing data key under other KEKs, proved.
+#[derive(Debug)]
+pub struct Rekeyed {
+    /// The EEDK that opened, counted from 0.
+    pub opened: usize,
+    /// One or two EEDKs, in the order of the grant's KEKs.
+    pub eedks: Vec<Eedk>,
+    /// Which of them were opened again and found right.
+    pub proved: Vec<bool>,
+    /// Where it was done.
+    pub place: Place,
+    /// What was wrong with the EEDKs tried before.
+    pub failures: Vec<Fault>,
+}
+
+/// Why an exchange gave no key.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// A token's fault.
+    #[error(transparent)]
+    Token(#[from] Fault),
+    /// No EEDK opened; the faults in order.
+    #[error("no EEDK of the cartridge opens: {}", list(.0))]
+    NoneOpens(Vec<Fault>),
+    /// An EEDK does not hold the key that was wrapped.
+    #[error(
+        "the EEDK under KEK {kek} was opened again and holds another key than the one wrapped; nothing was released, have the token looked at"
+    )]
+    NotProved {
+        /// The KEK's label.
+        kek: String,
+    },
+    /// An EEDK could not be opened again.
+    #[error("the EEDK under KEK {kek} could not be opened again, so it was not released: {fault}")]
+    Unprovable {
+        /// The KEK's label.
+        kek: String,
+        /// Why.
+        fault: Fault,
+    },
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers")]
+    NoRandom,
+}
+
+fn list(faults: &[Fault]) -> String {
+    let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// Makes a data key.
+///
+/// # Errors
+/// The token's fault, or that an EEDK was not proved; then nothing is released.
+pub async fn create(
+    keystore: &dyn Keystore,
+    grant: &CreateGrant,
+    fresh: Fresh,
+) -> Result<Issued, ExchangeError> {
+    let dki = DataKeyId::from_random(fresh.dki);
+    let keks: Vec<_> = grant
+        .keks()
+        .iter()
+        .map(|granted| granted.kek.clone())
+        .collect();
+    let (wrapped, sedk) = keystore
+        .create(dki, &keks, grant.drive(), grant.custody(), fresh.block)
+        .await?;
+    let proved = prove(
+        keystore,
+        grant.keks(),
+        &wrapped.eedks,
+        grant.custody(),
+        fresh.block,
+        wrapped.proof,
+    )
+    .await?;
+    Ok(Issued {
+        dki,
+        eedks: wrapped.eedks,
+        proved,
+        sedk,
+        place: wrapped.place,
+    })
+}
+
+/// Opens a data key by the first EEDK that opens.
+///
+/// # Errors
+/// None opens.
+pub async fn resolve(
+    keystore: &dyn Keystore,
+    grant: &ResolveGrant,
+) -> Result<Resolved, ExchangeError> {
+    let mut failures = grant.unreadable().to_vec();
+    for readable in grant.readable() {
+        match keystore
+            .resolve(
+                &readable.eedk,
+                &readable.kek,
+                grant.drive(),
+                grant.custody(),
+            )
+            .await
+        {
+            Ok((sedk, place)) => {
+                return Ok(Resolved {
+                    opened: readable.index,
+                    sedk,
+                    place,
+                    failures,
+                });
+            }
+            Err(fault) => failures.push(fault),
+        }
+    }
+    Err(ExchangeError::NoneOpens(failures))
+}
+
+/// Puts a data key under other KEKs.
+///
+/// # Errors
+/// None opens, or a new EEDK was not proved; then nothing is released.
+pub async fn rekey(
+    keystore: &dyn Keystore,
+    grant: &RekeyGrant,
+    fresh: Fresh,
+) -> Result<Rekeyed, ExchangeError> {
+    let keks: Vec<_> = grant
+        .keks()
+        .iter()
+        .map(|granted| granted.kek.clone())
+        .collect();
+    let mut failures = grant.unreadable().to_vec();
+    for readable in grant.readable() {
+        match keystore
+            .rekey(
+                &readable.eedk,
+                &readable.kek,
+                &keks,
+                grant.custody(),
+                fresh.block,
+            )
+            .await
+        {
+            Ok(wrapped) => {
+                let proved = prove(
+                    keystore,
+                    grant.keks(),
+                    &wrapped.eedks,
+                    grant.custody(),
+                    fresh.block,
+                    wrapped.proof,
+                )
+                .await?;
+                return Ok(Rekeyed {
+                    opened: readable.index,
+                    eedks: wrapped.eedks,
+                    proved,
+                    place: wrapped.place,
+                    failures,
+                });
+            }
+            Err(fault) => failures.push(fault),
+        }
+    }
+    Err(ExchangeError::NoneOpens(failures))
+}
+
+async fn prove(
+    keystore: &dyn Keystore,
+    keks: &[crate::policy::GrantedKek],
+    eedks: &[Eedk],
+    custody: crate::keystore::Custody,
+    block: [u8; 16],
+    expected: [u8; 16],
+) -> Result<Vec<bool>, ExchangeError> {
+    try_join_all(keks.iter().zip(eedks).map(|(granted, eedk)| async move {
+        if !granted.provable {
+            return Ok(false);
+        }
+        let kek = granted.kek.label.to_string();
+        match keystore
+            .prove(eedk, &granted.kek.hash, custody, block)
+            .await
+        {
+            Ok(proof) if proof == expected => Ok(true),
+            Ok(_) => Err(ExchangeError::NotProved { kek }),
+            Err(fault) => Err(ExchangeError::Unprovable { kek, fault }),
+        }
+    }))
+    .await
+}

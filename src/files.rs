@@ -1,0 +1,47 @@
+//! Files that must survive a power cut, or must not be read by others.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+/// Makes a directory, and those above it, that only its owner may enter.
+///
+/// # Errors
+/// The operating system's.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Writes a file of mode 0600 so that after a power cut the old or the new
+/// one is there, whole: temporary file, fsync, rename, fsync of the directory.
+///
+/// # Errors
+/// The operating system's.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    // tempfile makes them with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Reads a file of at most `limit` bytes.
+///
+/// # Errors
+/// The operating system's, or that it is longer.
+pub fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let length = fs::metadata(path)?.len();
+    if length > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it has {length} bytes where at most {limit} are expected"),
+        ));
+    }
+    fs::read(path)
+}

@@ -1,0 +1,184 @@
+//! Which KEKs there are, by label and by hash, over all tokens and the registry.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Provenance};
+use crate::key::{KekHash, KeyLabel};
+use crate::store::RegisteredKek;
+
+/// A KEK, from every token that shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownKek {
+    /// Its label, as stored.
+    pub label: KeyLabel,
+    /// SHA-256 over its `SubjectPublicKeyInfo`.
+    pub hash: KekHash,
+    /// Its `SubjectPublicKeyInfo`, DER.
+    pub spki: Vec<u8>,
+    /// Modulus length, bits.
+    pub bits: u32,
+    /// What it is for; `None` where no token serves its private half.
+    pub custody: Option<Custody>,
+    /// How it came to the first token that serves it.
+    pub provenance: Option<Provenance>,
+    /// The tokens that serve its private half, by configured name.
+    pub tokens: Vec<String>,
+    /// Tokens that hold it but may not serve, with the reason.
+    pub refused: Vec<(String, String)>,
+    /// Its certificate, DER, where a token has one.
+    pub certificate: Option<Vec<u8>>,
+    /// Whether the registry knows it.
+    pub registered: bool,
+}
+
+/// Why a label or hash does not name one usable KEK.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KekError {
+    /// Nothing has that label.
+    #[error("no token has a KEK labelled {label}; see ekm kek list")]
+    Unknown {
+        /// The label asked for.
+        label: String,
+    },
+    /// Two different keys have it.
+    #[error(
+        "the key label {label} matches {count} different keys ({hashes}); delete or rename all but one, or encode by hash"
+    )]
+    Ambiguous {
+        /// The label asked for.
+        label: String,
+        /// How many.
+        count: usize,
+        /// Their hashes, shortened.
+        hashes: String,
+    },
+    /// It is not the key that was registered under the label.
+    #[error(
+        "the key labelled {label} is {found}, but {registered} was registered under that label; the key was replaced"
+    )]
+    Changed {
+        /// The label.
+        label: String,
+        /// The key on the token.
+        found: String,
+        /// The key of the registry.
+        registered: String,
+    },
+}
+
+/// All KEKs that are known now.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    keks: Vec<KnownKek>,
+    registry: Vec<RegisteredKek>,
+}
+
+impl Directory {
+    /// Merges what the tokens show, one list per token name, with the registry.
+    #[must_use]
+    pub fn new<'a>(
+        tokens: impl IntoIterator<Item = (&'a str, &'a [KekOnToken])>,
+        registry: Vec<RegisteredKek>,
+    ) -> Self {
+        let mut keks: Vec<KnownKek> = Vec::new();
+        for (token, list) in tokens {
+            for kek in list {
+                // A key stands under each label that some token gives it.
+                let known = keks
+                    .iter()
+                    .position(|known| known.hash == kek.hash && known.label.same_as(&kek.label));
+                let index = known.unwrap_or_else(|| {
+                    keks.push(KnownKek {
+                        label: kek.label.clone(),
+                        hash: kek.hash,
+                        spki: kek.spki.clone(),
+                        bits: kek.bits,
+                        custody: None,
+                        provenance: None,
+                        tokens: Vec::new(),
+                        refused: Vec::new(),
+                        certificate: kek.certificate.clone(),
+                        registered: registry.iter().any(|row| row.hash == kek.hash),
+                    });
+                    keks.len() - 1
+                });
+                let Some(entry) = keks.get_mut(index) else {
+                    continue;
+                };
+                match &kek.private {
+                    PrivateHalf::Serves {
+                        custody,
+                        provenance,
+                        ..
+                    } => {
+                        entry.custody.get_or_insert(*custody);
+                        entry.provenance.get_or_insert(*provenance);
+                        entry.tokens.push(token.to_owned());
+                    }
+                    PrivateHalf::Refused { reason, .. } => {
+                        entry.refused.push((token.to_owned(), reason.clone()));
+                    }
+                    PrivateHalf::Absent => {}
+                }
+            }
+        }
+        Self { keks, registry }
+    }
+
+    /// Every KEK, by label.
+    #[must_use]
+    pub fn keks(&self) -> &[KnownKek] {
+        &self.keks
+    }
+
+    /// The one KEK of that label.
+    ///
+    /// # Errors
+    /// None or several have it, or it is not the one registered.
+    pub fn by_label(&self, label: &KeyLabel) -> Result<&KnownKek, KekError> {
+        let found: Vec<&KnownKek> = self
+            .keks
+            .iter()
+            .filter(|kek| kek.label.same_as(label))
+            .collect();
+        let kek = match found.as_slice() {
+            [] => {
+                return Err(KekError::Unknown {
+                    label: label.to_string(),
+                });
+            }
+            [kek] => *kek,
+            many => {
+                return Err(KekError::Ambiguous {
+                    label: label.to_string(),
+                    count: many.len(),
+                    hashes: many
+                        .iter()
+                        .map(|kek| kek.hash.to_string().chars().take(16).collect::<String>())
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                });
+            }
+        };
+        match self.registry.iter().find(|row| row.label.same_as(label)) {
+            Some(row) if row.hash != kek.hash => Err(KekError::Changed {
+                label: label.to_string(),
+                found: kek.hash.to_string(),
+                registered: row.hash.to_string(),
+            }),
+            Some(_) | None => Ok(kek),
+        }
+    }
+
+    /// The KEK of that public key, preferring an entry that some token serves.
+    #[must_use]
+    pub fn by_hash(&self, hash: &KekHash) -> Option<&KnownKek> {
+        let mut same = self.keks.iter().filter(|kek| kek.hash == *hash);
+        let first = same.next()?;
+        if first.tokens.is_empty() {
+            same.find(|kek| !kek.tokens.is_empty()).or(Some(first))
+        } else {
+            Some(first)
+        }
+    }
+}

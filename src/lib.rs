@@ -1,0 +1,23 @@
+//! `ekm`: encryption key management for tape drives, with the key-encrypting
+//! keys in an HSM.
+//!
+//! The modules in the order in which a request meets them:
+//!
+//! ```text
+//! drive / proxy --TLS--> server --Request--> policy --Grant--> exchange --> keystore --> bridge --PKCS#11--> token
+//!                          ^                                                                         |
+//!                          +--------- Audited answer <--------- audit, store <--------- Issued <-----+
+//! ```
+
+pub mod audit;
+pub mod bridge;
+pub mod drive;
+pub mod exchange;
+pub mod files;
+pub mod key;
+pub mod keystore;
+pub mod policy;
+pub mod store;
+pub mod t10;
+pub mod tls;
+pub mod volser;

@@ -1,0 +1,2 @@
+//! The `ekm` program.
+fn main() {}

@@ -1,0 +1,278 @@
+//! The state of a server: drive table, KEK registry, defaults, volume history.
+//!
+//! The trait is what the rest of the crate knows; `SQLite` is the embedded
+//! backend. What a create or rekey issued is committed, to the disk, before
+//! its answer leaves. The history is never overwritten: an EEDK is issued,
+//! then confirmed, then superseded, each a row of its own.
+
+mod sqlite;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::bridge::message::{Custody, Provenance};
+use crate::drive::{DriveSerial, Wwn};
+use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
+use crate::tls::PeerId;
+use crate::volser::Volser;
+
+pub use sqlite::Sqlite;
+
+/// How a drive's key is trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveKey {
+    /// An operator compared this public key, `SubjectPublicKeyInfo` DER.
+    Pinned(Vec<u8>),
+    /// The drive CA vouches for it: its certificate carries the serial, and signs session keys.
+    Certified,
+    /// None: SEDK form `t10-00h`.
+    None,
+}
+
+/// Whether a drive may have keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveState {
+    /// It may.
+    Active,
+    /// It asked, and waits for an operator.
+    Pending,
+}
+
+/// A row of the drive table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drive {
+    /// Its serial.
+    pub serial: DriveSerial,
+    /// Its world-wide name.
+    pub wwn: Option<Wwn>,
+    /// First KEK for its new cartridges.
+    pub kek1: Option<KekRef>,
+    /// Second KEK for its new cartridges.
+    pub kek2: Option<KekRef>,
+    /// Its key.
+    pub key: DriveKey,
+    /// How it takes a data key.
+    pub form: SedkForm,
+    /// How far from the token its data keys may go.
+    pub custody: Custody,
+    /// Who may ask for it, besides itself.
+    pub speakers: Vec<PeerId>,
+    /// Whether it may have keys.
+    pub state: DriveState,
+}
+
+/// A KEK as it was made or first seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredKek {
+    /// Its label.
+    pub label: KeyLabel,
+    /// SHA-256 over its `SubjectPublicKeyInfo`.
+    pub hash: KekHash,
+    /// Its `SubjectPublicKeyInfo`, DER.
+    pub spki: Vec<u8>,
+    /// Modulus length, bits.
+    pub bits: u32,
+    /// The token it was made on, by configured name.
+    pub token: String,
+    /// What it is for.
+    pub custody: Custody,
+    /// How it came there.
+    pub provenance: Provenance,
+}
+
+/// Global key labels, for drives and requests that name none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// First KEK.
+    pub kek1: Option<KekRef>,
+    /// Second KEK.
+    pub kek2: Option<KekRef>,
+}
+
+/// What makes two requests the same one: who asked, and the id it gave.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestKey {
+    /// The TLS peer.
+    pub peer: PeerId,
+    /// Its id for the request.
+    pub id: String,
+}
+
+/// An EEDK that was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEedk {
+    /// The EEDK.
+    pub eedk: Eedk,
+    /// Its KEK's label.
+    pub kek_label: KeyLabel,
+    /// Its KEK's public-key hash.
+    pub kek_hash: KekHash,
+    /// Whether it was opened again before it was released.
+    pub proved: bool,
+}
+
+/// What a create or rekey gave out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuance {
+    /// The request that caused it.
+    pub request: RequestKey,
+    /// SHA-256 of that request's meaning.
+    pub digest: [u8; 32],
+    /// The data key.
+    pub dki: DataKeyId,
+    /// The cartridge.
+    pub volser: Volser,
+    /// The drive.
+    pub drive: DriveSerial,
+    /// The token that made it.
+    pub token: String,
+    /// Where it was in clear.
+    pub custody: Custody,
+    /// One or two EEDKs.
+    pub eedks: Vec<StoredEedk>,
+}
+
+/// How far an EEDK got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EedkState {
+    /// It was given out.
+    Issued,
+    /// A drive stored it.
+    Confirmed,
+    /// A drive stored another in its place.
+    Superseded,
+    /// The drive said that it did not store it.
+    Abandoned,
+}
+
+impl std::fmt::Display for EedkState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Issued => "issued",
+            Self::Confirmed => "confirmed",
+            Self::Superseded => "superseded",
+            Self::Abandoned => "abandoned",
+        })
+    }
+}
+
+/// One generation of EEDKs of a data key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeKey {
+    /// The cartridge.
+    pub volser: Volser,
+    /// The data key.
+    pub dki: DataKeyId,
+    /// 1 from the create, one more for each rekey.
+    pub generation: u32,
+    /// How far it got.
+    pub state: EedkState,
+    /// The drive that it was made for.
+    pub drive: DriveSerial,
+    /// The token that made it.
+    pub token: String,
+    /// Where the data key was in clear.
+    pub custody: Custody,
+    /// When the data key was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+    /// Its EEDKs.
+    pub eedks: Vec<StoredEedk>,
+}
+
+/// Why the state cannot be had or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database said no.
+    #[error("state database {path}: {source}")]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: sqlx::Error,
+    },
+    /// The database's schema is not ours.
+    #[error("state database {path}: {source}; was it written by a newer ekm?")]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A row does not read as what was written.
+    #[error("state database {path}: {what} does not read back; restore the state from its backup")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which value.
+        what: String,
+    },
+    /// The label is registered for another key.
+    #[error(
+        "the label {label} is registered for the key {registered}, not {got}; choose another label"
+    )]
+    LabelTaken {
+        /// The label.
+        label: String,
+        /// The registered key's hash.
+        registered: String,
+        /// The hash that came.
+        got: String,
+    },
+    /// The files cannot be made.
+    #[error("cannot use the state directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// The state, wherever it is.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// The row of a drive.
+    async fn drive(&self, serial: &DriveSerial) -> Result<Option<Drive>, StoreError>;
+    /// All drives, by serial.
+    async fn drives(&self) -> Result<Vec<Drive>, StoreError>;
+    /// Adds or replaces a drive.
+    async fn put_drive(&self, drive: &Drive) -> Result<(), StoreError>;
+    /// Marks a drive as deleted; false where there is none.
+    async fn delete_drive(&self, serial: &DriveSerial) -> Result<bool, StoreError>;
+
+    /// The KEK registry, by label.
+    async fn keks(&self) -> Result<Vec<RegisteredKek>, StoreError>;
+    /// Registers a KEK; the label must be free or this key's already.
+    async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError>;
+
+    /// The global key labels.
+    async fn defaults(&self) -> Result<Defaults, StoreError>;
+    /// Sets the global key labels.
+    async fn set_defaults(&self, defaults: &Defaults) -> Result<(), StoreError>;
+
+    /// Commits what is about to be given out. Durable when it returns.
+    async fn issue(&self, issuance: &Issuance) -> Result<(), StoreError>;
+    /// What an earlier request of that key was given, with its digest.
+    async fn answered(
+        &self,
+        request: &RequestKey,
+    ) -> Result<Option<([u8; 32], VolumeKey)>, StoreError>;
+    /// The data key and generation that an EEDK was issued in.
+    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<(DataKeyId, u32)>, StoreError>;
+    /// Notes that a drive stored (or did not store) the newest EEDKs of a data key.
+    async fn confirm(
+        &self,
+        dki: &DataKeyId,
+        stored: bool,
+        peer: &PeerId,
+    ) -> Result<Option<VolumeKey>, StoreError>;
+    /// The history, newest first, of one volume or of all.
+    async fn volumes(&self, volser: Option<&Volser>) -> Result<Vec<VolumeKey>, StoreError>;
+}
