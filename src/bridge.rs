@@ -23,3 +23,13 @@ pub mod supervisor;
 mod token;
 pub mod uri;
 mod worker;
+
+/// The modulus length of an RSA `SubjectPublicKeyInfo`, bits; none where it
+/// is no RSA key that can wrap.
+#[must_use]
+pub fn rsa_bits(spki: &[u8]) -> Option<u32> {
+    let numbers = host::numbers(spki).ok()?;
+    host::spki(&numbers.modulus, &numbers.exponent)
+        .ok()
+        .map(|(_, bits)| bits)
+}

@@ -9,14 +9,21 @@
 //!                          +--------- Audited answer <--------- audit, store <--------- Issued <-----+
 //! ```
 
+pub mod admin;
+pub mod api;
 pub mod audit;
 pub mod bridge;
+pub mod config;
 pub mod drive;
 pub mod exchange;
 pub mod files;
 pub mod key;
 pub mod keystore;
 pub mod policy;
+pub mod problem;
+pub mod server;
+pub mod service;
+pub mod softdrive;
 pub mod store;
 pub mod t10;
 pub mod tls;

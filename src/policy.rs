@@ -22,7 +22,7 @@ use crate::keystore::{Directory, KekError, KnownKek, WrapKek};
 use crate::store::{Defaults, Drive, DriveKey, DriveState};
 use crate::tls::{PeerId, Role};
 
-pub use drive_key::{KeyClaim, SessionKeyClaim};
+pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
 pub use grant::{CreateGrant, GrantedKek, Readable, RekeyGrant, ResolveGrant};
 pub use rules::{AcceptUnknown, PeerRule, PolicyConfig, UnprovedKeks};
 

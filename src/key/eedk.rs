@@ -303,4 +303,6 @@ pub enum EedkError {
 }
 
 #[cfg(test)]
+mod malformed;
+#[cfg(test)]
 mod tests;

@@ -96,7 +96,10 @@ impl<R: Read> SealedCartridge<R> {
 ///
 /// As [`SealedCartridge::open`].
 pub fn read_header(path: &Path) -> Result<Header, CartridgeError> {
-    Ok(Slots::read(&mut File::open(path)?)?.current()?.header.clone())
+    Ok(Slots::read(&mut File::open(path)?)?
+        .current()?
+        .header
+        .clone())
 }
 
 /// Replaces the EEDKs of a cartridge file and touches nothing else. A crash leaves either the old

@@ -7,18 +7,18 @@
 //! drive.crt        its certificate, PEM, once a drive CA has issued one
 //! ```
 
+mod kind;
+mod wrapping_key;
+
 use std::{
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
 use aws_lc_rs::{
-    encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
+    encoding::{AsDer, PublicKeyX509Der},
     rand::SystemRandom,
-    rsa::{
-        KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm,
-        OaepPrivateDecryptingKey, PrivateDecryptingKey,
-    },
+    rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256},
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair},
 };
 use der::pem::{self, LineEnding};
@@ -32,8 +32,11 @@ use crate::{
     drive::{ChallengeError, DriveSerial, Wwn, session_key_message},
     files,
     key::{Sedk, SedkForm},
-    t10::{DeviceId, DevicePublicKey, KeyFormat, KeyFormats, PublicKeyError, WrappedKey},
+    t10::{DeviceId, DevicePublicKey, PublicKeyError, WrappedKey},
 };
+
+pub use kind::DriveKind;
+use wrapping_key::{WrappingKey, data_key};
 
 /// A drive in software, with its private keys in memory.
 pub struct SoftDrive {
@@ -62,7 +65,7 @@ impl SoftDrive {
         files::private_dir(directory).map_err(|error| SoftDriveError::io(directory, error))?;
 
         let wrapping = WrappingKey::generate()?;
-        write_key(&directory.join(WRAPPING_KEY), wrapping.pkcs8.as_slice())?;
+        write_key(&directory.join(WRAPPING_KEY), wrapping.pkcs8())?;
         let certificate_key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
             .map_err(|_| SoftDriveError::Crypto)?;
         let pkcs8 = certificate_key
@@ -146,7 +149,7 @@ impl SoftDrive {
 
     /// The public key that data keys are wrapped under, as DER SubjectPublicKeyInfo.
     pub fn public_key_spki(&self) -> &[u8] {
-        &self.wrapping.spki
+        self.wrapping.spki()
     }
 
     /// The same key, as its page 0031h says it.
@@ -155,12 +158,12 @@ impl SoftDrive {
     ///
     /// [`PublicKeyError`], which no key that [`Self::init`] has made meets.
     pub fn public_key(&self) -> Result<DevicePublicKey, PublicKeyError> {
-        DevicePublicKey::from_spki(&self.wrapping.spki)
+        DevicePublicKey::from_spki(self.wrapping.spki())
     }
 
     /// SHA-256 of [`Self::public_key_spki`], 64 hexadecimal digits, for an operator to compare.
     pub fn fingerprint(&self) -> String {
-        hex::encode(Sha256::digest(&self.wrapping.spki))
+        hex::encode(Sha256::digest(self.wrapping.spki()))
     }
 
     /// The public key that a drive CA certifies, as DER SubjectPublicKeyInfo.
@@ -208,12 +211,12 @@ impl SoftDrive {
             .clone()
             .ok_or(SoftDriveError::NoCertificate)?;
         let session = WrappingKey::generate()?;
-        let message = session_key_message(challenge, &self.names.serial, &session.spki)?;
+        let message = session_key_message(challenge, &self.names.serial, session.spki())?;
         let signature = self
             .certificate_key
             .sign(&SystemRandom::new(), &message)
             .map_err(|_| SoftDriveError::Crypto)?;
-        let spki = session.spki.clone();
+        let spki = session.spki().to_vec();
         self.session = Some(session);
         Ok(SessionKey {
             spki,
@@ -314,79 +317,6 @@ pub struct Init {
     pub kind: DriveKind,
 }
 
-/// What a software drive is like, and so which keys it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DriveKind {
-    /// Takes wrapped keys and keeps two EEDKs on the cartridge, as a 3592 does.
-    #[serde(rename = "3592")]
-    Enterprise,
-    /// Takes wrapped keys, KEY FORMAT 02h, and keeps no EEDK, as some LTO drives do.
-    #[serde(rename = "lto")]
-    Lto,
-    /// Takes keys in clear alone, KEY FORMAT 00h, as the other LTO drives do.
-    #[serde(rename = "lto-plain")]
-    LtoPlain,
-}
-
-impl DriveKind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Enterprise, Self::Lto, Self::LtoPlain];
-
-    /// Its name in configuration and on the command line.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Enterprise => "3592",
-            Self::Lto => "lto",
-            Self::LtoPlain => "lto-plain",
-        }
-    }
-
-    /// How many EEDKs it keeps on a cartridge.
-    pub const fn max_eedks(self) -> u8 {
-        match self {
-            Self::Enterprise => 2,
-            Self::Lto | Self::LtoPlain => 0,
-        }
-    }
-
-    /// The KEY FORMATs that it takes.
-    pub fn key_formats(self) -> KeyFormats {
-        match self {
-            Self::Enterprise | Self::Lto => {
-                KeyFormats::new([KeyFormat::Plain, KeyFormat::Wrapped])
-            }
-            Self::LtoPlain => KeyFormats::new([KeyFormat::Plain]),
-        }
-    }
-
-    /// Whether it takes its data key in this form.
-    pub const fn takes(self, form: SedkForm) -> bool {
-        match self {
-            Self::Enterprise | Self::Lto => true,
-            Self::LtoPlain => matches!(form, SedkForm::T10Plain),
-        }
-    }
-}
-
-impl std::str::FromStr for DriveKind {
-    type Err = SoftDriveError;
-
-    fn from_str(given: &str) -> Result<Self, SoftDriveError> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == given)
-            .ok_or_else(|| SoftDriveError::Kind {
-                got: given.to_owned(),
-            })
-    }
-}
-
-impl fmt::Display for DriveKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
 /// A session key with what vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionKey {
@@ -396,62 +326,6 @@ pub struct SessionKey {
     pub signature: Vec<u8>,
     /// The certificate of the key that signed, in DER.
     pub certificate: Vec<u8>,
-}
-
-/// An RSA-2048 private key that data keys are wrapped for.
-struct WrappingKey {
-    key: OaepPrivateDecryptingKey,
-    spki: Vec<u8>,
-    pkcs8: Zeroizing<Vec<u8>>,
-}
-
-impl WrappingKey {
-    fn generate() -> Result<Self, SoftDriveError> {
-        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048)
-            .map_err(|_| SoftDriveError::Crypto)?;
-        let pkcs8: Pkcs8V1Der<'_> = key.as_der().map_err(|_| SoftDriveError::Crypto)?;
-        Self::from_pkcs8(Zeroizing::new(pkcs8.as_ref().to_vec()))
-    }
-
-    fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, SoftDriveError> {
-        let key = PrivateDecryptingKey::from_pkcs8(&pkcs8)
-            .map_err(|_| SoftDriveError::WrappingKey)?;
-        if key.key_size_bytes() != WrappedKey::WRAPPED_LEN {
-            return Err(SoftDriveError::WrappingKey);
-        }
-        let spki: PublicKeyX509Der<'_> = key
-            .public_key()
-            .as_der()
-            .map_err(|_| SoftDriveError::Crypto)?;
-        Ok(Self {
-            spki: spki.as_ref().to_vec(),
-            key: OaepPrivateDecryptingKey::new(key).map_err(|_| SoftDriveError::Crypto)?,
-            pkcs8,
-        })
-    }
-
-    fn unwrap(
-        &self,
-        algorithm: &'static OaepAlgorithm,
-        label: Option<&[u8]>,
-        wrapped: &[u8],
-    ) -> Result<SecretBox<[u8; 32]>, UnwrapError> {
-        let mut buffer = Zeroizing::new(vec![0; self.key.min_output_size()]);
-        let plain = self
-            .key
-            .decrypt(algorithm, wrapped, &mut buffer, label)
-            .map_err(|_| UnwrapError::Refused)?;
-        data_key(plain)
-    }
-}
-
-fn data_key(bytes: &[u8]) -> Result<SecretBox<[u8; 32]>, UnwrapError> {
-    if bytes.len() != 32 {
-        return Err(UnwrapError::Refused);
-    }
-    Ok(SecretBox::init_with_mut(|key: &mut [u8; 32]| {
-        key.copy_from_slice(bytes);
-    }))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SoftDriveError> {

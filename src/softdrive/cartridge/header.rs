@@ -28,11 +28,7 @@ impl Header {
     ///
     /// [`CartridgeError::TooManyEedks`], and [`CartridgeError::OtherDataKey`] where an EEDK is
     /// of another data key.
-    pub fn new(
-        volser: Volser,
-        dki: DataKeyId,
-        eedks: Vec<Eedk>,
-    ) -> Result<Self, CartridgeError> {
+    pub fn new(volser: Volser, dki: DataKeyId, eedks: Vec<Eedk>) -> Result<Self, CartridgeError> {
         if eedks.len() > Self::MAX_EEDKS {
             return Err(CartridgeError::TooManyEedks {
                 limit: Self::MAX_EEDKS,
@@ -159,9 +155,11 @@ impl Slots {
         let mut slots = Vec::with_capacity(2 * SLOT_LEN);
         let limit = u64::try_from(2 * SLOT_LEN).map_err(|_| CartridgeError::Header)?;
         input.take(limit).read_to_end(&mut slots)?;
-        let known = [0, SLOT_LEN]
-            .into_iter()
-            .any(|start| slots.get(start..).is_some_and(|slot| slot.starts_with(MAGIC)));
+        let known = [0, SLOT_LEN].into_iter().any(|start| {
+            slots
+                .get(start..)
+                .is_some_and(|slot| slot.starts_with(MAGIC))
+        });
         if !known {
             return Err(CartridgeError::NotACartridge);
         }
@@ -187,15 +185,11 @@ impl Slots {
     /// A newer header, and where it goes: over the slot that does not count.
     pub(super) fn next(&self, header: &Header) -> Result<(u64, Vec<u8>), CartridgeError> {
         let generation = self.current()?.generation;
-        let a_counts = self
-            .a
+        let b_counts = self
+            .b
             .as_ref()
             .is_some_and(|slot| slot.generation == generation);
-        let offset = if a_counts && !self.b_counts(generation) {
-            SLOT_LEN
-        } else {
-            0
-        };
+        let offset = if b_counts { 0 } else { SLOT_LEN };
         let slot = Slot {
             generation: generation.checked_add(1).ok_or(CartridgeError::Header)?,
             header: header.clone(),
@@ -204,12 +198,6 @@ impl Slots {
             u64::try_from(offset).map_err(|_| CartridgeError::Header)?,
             slot.encode()?,
         ))
-    }
-
-    fn b_counts(&self, generation: u64) -> bool {
-        self.b
-            .as_ref()
-            .is_some_and(|slot| slot.generation == generation)
     }
 }
 

@@ -244,7 +244,10 @@ fn file(len: usize) -> (TempDir, PathBuf) {
 #[test]
 fn file_appears_whole_or_not_at_all() {
     let (directory, path) = file(BLOCK_LEN + 1);
-    let mut reader = SealedCartridge::open(&path).unwrap().unlock(&key(1)).unwrap();
+    let mut reader = SealedCartridge::open(&path)
+        .unwrap()
+        .unlock(&key(1))
+        .unwrap();
     let mut read = Vec::new();
     reader.read_to_end(&mut read).unwrap();
     assert_eq!(read, data(BLOCK_LEN + 1));
@@ -263,7 +266,12 @@ fn file_is_replaced_only_when_that_was_asked_for() {
         Err(CartridgeError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists
     ));
     create(Existing::Replace).unwrap().commit().unwrap();
-    assert!(SealedCartridge::open(&path).unwrap().unlock(&key(2)).is_ok());
+    assert!(
+        SealedCartridge::open(&path)
+            .unwrap()
+            .unlock(&key(2))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -292,7 +300,10 @@ fn crash_while_new_eedks_are_written_leaves_the_old_ones() {
         for reached in (0..2 * SLOT_LEN).step_by(61) {
             let torn = [&after[..reached], &before[reached..]].concat();
             let header = SealedCartridge::new(torn.as_slice()).unwrap().header;
-            assert!(header == old || header.eedks() == [eedk(label)], "{reached}");
+            assert!(
+                header == old || header.eedks() == [eedk(label)],
+                "{reached}"
+            );
         }
         old = read_header(&path).unwrap();
     }
@@ -361,7 +372,7 @@ proptest! {
         }
         let cartridge = writer.finish().unwrap();
         let mut reader = SealedCartridge::new(cartridge.as_slice()).unwrap().unlock(&key(1)).unwrap();
-        let mut read = Vec::new();
+        let mut read: Vec<u8> = Vec::new();
         let mut piece = vec![0; take];
         loop {
             match reader.read(&mut piece).unwrap() {

@@ -1,7 +1,7 @@
-use std::os::unix::fs::PermissionsExt;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use aws_lc_rs::{
-    rsa::{OaepPublicEncryptingKey, PublicEncryptingKey},
+    rsa::{OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey},
     signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey},
 };
 use rcgen::{CertificateParams, Issuer, SubjectPublicKeyInfo};
@@ -132,6 +132,22 @@ fn every_form_gives_the_data_key() {
 }
 
 #[test]
+fn keys_that_openssl_has_wrapped_are_unwrapped() {
+    let pkcs8 = include_bytes!("../../../integration/golden/t10/openssl-rsa2048.p8.der");
+    let t10 = include_bytes!("../../../integration/golden/t10/openssl-key-field-02h.bin");
+    let sha1 = include_bytes!("../../../integration/golden/t10/openssl-oaep-sha1.bin");
+    let (_directory, mut drive) = drive(DriveKind::Lto);
+    drive.wrapping = WrappingKey::from_pkcs8(Zeroizing::new(pkcs8.to_vec())).unwrap();
+    for (form, bytes) in [
+        (SedkForm::T10Wrapped, t10.as_slice()),
+        (SedkForm::RsaOaepSha1, sha1.as_slice()),
+    ] {
+        let sedk = Sedk::new(form, bytes.to_vec().into()).unwrap();
+        assert_eq!(drive.unwrap_sedk(&sedk).unwrap().expose_secret(), &KEY);
+    }
+}
+
+#[test]
 fn key_for_another_drive_is_refused() {
     let (_directory, drive) = drive(DriveKind::Lto);
     let other = Wwn::from([9; 8]);
@@ -203,9 +219,8 @@ fn session_key_is_signed_with_the_challenge_and_takes_over() {
     let session = drive.session_key(b"challenge").unwrap();
     let certificate = drive.certificate_spki().unwrap();
     let public = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate).unwrap();
-    let message = |challenge| session_key_message(challenge, drive.serial(), &session.spki);
     let verify = |challenge: &[u8]| {
-        let message = message(challenge).unwrap();
+        let message = session_key_message(challenge, drive.serial(), &session.spki).unwrap();
         public.verify_sig(&message, &session.signature)
     };
     verify(b"challenge").unwrap();

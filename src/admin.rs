@@ -1,0 +1,477 @@
+//! What operators do: the drive table, KEKs, defaults, a look at the state.
+//!
+//! The same commands run in two places: in the server, reached over its Unix
+//! socket, or in the command line itself where no server runs. Every change
+//! is recorded before it is made.
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Event, Kind, Outcome};
+use crate::bridge::message::Custody;
+use crate::bridge::supervisor::TokenState;
+use crate::drive::{DriveSerial, Wwn};
+use crate::key::{KekRef, KeyLabel, SedkForm};
+use crate::keystore::KnownKek;
+use crate::problem::{EkmCode, Problem};
+use crate::service::Service;
+use crate::store::{Defaults, Drive, DriveKey, DriveState, RegisteredKek, StoreError, VolumeKey};
+use crate::tls::PeerId;
+use crate::volser::Volser;
+
+/// Modulus lengths that KEKs are made with.
+pub const KEK_BITS: [u32; 3] = [2048, 3072, 4096];
+
+/// A change of one drive; what is `None` stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveChange {
+    /// World-wide name.
+    pub wwn: Option<Wwn>,
+    /// First KEK; `Some(None)` takes it away.
+    pub kek1: Option<Option<KekRef>>,
+    /// Second KEK; `Some(None)` takes it away.
+    pub kek2: Option<Option<KekRef>>,
+    /// How its key is trusted.
+    pub key: Option<DriveKey>,
+    /// SEDK form.
+    pub form: Option<SedkForm>,
+    /// How far from the token its keys may go.
+    pub custody: Option<Custody>,
+    /// Peers that may ask for it, all of them.
+    pub speakers: Option<Vec<PeerId>>,
+    /// Accepts a drive that waits.
+    pub accept: bool,
+}
+
+/// What an operator asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command", deny_unknown_fields)]
+pub enum Command {
+    /// Adds a drive.
+    DriveAdd {
+        /// Its serial.
+        serial: DriveSerial,
+        /// The rest.
+        change: Box<DriveChange>,
+    },
+    /// Changes a drive.
+    DriveMod {
+        /// Its serial.
+        serial: DriveSerial,
+        /// What changes.
+        change: Box<DriveChange>,
+    },
+    /// Deletes a drive.
+    DriveDel {
+        /// Its serial.
+        serial: DriveSerial,
+    },
+    /// The drive table.
+    DriveList,
+    /// Makes a KEK.
+    KekGenerate {
+        /// Its label.
+        label: KeyLabel,
+        /// Modulus length, bits.
+        bits: u32,
+        /// The token, where there is more than one.
+        token: Option<String>,
+        /// What it is for.
+        custody: Custody,
+    },
+    /// The KEKs, read from the tokens anew.
+    KekList,
+    /// The global labels, set first where given.
+    KekDefault {
+        /// Both labels as they shall be.
+        set: Option<Defaults>,
+    },
+    /// The tokens.
+    TokenStatus,
+    /// The volume history.
+    VolumeList {
+        /// One volume, or all.
+        volser: Option<Volser>,
+    },
+}
+
+/// A token as `ekm token status` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenStatus {
+    /// Its configured name.
+    pub name: String,
+    /// starting, ready, failed or locked.
+    pub state: String,
+    /// Why it is not ready.
+    pub why: Option<String>,
+    /// Since when, RFC 3339.
+    pub since: Option<String>,
+    /// Its PKCS#11 URI, once known.
+    pub uri: Option<String>,
+    /// Its KEKs.
+    pub keks: usize,
+    /// SEDK forms that the probe saw it make.
+    pub forms: Vec<SedkForm>,
+}
+
+/// What an operator gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reply", content = "of")]
+pub enum Reply {
+    /// Drives.
+    Drives(Vec<Drive>),
+    /// KEKs.
+    Keks(Vec<KnownKek>),
+    /// The global labels.
+    Defaults(Defaults),
+    /// Tokens.
+    Tokens(Vec<TokenStatus>),
+    /// Volume keys, newest first.
+    Volumes(Vec<VolumeKey>),
+    /// Nothing to show.
+    Done,
+}
+
+/// Does what the operator asks.
+///
+/// # Errors
+/// What is wrong and what to do.
+pub async fn execute(
+    service: &Service,
+    operator: &str,
+    command: Command,
+) -> Result<Reply, Problem> {
+    match command {
+        Command::DriveAdd { serial, change } => {
+            if stored(service.store().drive(&serial).await)?.is_some() {
+                return Err(conflict(
+                    EkmCode::EE25,
+                    format!("drive {serial} is in the table already; change it with ekm drive mod"),
+                ));
+            }
+            let fresh = Drive {
+                serial,
+                wwn: None,
+                kek1: None,
+                kek2: None,
+                key: DriveKey::None,
+                form: SedkForm::T10Wrapped,
+                custody: Custody::Token,
+                speakers: Vec::new(),
+                state: DriveState::Active,
+            };
+            put_drive(service, operator, "drive-add", fresh, *change).await
+        }
+        Command::DriveMod { serial, change } => {
+            let drive =
+                stored(service.store().drive(&serial).await)?.ok_or_else(|| no_drive(&serial))?;
+            put_drive(service, operator, "drive-mod", drive, *change).await
+        }
+        Command::DriveDel { serial } => {
+            if stored(service.store().drive(&serial).await)?.is_none() {
+                return Err(no_drive(&serial));
+            }
+            let mut event = event("drive-del", operator);
+            event.drive = Some(serial.to_string());
+            record(service, event).await?;
+            stored(service.store().delete_drive(&serial).await)?;
+            Ok(Reply::Done)
+        }
+        Command::DriveList => stored(service.store().drives().await).map(Reply::Drives),
+        Command::KekGenerate {
+            label,
+            bits,
+            token,
+            custody,
+        } => generate(service, operator, label, bits, token, custody).await,
+        Command::KekList => {
+            service.tokens().look_again().await;
+            Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
+        }
+        Command::KekDefault { set } => {
+            if let Some(defaults) = set {
+                let directory = service.directory().await?;
+                for kek in [&defaults.kek1, &defaults.kek2].into_iter().flatten() {
+                    directory
+                        .by_label(&kek.label)
+                        .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;
+                }
+                let mut event = event("kek-default", operator);
+                event.kind = Kind::ConfigurationManagement;
+                event.keks = labels(&defaults.kek1, &defaults.kek2);
+                record(service, event).await?;
+                stored(service.store().set_defaults(&defaults).await)?;
+            }
+            stored(service.store().defaults().await).map(Reply::Defaults)
+        }
+        Command::TokenStatus => Ok(Reply::Tokens(
+            service.tokens().bridges().iter().map(status).collect(),
+        )),
+        Command::VolumeList { volser } => {
+            stored(service.store().volumes(volser.as_ref()).await).map(Reply::Volumes)
+        }
+    }
+}
+
+async fn put_drive(
+    service: &Service,
+    operator: &str,
+    action: &str,
+    mut drive: Drive,
+    change: DriveChange,
+) -> Result<Reply, Problem> {
+    let DriveChange {
+        wwn,
+        kek1,
+        kek2,
+        key,
+        form,
+        custody,
+        speakers,
+        accept,
+    } = change;
+    drive.wwn = wwn.or(drive.wwn);
+    drive.kek1 = kek1.unwrap_or(drive.kek1);
+    drive.kek2 = kek2.unwrap_or(drive.kek2);
+    drive.key = key.unwrap_or(drive.key);
+    drive.form = form.unwrap_or(drive.form);
+    drive.custody = custody.unwrap_or(drive.custody);
+    drive.speakers = speakers.unwrap_or(drive.speakers);
+    if accept {
+        drive.state = DriveState::Active;
+    }
+    check(service, &drive).await?;
+    let mut event = event(action, operator);
+    event.drive = Some(drive.serial.to_string());
+    event.keks = labels(&drive.kek1, &drive.kek2);
+    event.custody = Some(drive.custody.to_string());
+    if let DriveKey::Pinned(spki) = &drive.key {
+        event.drive_key = Some(crate::key::KekHash::of_spki(spki).to_string());
+    }
+    record(service, event).await?;
+    stored(service.store().put_drive(&drive).await)?;
+    Ok(Reply::Drives(vec![drive]))
+}
+
+/// A row that could never serve is refused now, not at three in the morning.
+async fn check(service: &Service, drive: &Drive) -> Result<(), Problem> {
+    let refuse = |reason: &str| {
+        Err(conflict(
+            EkmCode::EE25,
+            format!("drive {}: {reason}", drive.serial),
+        ))
+    };
+    match (&drive.key, drive.form) {
+        (DriveKey::None, SedkForm::T10Plain) => {}
+        (DriveKey::None, _) => {
+            return refuse(
+                "give its public key with --key PEM, or --ca for a drive with a certificate",
+            );
+        }
+        (DriveKey::Pinned(spki), form) => {
+            let bits = crate::bridge::rsa_bits(spki);
+            match (bits, form) {
+                (None, _) => {
+                    return refuse("its public key is not an RSA key of 2048 to 8192 bits");
+                }
+                (Some(bits), SedkForm::T10Wrapped) if bits != 2048 => {
+                    return refuse("form t10-02h takes RSA-2048 only (parameter set 0000h)");
+                }
+                (Some(_), _) => {}
+            }
+        }
+        (DriveKey::Certified, _) => {}
+    }
+    if drive.form == SedkForm::T10Plain && drive.custody != Custody::Host {
+        return refuse("form t10-00h is the key in clear; say so with --custody host");
+    }
+    if drive.form == SedkForm::T10Wrapped && drive.wwn.is_none() {
+        return refuse(
+            "form t10-02h binds the key to the drive's WWN; give it with --wwn, or choose --form rsa-oaep-sha1",
+        );
+    }
+    let directory = service.directory().await?;
+    for kek in [&drive.kek1, &drive.kek2].into_iter().flatten() {
+        directory
+            .by_label(&kek.label)
+            .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;
+    }
+    Ok(())
+}
+
+async fn generate(
+    service: &Service,
+    operator: &str,
+    label: KeyLabel,
+    bits: u32,
+    token: Option<String>,
+    custody: Custody,
+) -> Result<Reply, Problem> {
+    if !KEK_BITS.contains(&bits) {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!("a KEK has {KEK_BITS:?} bits, got {bits}"),
+        ));
+    }
+    service.tokens().look_again().await;
+    let directory = service.directory().await?;
+    if let Ok(kek) = directory.by_label(&label) {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
+                kek.label,
+                kek.hash,
+                kek.tokens.join(", ")
+            ),
+        ));
+    }
+    if let Some(row) = stored(service.store().keks().await)?
+        .iter()
+        .find(|row| row.label.same_as(&label))
+    {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "the label {} is registered for the key {}, which no token shows now; choose another label",
+                row.label, row.hash
+            ),
+        ));
+    }
+    let mut event = event("kek-generate", operator);
+    event.outcome = Outcome::Intent;
+    event.keks = vec![label.to_string()];
+    event.token.clone_from(&token);
+    record(service, event.clone()).await?;
+    let made = service
+        .tokens()
+        .generate(token.as_deref(), &label, bits, custody)
+        .await;
+    let (token, kek) = match made {
+        Ok(made) => made,
+        Err(fault) => {
+            event.outcome = Outcome::Failure;
+            event.detail = Some(fault.to_string());
+            record(service, event).await?;
+            return Err(Problem::from(&fault));
+        }
+    };
+    let provenance = match kek.private {
+        crate::bridge::message::PrivateHalf::Serves { provenance, .. } => provenance,
+        crate::bridge::message::PrivateHalf::Absent
+        | crate::bridge::message::PrivateHalf::Refused { .. } => {
+            return Err(Problem::internal(format!(
+                "token {token} made KEK {label} so that it cannot serve"
+            )));
+        }
+    };
+    event.outcome = Outcome::Success;
+    event.token = Some(token.clone());
+    event.custody = Some(custody.to_string());
+    event.detail = Some(format!(
+        "RSA-{bits}, {provenance}, public-key hash {}",
+        kek.hash
+    ));
+    record(service, event).await?;
+    stored(
+        service
+            .store()
+            .register_kek(&RegisteredKek {
+                label: kek.label.clone(),
+                hash: kek.hash,
+                spki: kek.spki.clone(),
+                bits: kek.bits,
+                token,
+                custody,
+                provenance,
+            })
+            .await,
+    )?;
+    let directory = service.directory().await?;
+    let made = directory
+        .keks()
+        .iter()
+        .filter(|known| known.hash == kek.hash)
+        .cloned()
+        .collect();
+    Ok(Reply::Keks(made))
+}
+
+fn status(bridge: &crate::bridge::supervisor::Bridge) -> TokenStatus {
+    let state = bridge.state();
+    let word = state.word().to_owned();
+    let time = |at: time::OffsetDateTime| {
+        at.format(&time::format_description::well_known::Rfc3339)
+            .ok()
+    };
+    let (why, since, ready) = match state {
+        TokenState::Starting => (None, None, None),
+        TokenState::Ready { ready, since } => (None, time(since), Some(ready)),
+        TokenState::Failed { why, since } | TokenState::Locked { why, since } => {
+            (Some(why.to_string()), time(since), None)
+        }
+    };
+    TokenStatus {
+        name: bridge.name().to_owned(),
+        state: word,
+        why,
+        since,
+        uri: ready
+            .as_ref()
+            .map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
+        keks: ready.as_ref().map_or(0, |ready| ready.keks.len()),
+        forms: ready
+            .and_then(|ready| ready.probe.clone())
+            .map(|probe| probe.forms)
+            .unwrap_or_default(),
+    }
+}
+
+fn event(action: &str, operator: &str) -> Event {
+    let mut event = Event::new(Kind::ResourceManagement, action, Outcome::Success);
+    event.peer = Some(operator.to_owned());
+    event
+}
+
+async fn record(service: &Service, event: Event) -> Result<(), Problem> {
+    service
+        .audit()
+        .record(event)
+        .await
+        .map(drop)
+        .map_err(|error| {
+            Problem::internal(format!(
+                "nothing was changed, because it cannot be recorded: {error}"
+            ))
+        })
+}
+
+fn stored<T>(outcome: Result<T, StoreError>) -> Result<T, Problem> {
+    outcome.map_err(|error| match error {
+        StoreError::LabelTaken { .. } => conflict(EkmCode::EE31, error.to_string()),
+        StoreError::Database { .. }
+        | StoreError::Migrate { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Directory { .. } => Problem::internal(error.to_string()),
+    })
+}
+
+fn labels(kek1: &Option<KekRef>, kek2: &Option<KekRef>) -> Vec<String> {
+    [kek1, kek2]
+        .into_iter()
+        .flatten()
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn no_drive(serial: &DriveSerial) -> Problem {
+    Problem::new(
+        EkmCode::EF01,
+        404,
+        format!("drive {serial} is not in the drive table (ekm drive list)"),
+    )
+}
+
+fn conflict(code: EkmCode, detail: String) -> Problem {
+    Problem::new(code, 409, detail)
+}

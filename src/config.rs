@@ -1,0 +1,437 @@
+//! `ekm.toml`: what a server serves, where it keeps things, what it allows.
+//!
+//! Relative paths are relative to the file. Unknown keys are refused, and a
+//! check names every fault at once with its key.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bridge::message::{Hello, Task};
+use crate::bridge::pin::{Pin, PinSource};
+use crate::bridge::profile::HsmProfile;
+use crate::bridge::uri::TokenUri;
+use crate::policy::PolicyConfig;
+
+/// The configuration that `ekm config example` prints.
+pub const EXAMPLE: &str = include_str!("config/example.toml");
+
+/// Longest configuration file, bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// `ekm.toml`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this server in its records.
+    #[serde(default = "default_node")]
+    pub node: String,
+    /// Directory of the state database, the operators' socket and the PIN ledgers.
+    pub state: PathBuf,
+    /// Directory of the audit records.
+    pub audit: PathBuf,
+    /// The door for drives and proxies.
+    pub server: ServerConfig,
+    /// The tokens.
+    #[serde(default)]
+    pub tokens: Vec<TokenConfig>,
+    /// What is allowed.
+    #[serde(default)]
+    pub policy: PolicyConfig,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address and port; 3801 is EKM's own.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// This server's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The CA of drives, proxies and operators, PEM.
+    pub client_ca: PathBuf,
+    /// Its revocation list, PEM.
+    #[serde(default)]
+    pub crl: Option<PathBuf>,
+    /// The CA whose certificates vouch for drives' session keys, PEM.
+    #[serde(default)]
+    pub drive_ca: Option<PathBuf>,
+    /// Connections at once.
+    #[serde(default = "default_connections")]
+    pub max_connections: usize,
+    /// Seconds for a TLS handshake, and for the headers of a request.
+    #[serde(default = "default_handshake")]
+    pub handshake_seconds: u64,
+    /// Seconds for a whole request, its body and the token's work included.
+    #[serde(default = "default_request")]
+    pub request_seconds: u64,
+    /// Seconds that a stop waits for requests in flight.
+    #[serde(default = "default_stop")]
+    pub stop_seconds: u64,
+}
+
+/// `[[tokens]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConfig {
+    /// A name of the site's own choosing.
+    pub name: String,
+    /// A shipped profile's name, or the path of a `.toml` file.
+    pub profile: String,
+    /// Which token: a PKCS#11 URI, `pkcs11:token=…;serial=…`.
+    pub uri: TokenUri,
+    /// Where its user PIN comes from.
+    pub pin: PinSource,
+    /// What `{directory}` of the profile stands for; where the embedded token keeps its keys.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+    /// Another library than the profile's.
+    #[serde(default)]
+    pub library: Option<String>,
+    /// Environment variables of the bridge besides the profile's.
+    #[serde(default)]
+    pub environment: std::collections::BTreeMap<String, String>,
+}
+
+fn default_node() -> String {
+    "ekm".to_owned()
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 3801))
+}
+
+const fn default_connections() -> usize {
+    1024
+}
+
+const fn default_handshake() -> u64 {
+    10
+}
+
+const fn default_request() -> u64 {
+    60
+}
+
+const fn default_stop() -> u64 {
+    30
+}
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// It is not TOML of this shape.
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with the line.
+        source: Box<toml::de::Error>,
+    },
+    /// Values are wrong; all of them.
+    Faults {
+        /// The file.
+        path: PathBuf,
+        /// One sentence each.
+        faults: Vec<String>,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { path, source } => write!(
+                f,
+                "cannot read the configuration {}: {source}; ekm config example prints one",
+                path.display()
+            ),
+            Self::Syntax { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Faults { path, faults } => {
+                write!(f, "{}:", path.display())?;
+                faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a configuration; paths become absolute.
+    ///
+    /// # Errors
+    /// The file is unreadable, or its faults, all of them.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let text = crate::files::read_limited(path, MAX_FILE).map_err(read)?;
+        let text = String::from_utf8(text)
+            .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
+        let mut config: Self = toml::from_str(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let here = std::path::absolute(path).map_err(read)?;
+        config.settle(here.parent().unwrap_or(Path::new("/")));
+        let faults = config.faults();
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Faults {
+                path: path.to_owned(),
+                faults,
+            })
+        }
+    }
+
+    fn settle(&mut self, folder: &Path) {
+        let Self {
+            node: _,
+            state,
+            audit,
+            server,
+            tokens,
+            policy: _,
+        } = self;
+        let ServerConfig {
+            listen: _,
+            certificate,
+            key,
+            client_ca,
+            crl,
+            drive_ca,
+            max_connections: _,
+            handshake_seconds: _,
+            request_seconds: _,
+            stop_seconds: _,
+        } = server;
+        let own = [state, audit, certificate, key, client_ca];
+        let optional = crl.iter_mut().chain(drive_ca.iter_mut());
+        for path in own.into_iter().chain(optional) {
+            *path = folder.join(&*path);
+        }
+        for token in tokens {
+            if let Some(directory) = &mut token.directory {
+                *directory = folder.join(&*directory);
+            }
+            if let PinSource::File(path) = &mut token.pin {
+                *path = folder.join(&*path);
+            }
+            if Path::new(&token.profile).extension().is_some() {
+                token.profile = folder.join(&token.profile).display().to_string();
+            }
+        }
+    }
+
+    /// Every fault that can be seen without a token, one sentence each.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = self.policy.faults();
+        let Self {
+            node,
+            state: _,
+            audit: _,
+            server,
+            tokens,
+            policy: _,
+        } = self;
+        if node.is_empty() || node.len() > 64 {
+            faults.push("node: give the server a name of 1 to 64 bytes".to_owned());
+        }
+        for (name, path) in [
+            ("certificate", Some(&server.certificate)),
+            ("key", Some(&server.key)),
+            ("client_ca", Some(&server.client_ca)),
+            ("crl", server.crl.as_ref()),
+            ("drive_ca", server.drive_ca.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.is_file()) {
+                faults.push(format!(
+                    "server.{name}: there is no file {}; ekm tls init and ekm tls issue make one",
+                    path.display()
+                ));
+            }
+        }
+        for (name, value, range) in [
+            ("handshake_seconds", server.handshake_seconds, 1..=300),
+            ("request_seconds", server.request_seconds, 1..=300),
+            ("stop_seconds", server.stop_seconds, 1..=300),
+        ] {
+            if !range.contains(&value) {
+                faults.push(format!("server.{name}: {value} is not 1 to 300"));
+            }
+        }
+        if !(1..=100_000).contains(&server.max_connections) {
+            faults.push(format!(
+                "server.max_connections: {} is not 1 to 100000",
+                server.max_connections
+            ));
+        }
+        if tokens.is_empty() {
+            faults.push("tokens: at least one [[tokens]] is needed".to_owned());
+        }
+        for (index, token) in tokens.iter().enumerate() {
+            let name = &token.name;
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+                faults.push(format!(
+                    "tokens: {name:?} is no name; use letters, digits, - and _"
+                ));
+            }
+            if tokens.iter().take(index).any(|other| other.name == *name) {
+                faults.push(format!("tokens: the name {name} is given twice"));
+            }
+            match HsmProfile::load(&token.profile) {
+                Err(error) => faults.push(format!("tokens {name}: {error}")),
+                Ok(profile) => {
+                    let text = toml::to_string(&profile).unwrap_or_default();
+                    let wants =
+                        profile.module.library == "embedded" || text.contains("{directory}");
+                    if wants && token.directory.is_none() {
+                        faults.push(format!(
+                            "tokens {name}: profile {} needs directory = \"…\"",
+                            profile.name
+                        ));
+                    }
+                }
+            }
+        }
+        faults
+    }
+
+    /// The operators' socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.state.join("ekm.sock")
+    }
+
+    /// The longest that a request may take.
+    #[must_use]
+    pub const fn request_time(&self) -> Duration {
+        Duration::from_secs(self.server.request_seconds)
+    }
+}
+
+/// Why a token's profile could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenConfigError {
+    /// The profile.
+    #[error(transparent)]
+    Profile(#[from] crate::bridge::profile::ProfileError),
+    /// A directory or file.
+    #[error("cannot make {path} for token {token}: {source}")]
+    Directory {
+        /// The token.
+        token: String,
+        /// Where.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+impl TokenConfig {
+    /// The profile with this token's own settings in it.
+    ///
+    /// # Errors
+    /// The profile is unknown or its files cannot be made.
+    pub fn settled_profile(&self) -> Result<HsmProfile, TokenConfigError> {
+        let Self {
+            name,
+            profile,
+            uri: _,
+            pin: _,
+            directory,
+            library,
+            environment,
+        } = self;
+        let mut profile = HsmProfile::load(profile)?;
+        if let Some(library) = library {
+            profile.module.library.clone_from(library);
+        }
+        profile.module.environment.extend(
+            environment
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+        let directory = directory.clone().unwrap_or_default();
+        profile
+            .settle(&directory)
+            .map_err(|source| TokenConfigError::Directory {
+                token: name.clone(),
+                path: directory,
+                source,
+            })?;
+        Ok(profile)
+    }
+
+    /// What its bridge is told, with the PIN guard's files in `ledgers`.
+    ///
+    /// # Errors
+    /// The profile or a directory cannot be had.
+    pub fn hello(&self, ledgers: &Path) -> Result<Hello, TokenConfigError> {
+        crate::files::private_dir(ledgers).map_err(|source| TokenConfigError::Directory {
+            token: self.name.clone(),
+            path: ledgers.to_owned(),
+            source,
+        })?;
+        Ok(Hello {
+            name: self.name.clone(),
+            profile: self.settled_profile()?,
+            task: Task::Serve {
+                token: self.uri.clone(),
+                pin: Pin::Source(self.pin.clone()),
+                ledger: ledgers.join(format!("{}.json", self.name)),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_has_the_shape_of_a_configuration() {
+        toml::from_str::<Config>(EXAMPLE).unwrap();
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ekm.toml");
+        std::fs::write(
+            &path,
+            EXAMPLE.replace("request_seconds = 60", "request_seconds = 6000"),
+        )
+        .unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("request_seconds"), "{error}");
+        assert!(error.contains("server.certificate"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ekm.toml");
+        std::fs::write(&path, format!("stat = \"x\"\n{EXAMPLE}")).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("line 1") && error.contains("stat"),
+            "{error}"
+        );
+    }
+}

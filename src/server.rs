@@ -1,0 +1,236 @@
+//! The doors: HTTPS with mutual TLS for drives and proxies, a Unix socket for
+//! operators.
+//!
+//! Accepting does nothing slow: handshake and requests run in a task of
+//! their own, each under its time limit, and connections are counted. A
+//! reload of the certificates or of the revocation list ends every open
+//! connection after the request it is serving, since what it was allowed may
+//! no longer be so.
+
+mod listener;
+mod operator;
+mod routes;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::audit::{AuditError, AuditLog, Event, Kind, Options, Outcome};
+use crate::bridge::supervisor::{Bridge, Program};
+use crate::config::{Config, TokenConfigError};
+use crate::keystore::Tokens;
+use crate::service::Service;
+use crate::store::{Sqlite, StoreError};
+use crate::tls::{Paths, ServerTls, TlsError};
+
+pub use operator::{OperatorError, ask};
+pub use routes::openapi;
+
+/// How often certificates are looked at for a change.
+const RELOAD: Duration = Duration::from_secs(2);
+
+/// How often a certificate that expires soon is told of.
+const EXPIRY: Duration = Duration::from_secs(12 * 3600);
+
+/// How long before its end a certificate is told of.
+const AHEAD: time::Duration = time::Duration::days(30);
+
+/// Why a server could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// State.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Records.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A token's configuration.
+    #[error(transparent)]
+    Token(#[from] TokenConfigError),
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A door cannot be opened.
+    #[error("cannot listen on {place}: {source}")]
+    Listen {
+        /// Address or path.
+        place: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Opens state, records and tokens as the configuration says. The records'
+/// lock makes sure that nobody else has them open.
+///
+/// # Errors
+/// What cannot be opened.
+pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerError> {
+    let store = Arc::new(Sqlite::open(&config.state).await?);
+    let audit = AuditLog::open(&config.audit, &config.node, Options::default())?;
+    let drive_ca =
+        match &config.server.drive_ca {
+            None => None,
+            Some(path) => Some(crate::files::read_limited(path, 1 << 20).map_err(|source| {
+                ServerError::Read {
+                    path: path.clone(),
+                    source,
+                }
+            })?),
+        };
+    let ledgers = config.state.join("pins");
+    let bridges = config
+        .tokens
+        .iter()
+        .map(|token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?)))
+        .collect::<Result<Vec<_>, TokenConfigError>>()?;
+    Ok(Service::new(
+        config,
+        drive_ca,
+        store,
+        audit,
+        Tokens::new(bridges),
+    ))
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    service: Arc<Service>,
+    tls: Arc<ServerTls>,
+    door: TcpListener,
+    operators: UnixListener,
+    limits: listener::Limits,
+    stop_time: Duration,
+}
+
+impl Server {
+    /// Opens the doors. A socket that is left from a server that died is replaced.
+    ///
+    /// # Errors
+    /// Certificates, address or socket.
+    pub async fn bind(config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
+        let server = &config.server;
+        let tls = ServerTls::load(&Paths {
+            cert: server.certificate.clone(),
+            key: server.key.clone(),
+            client_ca: server.client_ca.clone(),
+            crl: server.crl.clone(),
+        })?;
+        let door =
+            TcpListener::bind(server.listen)
+                .await
+                .map_err(|source| ServerError::Listen {
+                    place: server.listen.to_string(),
+                    source,
+                })?;
+        let operators = operator::listen(&config.socket())?;
+        Ok(Self {
+            service,
+            tls: Arc::new(tls),
+            door,
+            operators,
+            limits: listener::Limits {
+                connections: server.max_connections,
+                handshake: Duration::from_secs(server.handshake_seconds),
+                request: config.request_time(),
+            },
+            stop_time: Duration::from_secs(server.stop_seconds),
+        })
+    }
+
+    /// The address of the drives' door.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.door.local_addr()
+    }
+
+    /// Serves until `stop` resolves, then lets requests in flight finish.
+    ///
+    /// # Errors
+    /// The stop cannot be recorded.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let Self {
+            service,
+            tls,
+            door,
+            operators,
+            limits,
+            stop_time,
+        } = self;
+        record(&service, "start").await?;
+        let (stopping, stopped) = watch::channel(false);
+        let (reloaded, reloads) = watch::channel(0_u64);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener::accept(
+            door,
+            Arc::clone(&service),
+            Arc::clone(&tls),
+            limits,
+            stopped.clone(),
+            reloads,
+        ));
+        tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
+        let watcher = tokio::spawn(watch_certificates(tls, reloaded));
+        stop.await;
+        tracing::info!("stopping: requests in flight finish, no new ones are taken");
+        stopping.send_replace(true);
+        let finished = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(stop_time, finished).await.is_err() {
+            tracing::warn!(
+                seconds = stop_time.as_secs(),
+                "some requests did not finish in time and were ended"
+            );
+        }
+        watcher.abort();
+        record(&service, "stop").await
+    }
+}
+
+async fn record(service: &Service, action: &str) -> Result<(), ServerError> {
+    let mut event = Event::new(Kind::Runtime, action, Outcome::Success);
+    event.detail = Some(format!("ekm {}", env!("CARGO_PKG_VERSION")));
+    service.audit().record(event).await?;
+    Ok(())
+}
+
+/// Takes new certificates in, and tells of their end ahead of time.
+async fn watch_certificates(tls: Arc<ServerTls>, reloaded: watch::Sender<u64>) {
+    let mut told: Option<tokio::time::Instant> = None;
+    loop {
+        let left = tls.expiry() - time::OffsetDateTime::now_utc();
+        if left < AHEAD && told.is_none_or(|at| at.elapsed() >= EXPIRY) {
+            told = Some(tokio::time::Instant::now());
+            tracing::warn!(expiry = %tls.expiry(), days = left.whole_days(), "a certificate of this server or its CA expires soon; issue a new one, it is taken in without a restart");
+        }
+        tokio::time::sleep(RELOAD).await;
+        if !tls.changed_on_disk() {
+            continue;
+        }
+        match tls.reload() {
+            Ok(now) => {
+                told = None;
+                tracing::info!(expiry = %now.expiry, "certificates taken in anew");
+                reloaded.send_modify(|count| *count += 1);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the changed certificates were not taken in; the old ones stay");
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The door for drives and proxies: accept, handshake, requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
+
+use super::routes;
+use crate::service::Service;
+use crate::tls::{PeerId, ServerTls};
+
+/// Largest head of a request, bytes.
+const HEAD: usize = 16 * 1024;
+
+/// Most header lines of a request.
+const HEADERS: usize = 64;
+
+/// First byte of every TLS connection (RFC 8446, 5.1: handshake).
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What one peer may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) handshake: Duration,
+    pub(super) request: Duration,
+}
+
+/// Accepts until told to stop, then waits for what is open.
+pub(super) async fn accept(
+    door: TcpListener,
+    service: Arc<Service>,
+    tls: Arc<ServerTls>,
+    limits: Limits,
+    mut stopped: watch::Receiver<bool>,
+    reloads: watch::Receiver<u64>,
+) {
+    let router = routes::router(service, limits.request);
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = door.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        };
+        // So that the set does not keep what is over.
+        while connections.try_join_next().is_some() {}
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors: spinning would not bring any back.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            tracing::warn!(%address, limit = limits.connections, "connection refused: too many are open");
+            continue;
+        };
+        let connection = Connection {
+            router: router.clone(),
+            tls: Arc::clone(&tls),
+            limits,
+            stopped: stopped.clone(),
+            reloads: reloads.clone(),
+        };
+        connections.spawn(async move {
+            connection.serve(stream, address).await;
+            drop(permit);
+        });
+    }
+    drop(door);
+    while connections.join_next().await.is_some() {}
+}
+
+struct Connection {
+    router: axum::Router,
+    tls: Arc<ServerTls>,
+    limits: Limits,
+    stopped: watch::Receiver<bool>,
+    reloads: watch::Receiver<u64>,
+}
+
+impl Connection {
+    async fn serve(mut self, stream: TcpStream, address: std::net::SocketAddr) {
+        let handshake = tokio::time::timeout(self.limits.handshake, self.handshake(stream));
+        let (stream, peer) = match handshake.await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(reason)) => {
+                tracing::warn!(%address, reason, "connection closed");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!(%address, seconds = self.limits.handshake.as_secs(), "connection closed: no TLS handshake in time");
+                return;
+            }
+        };
+        let router = self.router.clone();
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            router.clone().oneshot(request)
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.handshake)
+            .max_buf_size(HEAD)
+            .max_headers(HEADERS)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let outcome = tokio::select! {
+            outcome = &mut connection => outcome,
+            () = over(&mut self.stopped, &mut self.reloads) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%address, %error, "connection ended");
+        }
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, PeerId), String> {
+        // Answers are small, and the drive waits for each.
+        drop(stream.set_nodelay(true));
+        let mut first = [0_u8];
+        let seen = stream
+            .peek(&mut first)
+            .await
+            .map_err(|error| error.to_string())?;
+        if seen == 1 && first != [TLS_HANDSHAKE] {
+            return Err("the peer does not speak TLS; if it is a TS11x0 control unit, a library or a z/OS proxy, it speaks IBM's own protocol, which is not public and not supported".to_owned());
+        }
+        let stream = TlsAcceptor::from(self.tls.current())
+            .accept(stream)
+            .await
+            .map_err(|error| format!("TLS handshake: {error}"))?;
+        let certificate = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or("the peer showed no certificate")?;
+        let peer = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
+        Ok((stream, peer))
+    }
+}
+
+/// Resolves when open connections should end after their request.
+async fn over(stopped: &mut watch::Receiver<bool>, reloads: &mut watch::Receiver<u64>) {
+    tokio::select! {
+        _ = stopped.wait_for(|stopped| *stopped) => {}
+        // An error means that the server has ended.
+        _ = reloads.changed() => {}
+    }
+}

@@ -1,0 +1,233 @@
+//! The routes of the door for drives and proxies, and their OpenAPI document.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+
+use crate::api::{
+    Base64, ChallengeAnswer, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest,
+    RekeyAnswer, RekeyRequest, ResolveAnswer, ResolveRequest,
+};
+use crate::problem::{EkmCode, Problem};
+use crate::service::{Answer, Service};
+use crate::tls::PeerId;
+
+/// Largest body of a request, bytes: two EEDKs, a certificate and a signature fit many times.
+const BODY: usize = 64 * 1024;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "ekm",
+        description = "Data keys for tape drives. Mutual TLS; the client certificate says who asks.",
+    ),
+    paths(create, resolve, rekey, confirm, challenge, healthz, readyz),
+    components(schemas(Problem, crate::api::KekNamed, crate::store::EedkState, EkmCode))
+)]
+struct Document;
+
+/// The OpenAPI document of this door, as JSON.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn openapi() -> Result<String, serde_json::Error> {
+    Document::openapi().to_pretty_json()
+}
+
+/// The routes, each under its limits.
+pub(super) fn router(service: Arc<Service>, request_time: Duration) -> Router {
+    Router::new()
+        .route("/v1/keys/create", post(create))
+        .route("/v1/keys/resolve", post(resolve))
+        .route("/v1/keys/rekey", post(rekey))
+        .route("/v1/keys/confirm", post(confirm))
+        .route("/v1/challenge", post(challenge))
+        .route("/v1/openapi.json", get(document))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn(
+            move |request: Request, next: Next| async move {
+                tokio::time::timeout(request_time, next.run(request))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Problem::unavailable(format!(
+                            "the request took longer than {} s",
+                            request_time.as_secs()
+                        ))
+                        .into_response()
+                    })
+            },
+        ))
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(service)
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a request ended in a panic; this is a defect");
+    Problem::internal("the request failed by a defect of the key manager; its log says more")
+        .into_response()
+}
+
+/// JSON of a request, or a problem that says what is wrong with it.
+struct Body<T>(T);
+
+impl<T, S> FromRequest<S> for Body<T>
+where
+    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => {
+                let status = rejection.status();
+                let reason = rejection.body_text();
+                Err(Problem::new(EkmCode::EE23, status.as_u16(), reason))
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry = self.retry_after;
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(seconds) = retry {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+fn respond<T: serde::Serialize>(answer: Answer<T>) -> Response {
+    match answer {
+        Ok(audited) => {
+            let mut response = Json(audited.into_inner()).into_response();
+            // An answer holds a key for one drive; no cache on the way may keep it.
+            response
+                .headers_mut()
+                .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// A new data key for a cartridge.
+#[utoipa::path(post, path = "/v1/keys/create", request_body = CreateRequest,
+    responses((status = 200, body = CreateAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn create(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<PeerId>,
+    Body(request): Body<CreateRequest>,
+) -> Response {
+    respond(service.create(&peer, &request).await)
+}
+
+/// The data key of a cartridge that exists.
+#[utoipa::path(post, path = "/v1/keys/resolve", request_body = ResolveRequest,
+    responses((status = 200, body = ResolveAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn resolve(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<PeerId>,
+    Body(request): Body<ResolveRequest>,
+) -> Response {
+    respond(service.resolve(&peer, &request).await)
+}
+
+/// The same data key under other KEKs; the data stays as it is.
+#[utoipa::path(post, path = "/v1/keys/rekey", request_body = RekeyRequest,
+    responses((status = 200, body = RekeyAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn rekey(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<PeerId>,
+    Body(request): Body<RekeyRequest>,
+) -> Response {
+    respond(service.rekey(&peer, &request).await)
+}
+
+/// The drive has stored the EEDKs, or has not.
+#[utoipa::path(post, path = "/v1/keys/confirm", request_body = ConfirmRequest,
+    responses((status = 200, body = ConfirmAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn confirm(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<PeerId>,
+    Body(request): Body<ConfirmRequest>,
+) -> Response {
+    respond(service.confirm(&peer, &request).await)
+}
+
+/// A challenge for a drive's session key, good once, for 60 s.
+#[utoipa::path(post, path = "/v1/challenge",
+    responses((status = 200, body = ChallengeAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn challenge(State(service): State<Arc<Service>>) -> Result<Json<ChallengeAnswer>, Problem> {
+    let challenge = Base64(service.challenge()?);
+    Ok(Json(ChallengeAnswer { challenge }))
+}
+
+async fn document() -> Response {
+    match openapi() {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => Problem::internal(error.to_string()).into_response(),
+    }
+}
+
+/// The process answers.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "the process answers")))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Keys can be served now: a token's canary opens and the records can be written.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "keys can be served"),
+    (status = 503, body = Problem, content_type = "application/problem+json")))]
+async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str, Problem> {
+    service
+        .ready()
+        .map(|()| "ready\n")
+        .map_err(Problem::unavailable)
+}
+
+async fn nowhere(request: Request) -> Problem {
+    Problem::new(
+        EkmCode::EE23,
+        404,
+        format!(
+            "there is no {}; GET /v1/openapi.json lists what there is",
+            request.uri().path()
+        ),
+    )
+}
+
+async fn wrong_method(request: Request) -> Problem {
+    Problem::new(
+        EkmCode::EE23,
+        405,
+        format!(
+            "{} does not take {}",
+            request.uri().path(),
+            request.method()
+        ),
+    )
+}

@@ -1,0 +1,719 @@
+//! What happens to a request between the door and the answer.
+//!
+//! Each verb is the same short story: known, granted, intended (the record's
+//! fsync runs while the token works), exchanged, committed, recorded,
+//! answered. Nothing leaves without its record: an answer is an [`Audited`].
+
+mod answer;
+mod challenge;
+mod turns;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::api::{
+    self, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyAnswer,
+    RekeyRequest, ResolveAnswer, ResolveRequest,
+};
+use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome};
+use crate::config::Config;
+use crate::drive::DriveSerial;
+use crate::exchange::{self, Fresh};
+use crate::key::{Eedk, KekRef, SedkForm};
+use crate::keystore::{Custody, Directory, KekError, Tokens};
+use crate::policy::{
+    AcceptUnknown, DriveClaim, KeyClaim, Known, PolicyConfig, Refusal, SessionKeyClaim,
+    authorize_confirm, authorize_create, authorize_rekey, authorize_resolve, certified,
+};
+use crate::problem::{EkmCode, Problem};
+use crate::store::{
+    Defaults, Drive, DriveKey, DriveState, Issuance, RegisteredKek, RequestKey, Store, StoreError,
+    StoredEedk, VolumeKey,
+};
+use crate::tls::PeerId;
+use answer::{create_answer, marks, rekey_answer, resolve_answer};
+use challenge::Challenges;
+use turns::Turns;
+
+/// Shortest time between two searches of the tokens for a label that is not known.
+const SEARCH: Duration = Duration::from_secs(1);
+
+/// What a verb answers.
+pub type Answer<T> = Result<Audited<T>, Problem>;
+
+/// A server's core: state, records, tokens, policy.
+#[derive(Debug)]
+pub struct Service {
+    node: String,
+    policy: PolicyConfig,
+    drive_ca: Option<Vec<u8>>,
+    store: Arc<dyn Store>,
+    audit: AuditLog,
+    tokens: Tokens,
+    turns: Turns,
+    challenges: Challenges,
+    searched: Mutex<Option<Instant>>,
+}
+
+/// What is looked up for one request.
+struct Looked {
+    drive: Option<Drive>,
+    directory: Directory,
+    defaults: Defaults,
+}
+
+impl Service {
+    /// A service over what is open already. `drive_ca` is PEM.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        drive_ca: Option<Vec<u8>>,
+        store: Arc<dyn Store>,
+        audit: AuditLog,
+        tokens: Tokens,
+    ) -> Self {
+        Self {
+            node: config.node.clone(),
+            policy: config.policy.clone(),
+            drive_ca,
+            store,
+            audit,
+            tokens,
+            turns: Turns::default(),
+            challenges: Challenges::default(),
+            searched: Mutex::new(None),
+        }
+    }
+
+    /// The server's name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// The records.
+    #[must_use]
+    pub const fn audit(&self) -> &AuditLog {
+        &self.audit
+    }
+
+    /// The tokens.
+    #[must_use]
+    pub const fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// A challenge for a drive's session key, good once.
+    ///
+    /// # Errors
+    /// Too many are waiting, or the operating system gives no random numbers.
+    pub fn challenge(&self) -> Result<Vec<u8>, Problem> {
+        self.challenges
+            .give()
+            .ok_or_else(|| Problem::unavailable("too many challenges wait for their answer"))
+    }
+
+    /// A new data key. The same request id gets the same one again.
+    ///
+    /// # Errors
+    /// The problem, recorded.
+    pub async fn create(&self, peer: &PeerId, request: &CreateRequest) -> Answer<CreateAnswer> {
+        let mut event = event(
+            "create",
+            peer,
+            &request.request_id,
+            Some(&request.drive.serial),
+        );
+        event.volser = Some(request.volser.to_string());
+        let outcome = self.try_create(peer, request, &mut event).await;
+        self.close(event, outcome).await
+    }
+
+    async fn try_create(
+        &self,
+        peer: &PeerId,
+        request: &CreateRequest,
+        event: &mut Event,
+    ) -> Result<CreateAnswer, Problem> {
+        let key = request_key(peer, &request.request_id);
+        let digest = request.digest();
+        let _turn = self.turns.take(key.clone()).await;
+        let claim = self.claim(&request.drive)?;
+        if let Some(earlier) = self.answered(&key, &digest).await? {
+            return self
+                .create_again(peer, request, &claim, &earlier, event)
+                .await;
+        }
+        let labels = (request.kek1.as_ref(), request.kek2.as_ref());
+        let grant = self
+            .judge(peer, &claim, |known| {
+                authorize_create(known, peer, &claim, labels)
+            })
+            .await?;
+        event.keks = grant
+            .keks()
+            .iter()
+            .map(|kek| kek.kek.label.to_string())
+            .collect();
+        event.drive_key = fingerprint(&grant.drive().spki);
+        let intent = self.audit.submit(intended(event)).await;
+        let issued = exchange::create(
+            &self.tokens,
+            &grant,
+            Fresh::new().map_err(|e| Problem::from(&e))?,
+        )
+        .await
+        .map_err(|error| Problem::from(&error))?;
+        intent.await.map_err(|error| unrecorded(&error))?;
+        let eedks = stored(&issued.eedks, grant.keks(), &issued.proved);
+        event.dki = Some(issued.dki.to_string());
+        event.eedks = marks(&eedks);
+        event.token = Some(issued.place.token.clone());
+        event.custody = Some(issued.place.custody.to_string());
+        note_unproved(event, &issued.proved);
+        self.store
+            .issue(&Issuance {
+                request: key,
+                digest,
+                dki: issued.dki,
+                volser: request.volser.clone(),
+                drive: request.drive.serial.clone(),
+                token: issued.place.token,
+                custody: issued.place.custody,
+                eedks: eedks.clone(),
+            })
+            .await
+            .map_err(|error| unstored(&error))?;
+        create_answer(request.request_id, issued.dki, &eedks, issued.sedk)
+    }
+
+    /// The answer to a create was lost: the same data key, wrapped again for the drive.
+    async fn create_again(
+        &self,
+        peer: &PeerId,
+        request: &CreateRequest,
+        claim: &DriveClaim,
+        earlier: &VolumeKey,
+        event: &mut Event,
+    ) -> Result<CreateAnswer, Problem> {
+        let eedks: Vec<Eedk> = earlier
+            .eedks
+            .iter()
+            .map(|stored| stored.eedk.clone())
+            .collect();
+        let issued = vec![true; eedks.len()];
+        let grant = self
+            .judge(peer, claim, |known| {
+                authorize_resolve(known, peer, claim, &eedks, &issued, false)
+            })
+            .await?;
+        event.dki = Some(earlier.dki.to_string());
+        event.eedks = marks(&earlier.eedks);
+        event.drive_key = fingerprint(&grant.drive().spki);
+        event.detail = Some("the same data key again for a repeated request".to_owned());
+        let intent = self.audit.submit(intended(event)).await;
+        let resolved = exchange::resolve(&self.tokens, &grant)
+            .await
+            .map_err(|error| Problem::from(&error))?;
+        intent.await.map_err(|error| unrecorded(&error))?;
+        event.token = Some(resolved.place.token);
+        event.custody = Some(resolved.place.custody.to_string());
+        create_answer(
+            request.request_id,
+            earlier.dki,
+            &earlier.eedks,
+            resolved.sedk,
+        )
+    }
+
+    /// The data key of a cartridge.
+    ///
+    /// # Errors
+    /// The problem, recorded.
+    pub async fn resolve(&self, peer: &PeerId, request: &ResolveRequest) -> Answer<ResolveAnswer> {
+        let mut event = event(
+            "resolve",
+            peer,
+            &request.request_id,
+            Some(&request.drive.serial),
+        );
+        event.volser = request.volser.as_ref().map(ToString::to_string);
+        let outcome = self.try_resolve(peer, request, &mut event).await;
+        self.close(event, outcome).await
+    }
+
+    async fn try_resolve(
+        &self,
+        peer: &PeerId,
+        request: &ResolveRequest,
+        event: &mut Event,
+    ) -> Result<ResolveAnswer, Problem> {
+        let eedks = read_eedks(&request.eedks)?;
+        let issued = self.issued(&eedks).await?;
+        let claim = self.claim(&request.drive)?;
+        event.dki = eedks.first().map(|eedk| eedk.dki().to_string());
+        event.eedks = answer::foreign_marks(&eedks, &issued);
+        let grant = self
+            .judge(peer, &claim, |known| {
+                authorize_resolve(known, peer, &claim, &eedks, &issued, request.append)
+            })
+            .await?;
+        event.drive_key = fingerprint(&grant.drive().spki);
+        let intent = self.audit.submit(intended(event)).await;
+        let resolved = exchange::resolve(&self.tokens, &grant)
+            .await
+            .map_err(|error| Problem::from(&error))?;
+        intent.await.map_err(|error| unrecorded(&error))?;
+        event.token = Some(resolved.place.token.clone());
+        event.custody = Some(resolved.place.custody.to_string());
+        event.detail = failures(&resolved.failures);
+        let directory = self.directory().await?;
+        resolve_answer(request.request_id, &eedks, &issued, &directory, resolved)
+    }
+
+    /// The data key of a cartridge under other KEKs.
+    ///
+    /// # Errors
+    /// The problem, recorded.
+    pub async fn rekey(&self, peer: &PeerId, request: &RekeyRequest) -> Answer<RekeyAnswer> {
+        let mut event = event("rekey", peer, &request.request_id, Some(&request.serial));
+        event.volser = Some(request.volser.to_string());
+        let outcome = self.try_rekey(peer, request, &mut event).await;
+        self.close(event, outcome).await
+    }
+
+    async fn try_rekey(
+        &self,
+        peer: &PeerId,
+        request: &RekeyRequest,
+        event: &mut Event,
+    ) -> Result<RekeyAnswer, Problem> {
+        let key = request_key(peer, &request.request_id);
+        let digest = request.digest();
+        let _turn = self.turns.take(key.clone()).await;
+        if let Some(earlier) = self.answered(&key, &digest).await? {
+            event.dki = Some(earlier.dki.to_string());
+            event.eedks = marks(&earlier.eedks);
+            event.detail = Some("the same EEDKs again for a repeated request".to_owned());
+            return Ok(rekey_answer(
+                request.request_id,
+                earlier.dki,
+                &earlier.eedks,
+            ));
+        }
+        let eedks = read_eedks(&request.eedks)?;
+        let issued = self.issued(&eedks).await?;
+        event.dki = eedks.first().map(|eedk| eedk.dki().to_string());
+        event.keks = [Some(&request.kek1), request.kek2.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|kek| kek.label.to_string())
+            .collect();
+        let claim = DriveClaim {
+            serial: request.serial.clone(),
+            key: KeyClaim::default(),
+        };
+        let labels = (&request.kek1, request.kek2.as_ref());
+        let grant = self
+            .judge(peer, &claim, |known| {
+                authorize_rekey(known, peer, labels, &eedks, &issued)
+            })
+            .await?;
+        let intent = self.audit.submit(intended(event)).await;
+        let rekeyed = exchange::rekey(
+            &self.tokens,
+            &grant,
+            Fresh::new().map_err(|e| Problem::from(&e))?,
+        )
+        .await
+        .map_err(|error| Problem::from(&error))?;
+        intent.await.map_err(|error| unrecorded(&error))?;
+        let fresh = stored(&rekeyed.eedks, grant.keks(), &rekeyed.proved);
+        let dki = fresh
+            .first()
+            .map(|stored| stored.eedk.dki())
+            .ok_or_else(|| Problem::internal("the token made no EEDK"))?;
+        event.eedks = marks(&fresh);
+        event.token = Some(rekeyed.place.token.clone());
+        event.custody = Some(rekeyed.place.custody.to_string());
+        event.detail = failures(&rekeyed.failures);
+        note_unproved(event, &rekeyed.proved);
+        self.store
+            .issue(&Issuance {
+                request: key,
+                digest,
+                dki,
+                volser: request.volser.clone(),
+                drive: request.serial.clone(),
+                token: rekeyed.place.token,
+                custody: rekeyed.place.custody,
+                eedks: fresh.clone(),
+            })
+            .await
+            .map_err(|error| unstored(&error))?;
+        Ok(rekey_answer(request.request_id, dki, &fresh))
+    }
+
+    /// What a drive says became of its newest EEDKs.
+    ///
+    /// # Errors
+    /// The problem, recorded.
+    pub async fn confirm(&self, peer: &PeerId, request: &ConfirmRequest) -> Answer<ConfirmAnswer> {
+        let mut event = event("confirm", peer, &request.request_id, Some(&request.serial));
+        event.dki = Some(request.dki.to_string());
+        let outcome = self.try_confirm(peer, request, &mut event).await;
+        self.close(event, outcome).await
+    }
+
+    async fn try_confirm(
+        &self,
+        peer: &PeerId,
+        request: &ConfirmRequest,
+        event: &mut Event,
+    ) -> Result<ConfirmAnswer, Problem> {
+        let looked = self.look(&request.serial).await?;
+        authorize_confirm(self.known(&looked), peer, &request.serial)
+            .map_err(|refusal| Problem::from(&refusal))?;
+        let key = self
+            .store
+            .confirm(&request.dki, request.stored, peer)
+            .await
+            .map_err(|error| unstored(&error))?
+            .ok_or_else(|| {
+                Problem::new(
+                    EkmCode::EE30,
+                    404,
+                    format!(
+                        "data key {} was never issued here, so there is nothing to confirm",
+                        request.dki
+                    ),
+                )
+            })?;
+        event.volser = Some(key.volser.to_string());
+        event.eedks = marks(&key.eedks);
+        Ok(ConfirmAnswer {
+            request_id: request.request_id,
+            state: key.state,
+        })
+    }
+
+    /// Records how it ended; the answer waits for that record.
+    async fn close<T>(&self, mut event: Event, outcome: Result<T, Problem>) -> Answer<T> {
+        if let Err(problem) = &outcome {
+            event.outcome = Outcome::Failure;
+            event.code = Some(problem.code.to_string());
+            event.detail = Some(problem.detail.clone());
+            tracing::warn!(
+                action = event.action,
+                drive = event.drive,
+                peer = event.peer,
+                code = %problem.code,
+                detail = problem.detail,
+                "request refused"
+            );
+        }
+        let request = event.request.clone();
+        let receipt = self
+            .audit
+            .record(event)
+            .await
+            .map_err(|error| unrecorded(&error))?;
+        match outcome {
+            Ok(answer) => Ok(Audited::new(answer, &receipt)),
+            Err(problem) => Err(Problem {
+                request_id: request,
+                ..problem
+            }),
+        }
+    }
+
+    async fn answered(
+        &self,
+        key: &RequestKey,
+        digest: &[u8; 32],
+    ) -> Result<Option<VolumeKey>, Problem> {
+        match self
+            .store
+            .answered(key)
+            .await
+            .map_err(|error| unstored(&error))?
+        {
+            Some((known, earlier)) if known == *digest => Ok(Some(earlier)),
+            Some(_) => Err(Problem::new(
+                EkmCode::EE23,
+                409,
+                "this request id was used before for another request; use a new one",
+            )),
+            None => Ok(None),
+        }
+    }
+
+    async fn issued(&self, eedks: &[Eedk]) -> Result<Vec<bool>, Problem> {
+        let mut issued = Vec::with_capacity(eedks.len());
+        for eedk in eedks {
+            let found = self
+                .store
+                .issued(&eedk.digest())
+                .await
+                .map_err(|error| unstored(&error))?;
+            issued.push(found.is_some());
+        }
+        Ok(issued)
+    }
+
+    fn claim(&self, drive: &DriveInRequest) -> Result<DriveClaim, Problem> {
+        let session = match &drive.session_key {
+            None => None,
+            Some(session) => {
+                if !self.challenges.take(&session.challenge.0) {
+                    return Err(Problem::new(
+                        EkmCode::EE2B,
+                        403,
+                        "the session key's challenge was not given by this server, was used already or is older than 60 s; ask for a new one",
+                    ));
+                }
+                Some(SessionKeyClaim {
+                    spki: session.public_key.0.clone(),
+                    signature: session.signature.0.clone(),
+                    certificate: session.certificate.0.clone(),
+                    challenge: session.challenge.0.clone(),
+                })
+            }
+        };
+        Ok(DriveClaim {
+            serial: drive.serial.clone(),
+            key: KeyClaim {
+                wrapping: drive.public_key.as_ref().map(|key| key.0.clone()),
+                session,
+            },
+        })
+    }
+
+    /// Looks up what the policy needs and has it judge; looks at the tokens
+    /// again where a label is not known, and at the drive where it is not.
+    async fn judge<T>(
+        &self,
+        peer: &PeerId,
+        claim: &DriveClaim,
+        judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
+    ) -> Result<T, Problem> {
+        let looked = self.look(&claim.serial).await?;
+        let verdict = judge(self.known(&looked));
+        let verdict = match verdict {
+            Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => {
+                judge(self.known(&self.look(&claim.serial).await?))
+            }
+            Err(Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_))
+                if self.may_search() =>
+            {
+                self.tokens.look_again().await;
+                judge(self.known(&self.look(&claim.serial).await?))
+            }
+            verdict => verdict,
+        };
+        verdict.map_err(|refusal| {
+            // Without a ready token no label can be known: that is not the request's fault.
+            if !self.tokens.any_ready()
+                && matches!(refusal, Refusal::Kek(_) | Refusal::Unreadable(_))
+            {
+                return Problem::unavailable(format!(
+                    "no token is ready (ekm token status); {refusal}"
+                ));
+            }
+            Problem::from(&refusal)
+        })
+    }
+
+    fn may_search(&self) -> bool {
+        let mut searched = self.searched.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = searched.is_none_or(|last| last.elapsed() >= SEARCH);
+        if due {
+            *searched = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Gives an unknown drive a row where the rules say so; true where it is worth asking again.
+    async fn take_in(&self, peer: &PeerId, claim: &DriveClaim) -> Result<bool, Problem> {
+        let (key, state) = match self.policy.accept_unknown_drives {
+            AcceptUnknown::Reject => return Ok(false),
+            AcceptUnknown::Pending => {
+                let key = match (&claim.key.session, &claim.key.wrapping) {
+                    (Some(_), _) if certified(claim, self.drive_ca.as_deref()).is_ok() => {
+                        DriveKey::Certified
+                    }
+                    (Some(_), _) => return Ok(false),
+                    (None, Some(spki)) => DriveKey::Pinned(spki.clone()),
+                    (None, None) => DriveKey::None,
+                };
+                (key, DriveState::Pending)
+            }
+            AcceptUnknown::Accept => {
+                certified(claim, self.drive_ca.as_deref()).map_err(|refusal| {
+                    tracing::warn!(drive = %claim.serial, %refusal, "unknown drive not accepted");
+                    Problem::from(&Refusal::UnknownDrive {
+                        serial: claim.serial.clone(),
+                    })
+                })?;
+                (DriveKey::Certified, DriveState::Active)
+            }
+        };
+        let drive = Drive {
+            serial: claim.serial.clone(),
+            wwn: None,
+            kek1: None,
+            kek2: None,
+            key,
+            form: SedkForm::RsaOaepSha1,
+            custody: Custody::Token,
+            speakers: Vec::new(),
+            state,
+        };
+        let mut event = Event::new(
+            Kind::ResourceManagement,
+            "drive-discovered",
+            Outcome::Success,
+        );
+        event.peer = Some(peer.to_string());
+        event.drive = Some(claim.serial.to_string());
+        event.detail = Some(format!("{state:?}").to_lowercase());
+        self.audit
+            .record(event)
+            .await
+            .map_err(|error| unrecorded(&error))?;
+        self.store
+            .put_drive(&drive)
+            .await
+            .map_err(|error| unstored(&error))?;
+        Ok(true)
+    }
+
+    async fn look(&self, serial: &DriveSerial) -> Result<Looked, Problem> {
+        let fail = |error: StoreError| unstored(&error);
+        Ok(Looked {
+            drive: self.store.drive(serial).await.map_err(fail)?,
+            directory: self.directory().await?,
+            defaults: self.store.defaults().await.map_err(fail)?,
+        })
+    }
+
+    /// All KEKs that are known now.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn directory(&self) -> Result<Directory, Problem> {
+        let registry: Vec<RegisteredKek> =
+            self.store.keks().await.map_err(|error| unstored(&error))?;
+        Ok(self.tokens.directory(registry))
+    }
+
+    fn known<'a>(&'a self, looked: &'a Looked) -> Known<'a> {
+        Known {
+            config: &self.policy,
+            drive: looked.drive.as_ref(),
+            directory: &looked.directory,
+            defaults: &looked.defaults,
+            drive_ca: self.drive_ca.as_deref(),
+        }
+    }
+
+    /// Whether keys can be served now, or why not.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.audit.has_failed() {
+            return Err("the audit log has failed; see the server's log and restart it".to_owned());
+        }
+        if !self.tokens.any_ready() {
+            let states: Vec<String> = self
+                .tokens
+                .bridges()
+                .iter()
+                .map(|bridge| format!("{} is {}", bridge.name(), bridge.state().word()))
+                .collect();
+            return Err(format!("no token is ready: {}", states.join(", ")));
+        }
+        Ok(())
+    }
+}
+
+fn event(action: &str, peer: &PeerId, request: &uuid::Uuid, drive: Option<&DriveSerial>) -> Event {
+    let mut event = Event::new(Kind::Runtime, action, Outcome::Success);
+    event.peer = Some(peer.to_string());
+    event.request = Some(request.to_string());
+    event.drive = drive.map(ToString::to_string);
+    event
+}
+
+fn intended(event: &Event) -> Event {
+    Event {
+        outcome: Outcome::Intent,
+        ..event.clone()
+    }
+}
+
+fn request_key(peer: &PeerId, id: &uuid::Uuid) -> RequestKey {
+    RequestKey {
+        peer: peer.clone(),
+        id: id.to_string(),
+    }
+}
+
+fn fingerprint(spki: &[u8]) -> Option<String> {
+    (!spki.is_empty()).then(|| crate::key::KekHash::of_spki(spki).to_string())
+}
+
+fn stored(eedks: &[Eedk], keks: &[crate::policy::GrantedKek], proved: &[bool]) -> Vec<StoredEedk> {
+    eedks
+        .iter()
+        .zip(keks)
+        .zip(proved)
+        .map(|((eedk, granted), proved)| StoredEedk {
+            eedk: eedk.clone(),
+            kek_label: granted.kek.label.clone(),
+            kek_hash: granted.kek.hash,
+            proved: *proved,
+        })
+        .collect()
+}
+
+fn note_unproved(event: &mut Event, proved: &[bool]) {
+    if proved.contains(&false) {
+        let note = "an EEDK was not proved: its private half is not here, and policy.unproved_keks allows that";
+        event.detail = Some(note.to_owned());
+    }
+}
+
+fn failures(faults: &[crate::keystore::Fault]) -> Option<String> {
+    let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| format!("another EEDK does not open: {}", texts.join("; ")))
+}
+
+fn read_eedks(from: &[api::Base64]) -> Result<Vec<Eedk>, Problem> {
+    api::eedks(from).map_err(|reason| {
+        Problem::new(
+            EkmCode::EE23,
+            400,
+            format!("{reason}; the cartridge memory may be damaged, or the cartridge was keyed by another product"),
+        )
+    })
+}
+
+fn unstored(error: &StoreError) -> Problem {
+    tracing::error!(%error, "the state cannot be read or written");
+    Problem::unavailable("the key manager's state cannot be read or written; its log says why")
+}
+
+fn unrecorded(error: &AuditError) -> Problem {
+    tracing::error!(%error, "no audit record, so no answer");
+    Problem::unavailable(
+        "the audit record cannot be written, so no key is served; the server's log says why",
+    )
+}

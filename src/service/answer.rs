@@ -1,0 +1,139 @@
+//! Answers and record marks, from what an exchange gave.
+
+use secrecy::{ExposeSecret, SecretBox};
+use uuid::Uuid;
+
+use crate::api::{Base64, CreateAnswer, EedkInAnswer, RekeyAnswer, ResolveAnswer, SecretBytes};
+use crate::audit::EedkMark;
+use crate::exchange::Resolved;
+use crate::key::{DataKeyId, Eedk, KekId, KeyLabel, Sedk, SedkForm};
+use crate::keystore::Directory;
+use crate::problem::Problem;
+use crate::store::StoredEedk;
+use crate::t10::{AlgorithmIndex, Kad, KadType, Kads, KeyField, SetDataEncryption, WrappedKey};
+
+/// Algorithm index 01h, the one that drives with one algorithm give it; a
+/// proxy that read another from page 0010h puts it in byte 8.
+const AES_256_GCM: AlgorithmIndex = AlgorithmIndex(1);
+
+pub(super) fn create_answer(
+    request_id: Uuid,
+    dki: DataKeyId,
+    stored: &[StoredEedk],
+    sedk: Sedk,
+) -> Result<CreateAnswer, Problem> {
+    let ders: Vec<&[u8]> = stored.iter().map(|stored| stored.eedk.as_der()).collect();
+    Ok(CreateAnswer {
+        request_id,
+        dki,
+        eedks: stored.iter().map(of_stored).collect(),
+        spout: spout(&sedk, dki, &ders)?,
+        sedk,
+    })
+}
+
+pub(super) fn rekey_answer(request_id: Uuid, dki: DataKeyId, stored: &[StoredEedk]) -> RekeyAnswer {
+    RekeyAnswer {
+        request_id,
+        dki,
+        eedks: stored.iter().map(of_stored).collect(),
+    }
+}
+
+pub(super) fn resolve_answer(
+    request_id: Uuid,
+    eedks: &[Eedk],
+    issued: &[bool],
+    directory: &Directory,
+    resolved: Resolved,
+) -> Result<ResolveAnswer, Problem> {
+    let dki = eedks
+        .first()
+        .map(Eedk::dki)
+        .ok_or_else(|| Problem::internal("a resolve without an EEDK"))?;
+    Ok(ResolveAnswer {
+        request_id,
+        dki,
+        eedks: eedks
+            .iter()
+            .map(|eedk| EedkInAnswer {
+                label: label_of(eedk, directory),
+                encoding: eedk.kek().encoding(),
+                eedk: Base64(eedk.encode()),
+            })
+            .collect(),
+        opened: resolved.opened,
+        issued_here: issued.iter().all(|issued| *issued),
+        spout: spout(&resolved.sedk, dki, &[])?,
+        sedk: resolved.sedk,
+    })
+}
+
+fn of_stored(stored: &StoredEedk) -> EedkInAnswer {
+    EedkInAnswer {
+        label: Some(stored.kek_label.clone()),
+        encoding: stored.eedk.kek().encoding(),
+        eedk: Base64(stored.eedk.encode()),
+    }
+}
+
+/// A hash is always resolved back to a label where that is possible, so that
+/// tape management can record labels.
+fn label_of(eedk: &Eedk, directory: &Directory) -> Option<KeyLabel> {
+    match eedk.kek() {
+        KekId::Label(label) => Some(label.clone()),
+        KekId::Hash(hash) => directory.by_hash(hash).map(|kek| kek.label.clone()),
+    }
+}
+
+/// The SPOUT 0010h parameter list that sets this key and, on a create, has
+/// the drive store the EEDKs.
+fn spout(sedk: &Sedk, dki: DataKeyId, eedks: &[&[u8]]) -> Result<Option<SecretBytes>, Problem> {
+    let unfit = |error: crate::t10::PageError| {
+        Problem::internal(format!("the SPOUT page cannot be made: {error}"))
+    };
+    let field = match sedk.form() {
+        SedkForm::RsaOaepSha1 => return Ok(None),
+        SedkForm::T10Plain => {
+            let bytes = sedk.bytes().expose_secret();
+            let wrong =
+                || Problem::internal("the token made a data key of another length than 32 bytes");
+            let key: &[u8; 32] = bytes.try_into().map_err(|_| wrong())?;
+            KeyField::Plain(SecretBox::init_with(|| *key))
+        }
+        SedkForm::T10Wrapped => {
+            KeyField::Wrapped(WrappedKey::decode(sedk.bytes().expose_secret()).map_err(unfit)?)
+        }
+    };
+    let mut kads = vec![Kad::new(KadType::Authenticated, dki.as_bytes().to_vec()).map_err(unfit)?];
+    for eedk in eedks {
+        kads.push(Kad::new(KadType::WrappedKey, eedk.to_vec()).map_err(unfit)?);
+    }
+    let page = SetDataEncryption::encrypt(AES_256_GCM, field, Kads::new(kads).map_err(unfit)?);
+    Ok(Some(SecretBytes(page.encode())))
+}
+
+pub(super) fn marks(stored: &[StoredEedk]) -> Vec<EedkMark> {
+    stored
+        .iter()
+        .map(|stored| EedkMark {
+            sha256: hex::encode(stored.eedk.digest()),
+            kek: stored.kek_label.to_string(),
+            encoding: stored.eedk.kek().encoding().to_string(),
+            foreign: false,
+        })
+        .collect()
+}
+
+pub(super) fn foreign_marks(eedks: &[Eedk], issued: &[bool]) -> Vec<EedkMark> {
+    eedks
+        .iter()
+        .zip(issued)
+        .map(|(eedk, issued)| EedkMark {
+            sha256: hex::encode(eedk.digest()),
+            kek: eedk.kek().to_string(),
+            encoding: eedk.kek().encoding().to_string(),
+            foreign: !issued,
+        })
+        .collect()
+}

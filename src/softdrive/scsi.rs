@@ -1,0 +1,452 @@
+//! The software drive as a host sees it: security protocols 00h and 20h.
+//!
+//! It answers as a real drive does, with the pages and the sense codes of SSC-4, for one
+//! initiator. What it cannot do it refuses: raw reading, external mode, supplemental keys, U-KADs
+//! and clearing on reservations, as it has none.
+
+use aws_lc_rs::rand;
+use secrecy::SecretBox;
+
+use super::{
+    cartridge::Header,
+    identity::{DriveKind, SoftDrive},
+};
+use crate::{
+    key::{DataKeyId, Eedk},
+    t10::{
+        Algorithm, AlgorithmIndex, Authenticated, Capabilities, Cdb, CheckMode, Clearing,
+        ConfigurationAllowed, CryptoSupport, DecryptionMode, Direction, EncryptionMode,
+        EncryptionStatus, ExternalControl, ExternalModeSupport, InPage, Kad, KadFormat, KadSupport,
+        KadType, Kads, KeyField, NextBlock, NonceSupport, OutPage, PageError, PageList,
+        ParametersControl, PositionSupport, ProtocolList, RandomNumber, RawDecryption,
+        RawModeSupport, Scope, SecurityAlgorithm, SecurityProtocol, Sense, SetDataEncryption,
+        Status,
+    },
+};
+
+/// A software drive with what it has been told, and perhaps a cartridge in it.
+#[derive(Debug)]
+pub struct Target {
+    drive: SoftDrive,
+    medium: Option<Medium>,
+    parameters: Option<Parameters>,
+    key_instance: u32,
+}
+
+impl Target {
+    /// A drive as it is after power on: no cartridge, no key.
+    pub fn new(drive: SoftDrive) -> Self {
+        Self {
+            drive,
+            medium: None,
+            parameters: None,
+            key_instance: 0,
+        }
+    }
+
+    /// Who the drive is.
+    pub fn drive(&self) -> &SoftDrive {
+        &self.drive
+    }
+
+    /// Puts a cartridge in, in place of the one that was.
+    pub fn load(&mut self, medium: Medium) {
+        self.unload();
+        self.medium = Some(medium);
+    }
+
+    /// Takes the cartridge out, and forgets the key where that was asked for.
+    pub fn unload(&mut self) -> Option<Medium> {
+        if let Some(parameters) = &self.parameters
+            && parameters.clearing.on_demount
+        {
+            self.parameters = None;
+        }
+        self.medium.take()
+    }
+
+    /// The cartridge in the drive.
+    pub fn medium(&self) -> Option<&Medium> {
+        self.medium.as_ref()
+    }
+
+    /// The data key that is set, for writing and reading cartridges.
+    pub fn data_key(&self) -> Option<&SecretBox<[u8; 32]>> {
+        self.parameters
+            .as_ref()
+            .and_then(|parameters| parameters.key.as_ref())
+    }
+
+    /// Names of the data key that is set, as a new cartridge is to carry them.
+    pub fn key_names(&self) -> Option<&MediumKey> {
+        self.parameters
+            .as_ref()
+            .and_then(|parameters| parameters.names.as_ref())
+    }
+
+    /// How many parameter lists have been accepted.
+    pub fn key_instance(&self) -> u32 {
+        self.key_instance
+    }
+
+    /// SECURITY PROTOCOL IN: a page, cut to the allocation length.
+    ///
+    /// # Errors
+    ///
+    /// The sense data of the refusal.
+    pub fn spin(&self, cdb: &[u8]) -> Result<Vec<u8>, Sense> {
+        let cdb = command(cdb, Direction::In)?;
+        let mut page = match cdb.protocol {
+            SecurityProtocol::Information if cdb.page == 0 => {
+                ProtocolList::new(SecurityProtocol::ALL).encode()
+            }
+            SecurityProtocol::Information => return Err(Sense::INVALID_FIELD_IN_CDB),
+            SecurityProtocol::TapeDataEncryption => self.page(cdb.page)?,
+        };
+        page.truncate(usize::try_from(cdb.length).unwrap_or(usize::MAX));
+        Ok(page)
+    }
+
+    /// SECURITY PROTOCOL OUT: sets or takes away the key. Nothing changes where it is refused.
+    ///
+    /// # Errors
+    ///
+    /// The sense data of the refusal.
+    pub fn spout(&mut self, cdb: &[u8], data: &[u8]) -> Result<(), Sense> {
+        let cdb = command(cdb, Direction::Out)?;
+        if cdb.protocol != SecurityProtocol::TapeDataEncryption {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        if usize::try_from(cdb.length) != Ok(data.len()) {
+            return Err(Sense::PARAMETER_LIST_LENGTH);
+        }
+        match OutPage::try_from(cdb.page).map_err(|_| Sense::INVALID_FIELD_IN_CDB)? {
+            OutPage::SetDataEncryption => {
+                let page = SetDataEncryption::decode(data).map_err(|error| refusal(&error))?;
+                self.set(page)
+            }
+        }
+    }
+
+    fn page(&self, code: u16) -> Result<Vec<u8>, Sense> {
+        let page = InPage::try_from(code)
+            .ok()
+            .filter(|page| self.pages().contains(page))
+            .ok_or(Sense::INVALID_FIELD_IN_CDB)?;
+        Ok(match page {
+            InPage::InSupport => PageList::of_in(&self.pages()).encode(),
+            InPage::OutSupport => PageList::of_out(OutPage::ALL).encode(),
+            InPage::Capabilities => self.capabilities().encode(),
+            InPage::KeyFormats => self.drive.kind().key_formats().encode(),
+            InPage::Status => self.status()?.encode(),
+            InPage::NextBlock => self.next_block()?.encode(),
+            InPage::Random => {
+                let mut number = [0; 32];
+                rand::fill(&mut number).map_err(|_| Sense::INTERNAL_FAILURE)?;
+                RandomNumber(number).encode()
+            }
+            InPage::PublicKey => self
+                .drive
+                .public_key()
+                .map_err(|_| Sense::INTERNAL_FAILURE)?
+                .encode(),
+        })
+    }
+
+    /// The pages that can be read: all but the public key, where nothing is wrapped under it.
+    fn pages(&self) -> Vec<InPage> {
+        let wraps = self.drive.kind() != DriveKind::LtoPlain;
+        InPage::ALL
+            .iter()
+            .copied()
+            .filter(|page| wraps || *page != InPage::PublicKey)
+            .collect()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let max_eedks = self.drive.kind().max_eedks();
+        let loaded = self.medium.is_some();
+        Capabilities {
+            external_control: ExternalControl::NotCapable,
+            configuration: ConfigurationAllowed::Allowed,
+            algorithms: vec![Algorithm {
+                index: INDEX,
+                valid_for_volume: loaded,
+                supplemental_keys: false,
+                authenticates: true,
+                distinguishes: true,
+                decrypts: CryptoSupport::Software,
+                encrypts: CryptoSupport::Software,
+                valid_at_position: if loaded {
+                    PositionSupport::Valid
+                } else {
+                    PositionSupport::NotApplicable
+                },
+                nonce: NonceSupport::Drive,
+                kad_format: true,
+                volume_status: true,
+                ukad_fixed: false,
+                akad_fixed: true,
+                max_ukad_len: 0,
+                max_akad_len: AKAD_LEN,
+                key_len: 32,
+                decryption_kad: KadSupport::Allowed,
+                external_mode: ExternalModeSupport::NotAllowed,
+                raw_mode: RawModeSupport::NotAllowed,
+                records_mode: false,
+                max_eedks,
+                max_supplemental_keys: 0,
+                max_eedk_len: if max_eedks > 0 { MAX_EEDK_LEN } else { 0 },
+                algorithm: SecurityAlgorithm::AES_GCM_128,
+            }],
+        }
+    }
+
+    fn status(&self) -> Result<Status, Sense> {
+        let volume_encrypted = matches!(self.medium, Some(Medium::Encrypted(_)));
+        let mut status = Status {
+            nexus_scope: Scope::Public,
+            key_scope: Scope::Public,
+            encryption: EncryptionMode::Disable,
+            decryption: DecryptionMode::Disable,
+            algorithm: AlgorithmIndex(0),
+            key_instance: self.key_instance,
+            control: ParametersControl::NotExclusive,
+            volume_encrypted,
+            check_mode: CheckMode::VendorDefault,
+            raw_disabled: true,
+            kad_format: KadFormat::Unspecified,
+            supplemental_keys: 0,
+            kads: Kads::default(),
+        };
+        if let Some(parameters) = &self.parameters {
+            status.nexus_scope = parameters.scope;
+            status.key_scope = parameters.scope;
+            status.encryption = parameters.encryption;
+            status.decryption = parameters.decryption;
+            status.algorithm = INDEX;
+            status.check_mode = parameters.check_mode;
+            status.kad_format = parameters.kad_format;
+            if let Some(names) = &parameters.names {
+                status.kads = names.kads(Authenticated::NotReported)?;
+            }
+        }
+        Ok(status)
+    }
+
+    fn next_block(&self) -> Result<NextBlock, Sense> {
+        let medium = self.medium.as_ref().ok_or(Sense::MEDIUM_NOT_PRESENT)?;
+        let (encryption, algorithm, kads) = match medium {
+            Medium::Blank => (EncryptionStatus::NotABlock, 0, Kads::default()),
+            Medium::Plain => (EncryptionStatus::NotEncrypted, 0, Kads::default()),
+            Medium::Encrypted(names) => {
+                let ours = self.key_names().is_some_and(|set| set.dki == names.dki);
+                let encryption = if ours {
+                    EncryptionStatus::Decryptable
+                } else {
+                    EncryptionStatus::KeyMissing
+                };
+                (encryption, 1, names.kads(Authenticated::NotAttempted)?)
+            }
+        };
+        Ok(NextBlock {
+            position: 0,
+            encryption,
+            algorithm: AlgorithmIndex(algorithm),
+            external: false,
+            raw_disabled: matches!(medium, Medium::Encrypted(_)),
+            kad_format: KadFormat::Unspecified,
+            kads,
+        })
+    }
+
+    fn set(&mut self, page: SetDataEncryption) -> Result<(), Sense> {
+        let SetDataEncryption {
+            scope,
+            lock,
+            check_mode,
+            raw_decryption,
+            supplemental,
+            clearing,
+            encryption,
+            decryption,
+            algorithm,
+            key,
+            kad_format,
+            kads,
+        } = page;
+        let reservations = clearing.on_reservation_preempted || clearing.on_reservation_lost;
+        let possible = scope != Scope::Public
+            && !lock
+            && raw_decryption != RawDecryption::Allow
+            && !supplemental
+            && !reservations
+            && (!clearing.on_demount || self.medium.is_some())
+            && encryption != EncryptionMode::External
+            && decryption != DecryptionMode::Raw
+            && algorithm == INDEX
+            && self.drive.kind().key_formats().contains(key.format());
+        if !possible {
+            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+        }
+        let off = encryption == EncryptionMode::Disable && decryption == DecryptionMode::Disable;
+        let (key, names) = if off {
+            if !kads.as_slice().is_empty() {
+                return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+            }
+            (None, None)
+        } else {
+            let names = self.names(&kads)?;
+            // A cartridge that does not say which key it was written with is lost.
+            if encryption == EncryptionMode::Encrypt && names.is_none() {
+                return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+            }
+            (Some(self.unwrap(key)?), names)
+        };
+        self.parameters = Some(Parameters {
+            scope,
+            check_mode,
+            clearing,
+            encryption,
+            decryption,
+            kad_format,
+            key,
+            names,
+        });
+        self.key_instance = self.key_instance.wrapping_add(1);
+        Ok(())
+    }
+
+    fn unwrap(&self, key: KeyField) -> Result<SecretBox<[u8; 32]>, Sense> {
+        match key {
+            KeyField::None => Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST),
+            KeyField::Plain(key) => Ok(key),
+            KeyField::Wrapped(key) => self
+                .drive
+                .unwrap_key_field(&key)
+                .map_err(|_| Sense::UNABLE_TO_DECRYPT_PARAMETER_LIST),
+        }
+    }
+
+    /// What the descriptors name: an A-KAD with the DKi, and the EEDKs for the cartridge.
+    fn names(&self, kads: &Kads) -> Result<Option<MediumKey>, Sense> {
+        let mut dki = None;
+        let mut eedks = Vec::new();
+        for kad in kads.as_slice() {
+            match kad.kind() {
+                KadType::Authenticated => dki = Some(DataKeyId::try_from(kad.data()).ok()),
+                // A real drive does not look into them; this one keeps only what it can read back.
+                KadType::WrappedKey => eedks.push(Eedk::decode(kad.data()).ok()),
+                KadType::Unauthenticated | KadType::Nonce | KadType::Metadata => {
+                    return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+                }
+            }
+        }
+        let eedks: Option<Vec<Eedk>> = eedks.into_iter().collect();
+        match (dki, eedks) {
+            (None, Some(eedks)) if eedks.is_empty() => Ok(None),
+            (Some(Some(dki)), Some(eedks))
+                if eedks.len() <= usize::from(self.drive.kind().max_eedks())
+                    && eedks.iter().all(|eedk| eedk.dki() == dki) =>
+            {
+                Ok(Some(MediumKey { dki, eedks }))
+            }
+            _ => Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST),
+        }
+    }
+}
+
+/// What is on a cartridge, as far as a drive tells without a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// Nothing.
+    Blank,
+    /// Blocks in clear.
+    Plain,
+    /// Encrypted blocks, which name their key.
+    Encrypted(MediumKey),
+}
+
+impl From<&Header> for Medium {
+    fn from(header: &Header) -> Self {
+        Self::Encrypted(MediumKey {
+            dki: header.dki(),
+            eedks: header.eedks().to_vec(),
+        })
+    }
+}
+
+/// How a cartridge names its data key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MediumKey {
+    /// The A-KAD of its blocks.
+    pub dki: DataKeyId,
+    /// Its EEDKs, where the drive keeps them.
+    pub eedks: Vec<Eedk>,
+}
+
+impl MediumKey {
+    fn kads(&self, authenticated: Authenticated) -> Result<Kads, Sense> {
+        let Self { dki, eedks } = self;
+        let dki = Kad::reported(
+            KadType::Authenticated,
+            authenticated,
+            dki.as_bytes().to_vec(),
+        );
+        let eedks = eedks
+            .iter()
+            .map(|eedk| Kad::reported(KadType::WrappedKey, authenticated, eedk.encode()));
+        std::iter::once(dki)
+            .chain(eedks)
+            .collect::<Result<_, _>>()
+            .and_then(Kads::new)
+            .map_err(|_| Sense::INTERNAL_FAILURE)
+    }
+}
+
+/// What the drive has been told. `Debug` shows no key.
+#[derive(Debug)]
+struct Parameters {
+    scope: Scope,
+    check_mode: CheckMode,
+    clearing: Clearing,
+    encryption: EncryptionMode,
+    decryption: DecryptionMode,
+    kad_format: KadFormat,
+    key: Option<SecretBox<[u8; 32]>>,
+    names: Option<MediumKey>,
+}
+
+fn command(bytes: &[u8], expected: Direction) -> Result<Cdb, Sense> {
+    let cdb = Cdb::decode(bytes).map_err(|error| match error {
+        PageError::OperationCode { .. } => Sense::INVALID_COMMAND,
+        _ => Sense::INVALID_FIELD_IN_CDB,
+    })?;
+    if cdb.direction == expected {
+        Ok(cdb)
+    } else {
+        Err(Sense::INVALID_COMMAND)
+    }
+}
+
+fn refusal(error: &PageError) -> Sense {
+    match error {
+        PageError::Truncated { .. } | PageError::TrailingBytes { .. } => {
+            Sense::PARAMETER_LIST_LENGTH
+        }
+        // The other errors all name a field.
+        _ => Sense::INVALID_FIELD_IN_PARAMETER_LIST,
+    }
+}
+
+/// As on most drives.
+const INDEX: AlgorithmIndex = AlgorithmIndex(1);
+
+/// [`DataKeyId::LEN`] as the page has it.
+const AKAD_LEN: u16 = 12;
+
+/// [`Eedk::MAX_LEN`] as the page has it.
+const MAX_EEDK_LEN: u16 = 896;
+
+#[cfg(test)]
+mod tests;
