@@ -13,6 +13,8 @@ pub mod admin;
 pub mod api;
 pub mod audit;
 pub mod bridge;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod drive;
 pub mod exchange;

@@ -1,2 +1,7 @@
-//! The `ekm` program.
-fn main() {}
+//! The `ekm` program: everything is in the library's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ekm::cli::run()
+}

@@ -19,7 +19,7 @@ use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome};
 use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
-use crate::key::{Eedk, KekRef, SedkForm};
+use crate::key::{Eedk, SedkForm};
 use crate::keystore::{Custody, Directory, KekError, Tokens};
 use crate::policy::{
     AcceptUnknown, DriveClaim, KeyClaim, Known, PolicyConfig, Refusal, SessionKeyClaim,

@@ -8,7 +8,7 @@ use super::AuditError;
 use super::record::{Head, Link, MAX_LINE, Record, parse_seq};
 
 /// A log without damage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Verified {
     /// How many records there are.
     pub records: u64,

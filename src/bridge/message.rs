@@ -360,6 +360,33 @@ pub struct KekAttributes {
     pub modifiable: Option<bool>,
 }
 
+impl KekAttributes {
+    /// Each with its name, as the standard spells it.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, Option<bool>); 8] {
+        let Self {
+            sensitive,
+            extractable,
+            always_sensitive,
+            never_extractable,
+            local,
+            unwrap,
+            decrypt,
+            modifiable,
+        } = *self;
+        [
+            ("CKA_SENSITIVE", sensitive),
+            ("CKA_EXTRACTABLE", extractable),
+            ("CKA_ALWAYS_SENSITIVE", always_sensitive),
+            ("CKA_NEVER_EXTRACTABLE", never_extractable),
+            ("CKA_LOCAL", local),
+            ("CKA_UNWRAP", unwrap),
+            ("CKA_DECRYPT", decrypt),
+            ("CKA_MODIFIABLE", modifiable),
+        ]
+    }
+}
+
 /// A slot and what is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotOnModule {

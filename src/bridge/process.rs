@@ -28,7 +28,7 @@ const QUEUE: usize = 1024;
 /// Standard input is not the socket, or the first message is wrong.
 pub fn run() -> io::Result<()> {
     // Neither a core dump nor another process of this user may see a key.
-    harden()?;
+    harden_server()?;
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let hello: Hello = message::read(&mut socket)?;
     let Hello {
@@ -172,12 +172,13 @@ fn end() -> ! {
     std::process::abort()
 }
 
-/// No core dumps, no attaching, and the end of the server is the end of this.
-pub(crate) fn harden() -> io::Result<()> {
-    use rustix::process::{
-        DumpableBehavior, Resource, Rlimit, Signal, set_dumpable_behavior,
-        set_parent_process_death_signal, setrlimit,
-    };
+/// No core dumps and no attaching by other processes of the user: an answer
+/// may hold a key.
+///
+/// # Errors
+/// The operating system's.
+pub fn harden_server() -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     setrlimit(
         Resource::Core,
         Rlimit {
@@ -186,6 +187,5 @@ pub(crate) fn harden() -> io::Result<()> {
         },
     )?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
 }

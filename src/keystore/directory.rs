@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Provenance};
+use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use crate::key::{KekHash, KeyLabel};
 use crate::store::RegisteredKek;
 
@@ -25,6 +25,8 @@ pub struct KnownKek {
     pub tokens: Vec<String>,
     /// Tokens that hold it but may not serve, with the reason.
     pub refused: Vec<(String, String)>,
+    /// The attributes of the private half, by token.
+    pub attributes: Vec<(String, KekAttributes)>,
     /// Its certificate, DER, where a token has one.
     pub certificate: Option<Vec<u8>>,
     /// Whether the registry knows it.
@@ -97,6 +99,7 @@ impl Directory {
                         provenance: None,
                         tokens: Vec::new(),
                         refused: Vec::new(),
+                        attributes: Vec::new(),
                         certificate: kek.certificate.clone(),
                         registered: registry.iter().any(|row| row.hash == kek.hash),
                     });
@@ -109,13 +112,15 @@ impl Directory {
                     PrivateHalf::Serves {
                         custody,
                         provenance,
-                        ..
+                        attributes,
                     } => {
+                        entry.attributes.push((token.to_owned(), *attributes));
                         entry.custody.get_or_insert(*custody);
                         entry.provenance.get_or_insert(*provenance);
                         entry.tokens.push(token.to_owned());
                     }
-                    PrivateHalf::Refused { reason, .. } => {
+                    PrivateHalf::Refused { reason, attributes } => {
+                        entry.attributes.push((token.to_owned(), *attributes));
                         entry.refused.push((token.to_owned(), reason.clone()));
                     }
                     PrivateHalf::Absent => {}

@@ -1,0 +1,234 @@
+//! The command line: noun, verb, and help that teaches.
+//!
+//! Exit codes: 0 done; 1 it failed, and standard error says why and what to
+//! do; 2 the command line itself is wrong; 3 something was checked and found
+//! wrong (`config check`, `audit verify`).
+
+mod audit;
+mod config;
+mod demo;
+mod drive;
+mod eedk;
+mod kek;
+mod output;
+mod serve;
+mod site;
+mod slot;
+mod softdrive;
+mod tls;
+mod token;
+mod volume;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Something was checked and found wrong; it has been said already.
+#[derive(Debug)]
+struct Found;
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("found wrong")
+    }
+}
+
+impl std::error::Error for Found {}
+
+/// Encryption key management for tape drives. The keys that protect the
+/// cartridges live in a hardware security module (or a software token for
+/// trying) and never leave it; ekm drives the token over PKCS#11.
+///
+/// New here? `ekm demo` does the whole job before your eyes. Then `ekm config
+/// example` prints a configuration to start from.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ekm",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    /// The configuration file.
+    #[arg(
+        long,
+        global = true,
+        env = "EKM_CONFIG",
+        value_name = "FILE",
+        default_value = "ekm.toml"
+    )]
+    config: PathBuf,
+
+    /// Prints JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Runs the key server until it is told to stop (SIGTERM, SIGINT).
+    Serve(serve::Serve),
+    /// Checks a configuration, or prints one to start from.
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Slots and tokens of a PKCS#11 module: look, initialise.
+    #[command(subcommand)]
+    Slot(slot::Slot),
+    /// The configured tokens and how they are.
+    #[command(subcommand)]
+    Token(token::Token),
+    /// Key-encrypting keys: make, list, show, export the public half.
+    #[command(subcommand)]
+    Kek(kek::Kek),
+    /// The drive table: which drives get keys, wrapped for which public key.
+    #[command(subcommand)]
+    Drive(drive::DriveCommand),
+    /// The volume history: which cartridge was keyed with what.
+    #[command(subcommand)]
+    Volume(volume::Volume),
+    /// A small certificate authority for the doors, for sites without one.
+    #[command(subcommand)]
+    Tls(tls::Tls),
+    /// A tape drive in software, to try and to test with.
+    #[command(subcommand)]
+    Softdrive(softdrive::Softdrive),
+    /// What an EEDK says, field by field.
+    #[command(subcommand)]
+    Eedk(eedk::EedkCommand),
+    /// The audit records: verify the chain, show.
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    /// Writes a cartridge and reads it back, with real processes and real TLS.
+    Demo(demo::Demo),
+    /// Prints completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages into a directory.
+    Man {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The token process; the server starts it.
+    #[command(hide = true)]
+    Bridge,
+}
+
+/// What every command is given.
+#[derive(Clone, Debug)]
+struct Context {
+    config: PathBuf,
+    json: bool,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn run() -> ExitCode {
+    let Cli { config, json, noun } = Cli::parse();
+    let context = Context { config, json };
+    match dispatch(&context, noun) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Found>() => ExitCode::from(3),
+        Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed too; there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "ekm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
+    match noun {
+        Noun::Bridge => {
+            log(tracing::Level::INFO);
+            Ok(crate::bridge::process::run()?)
+        }
+        Noun::Serve(serve) => {
+            log(tracing::Level::INFO);
+            serve.run(context)
+        }
+        other => {
+            log(tracing::Level::ERROR);
+            match other {
+                Noun::Config(config) => config.run(context),
+                Noun::Slot(slot) => slot.run(context),
+                Noun::Token(token) => token.run(context),
+                Noun::Kek(kek) => kek.run(context),
+                Noun::Drive(drive) => drive.run(context),
+                Noun::Volume(volume) => volume.run(context),
+                Noun::Tls(tls) => tls.run(context),
+                Noun::Softdrive(softdrive) => softdrive.run(context),
+                Noun::Eedk(eedk) => eedk.run(context),
+                Noun::Audit(audit) => audit.run(context),
+                Noun::Demo(demo) => demo.run(),
+                Noun::Completions { shell } => {
+                    clap_complete::generate(
+                        shell,
+                        &mut Cli::command(),
+                        "ekm",
+                        &mut std::io::stdout(),
+                    );
+                    Ok(())
+                }
+                Noun::Man { directory } => {
+                    std::fs::create_dir_all(&directory)?;
+                    Ok(clap_mangen::generate_to(Cli::command(), &directory)?)
+                }
+                Noun::Bridge | Noun::Serve(_) => Ok(()),
+            }
+        }
+    }
+}
+
+/// Log events go to standard error; `RUST_LOG` says which, and
+/// `EKM_LOG_FORMAT=json` makes them JSON.
+fn log(level: tracing::Level) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(level.into())
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    let started = if std::env::var_os("EKM_LOG_FORMAT").is_some_and(|format| format == "json") {
+        builder.json().try_init()
+    } else {
+        builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .try_init()
+    };
+    // A second start would be within one process, whose first log goes on.
+    drop(started);
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A runtime for commands that talk or wait.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,42 @@
+//! `ekm config`
+
+use std::path::PathBuf;
+
+use super::{Context, Found, output};
+use crate::config::{Config as Configuration, ConfigError, EXAMPLE};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Config {
+    /// Reads a configuration and names everything that is wrong with it.
+    Check {
+        /// The file; otherwise that of --config.
+        file: Option<PathBuf>,
+    },
+    /// Prints a configuration to start from.
+    Example,
+}
+
+impl Config {
+    pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Example => output::say(EXAMPLE.trim_end()),
+            Self::Check { file } => {
+                let path = file.as_ref().unwrap_or(&context.config);
+                match Configuration::load(path) {
+                    Ok(config) if context.json => output::json(&config),
+                    Ok(config) => output::say(&format!(
+                        "{}: good; {} token(s), door {}",
+                        path.display(),
+                        config.tokens.len(),
+                        config.server.listen
+                    )),
+                    Err(error @ (ConfigError::Faults { .. } | ConfigError::Syntax { .. })) => {
+                        output::say(&error.to_string())?;
+                        Err(Found.into())
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+        }
+    }
+}

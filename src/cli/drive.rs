@@ -1,0 +1,281 @@
+//! `ekm drive`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::{Context, output, site};
+use crate::admin::{Command, DriveChange, Reply};
+use crate::bridge::message::Custody;
+use crate::drive::{DriveSerial, Wwn};
+use crate::key::{KekHash, KekRef, SedkForm};
+use crate::store::{Drive, DriveKey, DriveState};
+use crate::tls::PeerId;
+
+/// Longest PEM file of a public key, bytes.
+const MAX_PEM: u64 = 64 * 1024;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum DriveCommand {
+    /// Adds a drive (EKM's adddrive).
+    ///
+    /// A data key goes only to the public key given here. Compare its
+    /// fingerprint with what the drive shows on its own panel or page 0031h:
+    /// whoever can put another key here can read the tapes.
+    Add {
+        /// Its serial: 12 characters; one of 10 gets two leading zeros.
+        serial: DriveSerial,
+        #[command(flatten)]
+        fields: Fields,
+    },
+    /// Changes a drive (EKM's moddrive); what is not given stays.
+    Mod {
+        /// Its serial.
+        serial: DriveSerial,
+        #[command(flatten)]
+        fields: Fields,
+        /// Takes the first KEK away.
+        #[arg(long, conflicts_with = "kek1")]
+        no_kek1: bool,
+        /// Takes the second KEK away.
+        #[arg(long, conflicts_with = "kek2")]
+        no_kek2: bool,
+        /// Accepts a drive that waits, once its fingerprint is compared.
+        #[arg(long)]
+        accept: bool,
+    },
+    /// Deletes a drive (EKM's deldrive): it gets EF01 from then on.
+    Del {
+        /// Its serial.
+        serial: DriveSerial,
+    },
+    /// Lists the drive table (EKM's listdrives).
+    List,
+    /// Shows one drive.
+    Show {
+        /// Its serial.
+        serial: DriveSerial,
+    },
+}
+
+/// What a drive's row says.
+#[derive(Debug, clap::Args)]
+pub(super) struct Fields {
+    /// World-wide name, 16 hex digits; form t10-02h binds the key to it.
+    #[arg(long)]
+    wwn: Option<Wwn>,
+    /// First KEK for its new cartridges: LABEL, LABEL:label or LABEL:hash.
+    #[arg(long, value_name = "LABEL[:label|:hash]")]
+    kek1: Option<KekRef>,
+    /// Second KEK for its new cartridges.
+    #[arg(long, value_name = "LABEL[:label|:hash]")]
+    kek2: Option<KekRef>,
+    /// Its public key (PUBLIC KEY or CERTIFICATE PEM), pinned.
+    #[arg(long, value_name = "PEM")]
+    key: Option<PathBuf>,
+    /// Trusts session keys that it signs with a certificate of the drive CA.
+    #[arg(long, conflicts_with = "key")]
+    ca: bool,
+    /// How it takes a data key: t10-02h, rsa-oaep-sha1, or t10-00h (in clear).
+    #[arg(long)]
+    form: Option<SedkForm>,
+    /// token, or host where the token cannot wrap for it.
+    #[arg(long)]
+    custody: Option<Custody>,
+    /// A TLS peer that may ask for it besides itself, proxy:NAME; may be given more than once.
+    #[arg(long = "speaker", value_name = "PEER")]
+    speakers: Vec<PeerId>,
+}
+
+impl Fields {
+    fn change(self) -> anyhow::Result<DriveChange> {
+        let Self {
+            wwn,
+            kek1,
+            kek2,
+            key,
+            ca,
+            form,
+            custody,
+            speakers,
+        } = self;
+        let key = match (key, ca) {
+            (Some(path), _) => Some(DriveKey::Pinned(public_key(&path)?)),
+            (None, true) => Some(DriveKey::Certified),
+            (None, false) => None,
+        };
+        Ok(DriveChange {
+            wwn,
+            kek1: kek1.map(Some),
+            kek2: kek2.map(Some),
+            key,
+            form,
+            custody,
+            speakers: (!speakers.is_empty()).then_some(speakers),
+            accept: false,
+        })
+    }
+}
+
+/// The SubjectPublicKeyInfo of a PUBLIC KEY or CERTIFICATE PEM file.
+fn public_key(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let text = crate::files::read_limited(path, MAX_PEM)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let (label, der) = der::pem::decode_vec(&text)
+        .map_err(|error| anyhow::anyhow!("{} is not PEM: {error}", path.display()))?;
+    match label {
+        "PUBLIC KEY" => Ok(der),
+        "CERTIFICATE" => {
+            let (_, certificate) = x509_parser::parse_x509_certificate(&der)
+                .with_context(|| format!("{} is no certificate", path.display()))?;
+            Ok(certificate.public_key().raw.to_vec())
+        }
+        "PRIVATE KEY" | "RSA PRIVATE KEY" => bail!(
+            "{} is a private key; give the drive's public key (openssl pkey -pubout)",
+            path.display()
+        ),
+        other => bail!(
+            "{} is a {other}; give a PUBLIC KEY or a CERTIFICATE",
+            path.display()
+        ),
+    }
+}
+
+impl DriveCommand {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (command, only) = match self {
+            Self::Add { serial, fields } => (
+                Command::DriveAdd {
+                    serial,
+                    change: Box::new(fields.change()?),
+                },
+                None,
+            ),
+            Self::Mod {
+                serial,
+                fields,
+                no_kek1,
+                no_kek2,
+                accept,
+            } => {
+                let mut change = fields.change()?;
+                change.accept = accept;
+                if no_kek1 {
+                    change.kek1 = Some(None);
+                }
+                if no_kek2 {
+                    change.kek2 = Some(None);
+                }
+                (
+                    Command::DriveMod {
+                        serial,
+                        change: Box::new(change),
+                    },
+                    None,
+                )
+            }
+            Self::Del { serial } => {
+                site::execute(
+                    context,
+                    Command::DriveDel {
+                        serial: serial.clone(),
+                    },
+                )?;
+                return output::say(&format!(
+                    "drive {serial} is deleted; it gets EF01 from now on"
+                ));
+            }
+            Self::List => {
+                let drives = drives(context, Command::DriveList)?;
+                return if context.json {
+                    output::json(&drives)
+                } else {
+                    list(&drives)
+                };
+            }
+            Self::Show { serial } => (Command::DriveList, Some(serial)),
+        };
+        let mut drives = drives(context, command)?;
+        if let Some(serial) = only {
+            drives.retain(|drive| drive.serial == serial);
+            if drives.is_empty() {
+                bail!("drive {serial} is not in the drive table (ekm drive list)");
+            }
+        }
+        if context.json {
+            return output::json(&drives);
+        }
+        drives.iter().try_for_each(show)
+    }
+}
+
+fn drives(context: &Context, command: Command) -> anyhow::Result<Vec<Drive>> {
+    match site::execute(context, command)? {
+        Reply::Drives(drives) => Ok(drives),
+        other => site::out_of_turn(&other),
+    }
+}
+
+fn list(drives: &[Drive]) -> anyhow::Result<()> {
+    output::table(
+        &["serial", "state", "form", "custody", "kek1", "kek2", "key"],
+        drives.iter().map(|drive| {
+            vec![
+                drive.serial.to_string(),
+                state(drive).to_owned(),
+                drive.form.to_string(),
+                drive.custody.to_string(),
+                kek(&drive.kek1),
+                kek(&drive.kek2),
+                fingerprint(&drive.key).chars().take(23).collect(),
+            ]
+        }),
+    )
+}
+
+fn show(drive: &Drive) -> anyhow::Result<()> {
+    let speakers: Vec<String> = drive.speakers.iter().map(ToString::to_string).collect();
+    output::fields(&[
+        ("serial", drive.serial.to_string()),
+        ("state", state(drive).to_owned()),
+        (
+            "wwn",
+            drive
+                .wwn
+                .map_or_else(|| "-".to_owned(), |wwn| wwn.to_string()),
+        ),
+        ("kek1", kek(&drive.kek1)),
+        ("kek2", kek(&drive.kek2)),
+        ("key", fingerprint(&drive.key)),
+        ("form", drive.form.to_string()),
+        ("custody", drive.custody.to_string()),
+        (
+            "speakers",
+            if speakers.is_empty() {
+                "itself".to_owned()
+            } else {
+                format!("itself, {}", speakers.join(", "))
+            },
+        ),
+    ])
+}
+
+const fn state(drive: &Drive) -> &'static str {
+    match drive.state {
+        DriveState::Active => "active",
+        DriveState::Pending => "pending",
+    }
+}
+
+fn kek(kek: &Option<KekRef>) -> String {
+    kek.as_ref()
+        .map_or_else(|| "(default)".to_owned(), ToString::to_string)
+}
+
+fn fingerprint(key: &DriveKey) -> String {
+    match key {
+        DriveKey::Pinned(spki) => format!("sha256:{}", KekHash::of_spki(spki)),
+        DriveKey::Certified => "certified".to_owned(),
+        DriveKey::None => "none".to_owned(),
+    }
+}

@@ -1,0 +1,58 @@
+//! `ekm eedk`
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{Context, output};
+use crate::key::Eedk;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum EedkCommand {
+    /// Shows what an EEDK says: its data key, its KEK, how it is wrapped.
+    Show {
+        /// A file with one EEDK, DER; ekm softdrive show --eedks DIR writes them.
+        file: PathBuf,
+    },
+}
+
+impl EedkCommand {
+    pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
+        let Self::Show { file } = self;
+        let limit = u64::try_from(Eedk::MAX_LEN)?;
+        let der = crate::files::read_limited(file, limit)
+            .with_context(|| format!("cannot read an EEDK from {}", file.display()))?;
+        let eedk = Eedk::decode(&der).with_context(|| format!("{} is no EEDK", file.display()))?;
+        if context.json {
+            return output::json(&serde_json::json!({
+                "dki": eedk.dki(),
+                "kek": eedk.kek(),
+                "wrap": eedk.wrap(),
+                "wrapped": hex::encode(eedk.wrapped()),
+                "sha256": hex::encode(eedk.digest()),
+                "bytes": der.len(),
+            }));
+        }
+        show(&eedk)
+    }
+}
+
+/// Prints the fields of an EEDK.
+pub(super) fn show(eedk: &Eedk) -> anyhow::Result<()> {
+    output::fields(&[
+        ("data key", eedk.dki().to_string()),
+        ("KEK by", eedk.kek().encoding().to_string()),
+        ("KEK", eedk.kek().to_string()),
+        ("wrapped by", eedk.wrap().to_string()),
+        (
+            "wrapped key",
+            format!(
+                "{} bytes, RSA-{}",
+                eedk.wrapped().len(),
+                eedk.wrapped().len() * 8
+            ),
+        ),
+        ("size", format!("{} bytes DER", eedk.as_der().len())),
+        ("sha256", hex::encode(eedk.digest())),
+    ])
+}

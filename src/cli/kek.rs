@@ -1,0 +1,223 @@
+//! `ekm kek`
+
+use anyhow::bail;
+use der::pem::LineEnding;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Context, output, site};
+use crate::admin::{Command, Reply};
+use crate::bridge::message::Custody;
+use crate::key::{KekRef, KeyLabel};
+use crate::keystore::KnownKek;
+use crate::store::Defaults;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Kek {
+    /// Makes an RSA key pair on a token; the private half never leaves it.
+    ///
+    /// RSA-3072 by default: tapes live for thirty years. Make the backup of
+    /// the token part of your plan before the first cartridge is written: a
+    /// lost KEK is a lost tape.
+    Generate {
+        /// Its label, at most 64 characters; case and trailing blanks make no difference.
+        label: KeyLabel,
+        /// Modulus length: 2048, 3072 or 4096 bits.
+        #[arg(long, default_value_t = 3072)]
+        bits: u32,
+        /// The token, where the configuration has more than one.
+        #[arg(long, value_name = "NAME")]
+        token: Option<String>,
+        /// token: opens EEDKs inside the token only. host: for drives that
+        /// the token cannot wrap for; the data key is in ekm's memory for an
+        /// instant.
+        #[arg(long, default_value = "token")]
+        custody: Custody,
+    },
+    /// Lists the KEKs on all tokens.
+    List,
+    /// Shows one KEK.
+    Show {
+        /// Its label.
+        label: KeyLabel,
+    },
+    /// Prints a KEK's public half: SubjectPublicKeyInfo PEM, or its certificate.
+    Export {
+        /// Its label.
+        label: KeyLabel,
+        /// Confirms that the public half is what you want; the private half cannot be had.
+        #[arg(long, required = true)]
+        public: bool,
+    },
+    /// Shows or sets the labels for drives and requests that name none.
+    Default {
+        /// First KEK: LABEL, LABEL:label or LABEL:hash.
+        #[arg(long, value_name = "LABEL[:label|:hash]")]
+        kek1: Option<KekRef>,
+        /// Second KEK.
+        #[arg(long, value_name = "LABEL[:label|:hash]")]
+        kek2: Option<KekRef>,
+        /// Takes both away.
+        #[arg(long, conflicts_with_all = ["kek1", "kek2"])]
+        none: bool,
+    },
+}
+
+impl Kek {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Generate {
+                label,
+                bits,
+                token,
+                custody,
+            } => {
+                let spinner = spinner(&format!("generating KEK {label}, RSA-{bits}"));
+                let reply = site::execute(
+                    context,
+                    Command::KekGenerate {
+                        label,
+                        bits,
+                        token,
+                        custody,
+                    },
+                );
+                spinner.finish_and_clear();
+                let keks = keks(reply?)?;
+                if context.json {
+                    return output::json(&keks);
+                }
+                keks.iter().try_for_each(show)
+            }
+            Self::List => {
+                let keks = keks(site::execute(context, Command::KekList)?)?;
+                if context.json {
+                    return output::json(&keks);
+                }
+                output::table(
+                    &["label", "bits", "custody", "provenance", "token", "hash"],
+                    keks.iter().map(|kek| {
+                        vec![
+                            kek.label.to_string(),
+                            kek.bits.to_string(),
+                            custody(kek),
+                            provenance(kek),
+                            kek.tokens.join(", "),
+                            kek.hash.to_string().chars().take(16).collect(),
+                        ]
+                    }),
+                )?;
+                for kek in &keks {
+                    for (token, reason) in &kek.refused {
+                        output::say(&format!("{} is refused on {token}: {reason}", kek.label))?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Show { label } => {
+                let found = named(context, &label)?;
+                if context.json {
+                    return output::json(&found);
+                }
+                found.iter().try_for_each(show)
+            }
+            Self::Export { label, public: _ } => {
+                let found = named(context, &label)?;
+                let [kek] = found.as_slice() else {
+                    bail!(
+                        "the label {label} is on {} different keys; ekm kek show {label} tells them apart",
+                        found.len()
+                    );
+                };
+                let (kind, der) = match &kek.certificate {
+                    Some(certificate) => ("CERTIFICATE", certificate),
+                    None => ("PUBLIC KEY", &kek.spki),
+                };
+                let pem = der::pem::encode_string(kind, LineEnding::LF, der)
+                    .map_err(|error| anyhow::anyhow!("cannot write PEM: {error}"))?;
+                output::say(pem.trim_end())
+            }
+            Self::Default { kek1, kek2, none } => {
+                let set =
+                    (kek1.is_some() || kek2.is_some() || none).then_some(Defaults { kek1, kek2 });
+                let defaults = match site::execute(context, Command::KekDefault { set })? {
+                    Reply::Defaults(defaults) => defaults,
+                    other => return site::out_of_turn(&other),
+                };
+                if context.json {
+                    return output::json(&defaults);
+                }
+                let text = |kek: Option<KekRef>| {
+                    kek.map_or_else(|| "(none)".to_owned(), |kek| kek.to_string())
+                };
+                output::fields(&[("kek1", text(defaults.kek1)), ("kek2", text(defaults.kek2))])
+            }
+        }
+    }
+}
+
+fn keks(reply: Reply) -> anyhow::Result<Vec<KnownKek>> {
+    match reply {
+        Reply::Keks(keks) => Ok(keks),
+        other => site::out_of_turn(&other),
+    }
+}
+
+fn named(context: &Context, label: &KeyLabel) -> anyhow::Result<Vec<KnownKek>> {
+    let found: Vec<KnownKek> = keks(site::execute(context, Command::KekList)?)?
+        .into_iter()
+        .filter(|kek| kek.label.same_as(label))
+        .collect();
+    if found.is_empty() {
+        bail!("no token has a KEK labelled {label} (ekm kek list)");
+    }
+    Ok(found)
+}
+
+fn show(kek: &KnownKek) -> anyhow::Result<()> {
+    let mut fields = vec![
+        ("label", kek.label.to_string()),
+        ("public-key hash", format!("sha256:{}", kek.hash)),
+        ("modulus", format!("{} bits", kek.bits)),
+        ("custody", custody(kek)),
+        ("provenance", provenance(kek)),
+        ("tokens", kek.tokens.join(", ")),
+        ("registered", output::yes(Some(kek.registered)).to_owned()),
+        (
+            "certificate",
+            output::yes(Some(kek.certificate.is_some())).to_owned(),
+        ),
+    ];
+    for (token, reason) in &kek.refused {
+        fields.push(("refused", format!("on {token}: {reason}")));
+    }
+    for (token, attributes) in &kek.attributes {
+        let text = attributes
+            .named()
+            .map(|(name, value)| format!("{name}={}", output::yes(value)))
+            .join(" ");
+        fields.push(("attributes", format!("on {token}: {text}")));
+    }
+    output::fields(&fields)
+}
+
+fn custody(kek: &KnownKek) -> String {
+    kek.custody.map_or_else(
+        || "no private half".to_owned(),
+        |custody| custody.to_string(),
+    )
+}
+
+fn provenance(kek: &KnownKek) -> String {
+    kek.provenance
+        .map_or_else(|| "-".to_owned(), |provenance| provenance.to_string())
+}
+
+/// A sign of life on a terminal; a key pair takes a token seconds to minutes.
+fn spinner(message: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(message.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(std::time::Duration::from_millis(120));
+    bar
+}

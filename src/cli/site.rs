@@ -1,0 +1,53 @@
+//! Where an operator's command runs: in the server, if one runs, else here.
+
+use anyhow::{Context as _, bail};
+
+use super::{Context, runtime};
+use crate::admin::{self, Command, Reply};
+use crate::bridge::supervisor::Program;
+use crate::config::Config;
+use crate::server::{self, OperatorError};
+
+/// Puts a command to the server of the configuration, or does it here.
+pub(super) fn execute(context: &Context, command: Command) -> anyhow::Result<Reply> {
+    let config = Config::load(&context.config)?;
+    let runtime = runtime()?;
+    let reply = runtime.block_on(async {
+        match server::ask(&config.socket(), &command).await {
+            Err(OperatorError::NoServer(_)) => here(&config, command).await,
+            outcome => Ok(outcome?),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    reply
+}
+
+async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
+    let program = Program::own().context("cannot find the ekm executable")?;
+    let service = server::open(config, &program).await?;
+    let needs_tokens = match &command {
+        Command::DriveDel { .. } | Command::DriveList | Command::VolumeList { .. } => false,
+        Command::KekDefault { set } => set.is_some(),
+        Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
+            matches!(change.kek1, Some(Some(_))) || matches!(change.kek2, Some(Some(_)))
+        }
+        Command::KekGenerate { .. } | Command::KekList | Command::TokenStatus => true,
+    };
+    if needs_tokens {
+        let tolerant = matches!(command, Command::TokenStatus);
+        for bridge in service.tokens().bridges() {
+            if let Err(fault) = bridge.settled().await {
+                if !tolerant {
+                    bail!(fault);
+                }
+            }
+        }
+    }
+    let user = rustix::process::getuid().as_raw();
+    Ok(admin::execute(&service, &format!("operator:uid {user}"), command).await?)
+}
+
+/// The reply was of another kind than the command's.
+pub(super) fn out_of_turn<T>(reply: &Reply) -> anyhow::Result<T> {
+    bail!("the server gave an answer of another kind ({reply:?}); is it of this version?")
+}

@@ -1,0 +1,192 @@
+//! `ekm slot`
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{Context, output, runtime};
+use crate::bridge::message::{Hello, Reply, SlotOnModule, Task};
+use crate::bridge::pin::{Pin, PinSource};
+use crate::bridge::profile::HsmProfile;
+use crate::bridge::supervisor::{Program, once};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Slot {
+    /// Lists slots, tokens, their URIs, and the mechanisms that matter.
+    List(List),
+    /// Initialises a token: its label, the security officer's PIN, the user PIN.
+    ///
+    /// A token that is initialised already is never touched. PINs come from
+    /// files of mode 0600, or are asked for on the terminal; never from the
+    /// command line, where every user of the machine can see them.
+    Init(Init),
+}
+
+/// Which module.
+#[derive(Debug, clap::Args)]
+pub(super) struct Which {
+    /// A profile: embedded, softhsm2, p11-kit-remote, or the path of a .toml file.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// A PKCS#11 library, loaded as it is.
+    #[arg(long, value_name = "SO", conflicts_with = "profile")]
+    module: Option<PathBuf>,
+
+    /// What {directory} of the profile stands for.
+    #[arg(long, value_name = "DIR", default_value = "token")]
+    directory: PathBuf,
+}
+
+impl Which {
+    fn profile(&self) -> anyhow::Result<HsmProfile> {
+        let mut profile = match (&self.profile, &self.module) {
+            (Some(name), _) => HsmProfile::load(name)?,
+            (None, Some(library)) => {
+                // Nothing but the library counts for looking at slots.
+                let mut profile = HsmProfile::load("softhsm2")?;
+                profile.module.library = library.display().to_string();
+                profile.module.environment.clear();
+                for (name, value) in std::env::vars() {
+                    profile.module.environment.insert(name, value);
+                }
+                profile.module.files.clear();
+                profile.module.folders.clear();
+                profile
+            }
+            (None, None) => bail!(
+                "say which module: --profile NAME ({}) or --module LIBRARY.so",
+                HsmProfile::shipped().collect::<Vec<_>>().join(", ")
+            ),
+        };
+        let directory = std::path::absolute(&self.directory)?;
+        profile
+            .settle(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(profile)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    #[command(flatten)]
+    which: Which,
+
+    /// The new token's label, at most 32 bytes.
+    #[arg(long, value_name = "TOKEN")]
+    label: String,
+
+    /// The slot, where more than one is free.
+    #[arg(long, value_name = "N")]
+    slot: Option<u64>,
+
+    /// A file with the security officer's PIN; asked for where it is not given.
+    #[arg(long, value_name = "FILE")]
+    so_pin_file: Option<PathBuf>,
+
+    /// A file with the user PIN; asked for where it is not given.
+    #[arg(long, value_name = "FILE")]
+    pin_file: Option<PathBuf>,
+}
+
+impl Slot {
+    pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::List(list) => {
+                let Reply::Slots(slots) = ask(&list.which, Task::List)? else {
+                    bail!("the bridge gave an answer of another kind");
+                };
+                if context.json {
+                    return output::json(&slots);
+                }
+                show(&slots)
+            }
+            Self::Init(init) => {
+                let task = Task::Init {
+                    label: init.label.clone(),
+                    slot: init.slot,
+                    so_pin: pin(init.so_pin_file.as_ref(), "Security officer's PIN")?,
+                    user_pin: pin(init.pin_file.as_ref(), "User PIN")?,
+                };
+                let Reply::Initialized(slot) = ask(&init.which, task)? else {
+                    bail!("the bridge gave an answer of another kind");
+                };
+                if context.json {
+                    return output::json(&slot);
+                }
+                let uri = slot.uri.unwrap_or_default();
+                output::say(&format!(
+                    "initialised token {:?} in slot {}",
+                    init.label, slot.id
+                ))?;
+                output::say(&format!("  uri = \"{uri}\""))
+            }
+        }
+    }
+}
+
+fn ask(which: &Which, task: Task) -> anyhow::Result<Reply> {
+    let profile = which.profile()?;
+    let hello = Hello {
+        name: profile.name.clone(),
+        profile,
+        task,
+    };
+    Ok(runtime()?.block_on(once(&Program::own()?, &hello))?)
+}
+
+fn show(slots: &[SlotOnModule]) -> anyhow::Result<()> {
+    for slot in slots {
+        output::say(&format!("slot {}", slot.id))?;
+        match (&slot.token, &slot.uri) {
+            (Some(token), Some(uri)) => {
+                output::say(&format!("  token         {}", token.label))?;
+                output::say(&format!("  uri           {uri}"))?;
+                let pin = if token.user_pin_locked() {
+                    "locked"
+                } else if token.user_pin_final_try() {
+                    "the next wrong one locks it"
+                } else if token.user_pin_count_low() {
+                    "a wrong one was given since the last login"
+                } else {
+                    "good"
+                };
+                output::say(&format!("  user PIN      {pin}"))?;
+            }
+            (Some(_), None) => output::say("  token         not initialised (ekm slot init)")?,
+            (None, _) => output::say("  token         none")?,
+        }
+        for (name, listed) in &slot.mechanisms {
+            let word = if *listed { "listed" } else { "not listed" };
+            output::say(&format!("  {name:26} {word}"))?;
+        }
+    }
+    if slots.is_empty() {
+        output::say("the module shows no slot; is its client configured, and the HSM reachable?")?;
+    }
+    Ok(())
+}
+
+/// A PIN from its file, or typed twice on the terminal.
+fn pin(file: Option<&PathBuf>, what: &str) -> anyhow::Result<Pin> {
+    if let Some(path) = file {
+        return Ok(Pin::Source(PinSource::File(std::path::absolute(path)?)));
+    }
+    let no_terminal = "cannot ask for the PIN; give a file with --so-pin-file and --pin-file";
+    let first =
+        SecretString::from(rpassword::prompt_password(format!("{what}: ")).context(no_terminal)?);
+    let again = SecretString::from(
+        rpassword::prompt_password(format!("{what}, again: ")).context(no_terminal)?,
+    );
+    if first.expose_secret() != again.expose_secret() {
+        bail!("the two PINs differ; nothing was done");
+    }
+    Ok(Pin::Given(first))
+}

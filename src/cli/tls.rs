@@ -1,0 +1,174 @@
+//! `ekm tls`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use time::format_description::well_known::Rfc3339;
+
+use super::{Context, output};
+use crate::tls::ca::{Ca, Output, Request};
+use crate::tls::{PeerId, Role};
+
+/// A day.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Tls {
+    /// Makes the authority: a key, a certificate, an empty revocation list.
+    Init {
+        #[command(flatten)]
+        place: Place,
+        /// Its name in the certificate.
+        #[arg(long, default_value = "ekm CA")]
+        name: String,
+        /// How long it lasts, in days; certificates cannot outlast it.
+        #[arg(long, default_value_t = 7300)]
+        days: u32,
+    },
+    /// Issues a certificate: who may come in, and as what.
+    Issue {
+        #[command(flatten)]
+        place: Place,
+        /// A name; for a drive, its serial of 12 characters.
+        name: String,
+        /// drive, proxy, operator or server.
+        #[arg(long)]
+        role: Role,
+        /// Host names and addresses of a server; localhost and 127.0.0.1 are always in it.
+        #[arg(long = "host", value_name = "NAME|ADDRESS")]
+        hosts: Vec<String>,
+        /// How long it lasts, in days.
+        #[arg(long, default_value_t = 730)]
+        days: u32,
+        /// Certifies this public key (PEM) and makes no private key: for a drive's own certificate.
+        #[arg(long, value_name = "PEM")]
+        key: Option<PathBuf>,
+        /// Where to write NAME.crt and NAME.key; otherwise issued/ in the authority's directory.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Lists what was issued.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Revokes a certificate; servers take the new list in within seconds.
+    Revoke {
+        #[command(flatten)]
+        place: Place,
+        /// Its serial number, role:name, or name.
+        which: String,
+    },
+}
+
+/// Where the authority is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// The authority's directory.
+    #[arg(long = "ca-dir", value_name = "DIR", default_value = "tls")]
+    directory: PathBuf,
+}
+
+impl Tls {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Init { place, name, days } => {
+                let ca = Ca::init(&place.directory, &name, DAY * days)?;
+                output::say(&format!(
+                    "made {}, good until {}",
+                    ca.cert_path().display(),
+                    ca.not_after().date()
+                ))?;
+                output::say("keep its directory to yourself: whoever has ca.key can let anybody in")
+            }
+            Self::Issue {
+                place,
+                name,
+                role,
+                hosts,
+                days,
+                key,
+                out,
+            } => {
+                let ca = Ca::open(&place.directory)?;
+                // Serials are upper case everywhere else.
+                let name = if role == Role::Drive {
+                    name.parse::<crate::drive::DriveSerial>()?.to_string()
+                } else {
+                    name
+                };
+                let mut request = Request::new(PeerId::new(role, name)?, DAY * days);
+                request.hosts = hosts;
+                if let Some(path) = &key {
+                    let text = crate::files::read_limited(path, 64 * 1024)
+                        .with_context(|| format!("cannot read {}", path.display()))?;
+                    let (label, der) = der::pem::decode_vec(&text).map_err(|error| {
+                        anyhow::anyhow!("{} is not PEM: {error}", path.display())
+                    })?;
+                    if label != "PUBLIC KEY" {
+                        bail!("{} is a {label}; give a PUBLIC KEY", path.display());
+                    }
+                    request.spki = Some(der);
+                }
+                if let Some(directory) = out {
+                    request.output = Output::Directory(directory);
+                }
+                let issued = ca.issue(&request)?;
+                if context.json {
+                    return output::json(&serde_json::json!({
+                        "serial": issued.serial,
+                        "peer": request.peer,
+                        "not_after": issued.not_after.format(&Rfc3339)?,
+                        "certificate": issued.cert_path,
+                        "key": issued.key_path,
+                    }));
+                }
+                let path = |path: Option<PathBuf>| {
+                    path.map_or_else(|| "-".to_owned(), |path| path.display().to_string())
+                };
+                output::fields(&[
+                    ("peer", request.peer.to_string()),
+                    ("serial", issued.serial),
+                    ("until", issued.not_after.date().to_string()),
+                    ("certificate", path(issued.cert_path)),
+                    ("private key", path(issued.key_path)),
+                ])
+            }
+            Self::List { place } => {
+                let entries = Ca::open(&place.directory)?.list()?;
+                if context.json {
+                    return output::json(&entries);
+                }
+                let now = time::OffsetDateTime::now_utc();
+                output::table(
+                    &["role", "name", "until", "state", "serial"],
+                    entries.iter().map(|entry| {
+                        let state = match entry.revoked {
+                            Some(at) => format!("revoked {}", at.date()),
+                            None if entry.not_after < now => "expired".to_owned(),
+                            None => "good".to_owned(),
+                        };
+                        vec![
+                            entry.role.to_string(),
+                            entry.name.clone(),
+                            entry.not_after.date().to_string(),
+                            state,
+                            entry.serial.clone(),
+                        ]
+                    }),
+                )
+            }
+            Self::Revoke { place, which } => {
+                let revoked = Ca::open(&place.directory)?.revoke(&which)?;
+                for entry in &revoked {
+                    output::say(&format!(
+                        "revoked {}:{} ({})",
+                        entry.role, entry.name, entry.serial
+                    ))?;
+                }
+                output::say("servers that read this authority's crl.pem take it in within seconds")
+            }
+        }
+    }
+}
