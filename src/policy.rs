@@ -419,14 +419,14 @@ fn open_by(
 
 fn opener<'a>(directory: &'a Directory, eedk: &Eedk) -> Result<&'a KnownKek, Fault> {
     let missing = |kek: String| Fault::NoKek {
-        token: "(any)".to_owned(),
+        token: None,
         kek,
     };
     let kek = match eedk.kek() {
         KekId::Label(label) => directory.by_label(label).map_err(|error| match error {
             KekError::Unknown { label } => missing(label),
             KekError::Ambiguous { .. } | KekError::Changed { .. } => Fault::Refused {
-                token: "(any)".to_owned(),
+                token: "of any name".to_owned(),
                 label: label.to_string(),
                 reason: error.to_string(),
             },

@@ -438,10 +438,10 @@ pub enum Fault {
         name: String,
     },
     /// The token does not hold the private half of that KEK.
-    #[error("token {token} does not hold the private half of KEK {kek}")]
+    #[error("{} the private half of KEK {kek}", holder(token))]
     NoKek {
-        /// The token's configured name.
-        token: String,
+        /// The token's configured name; none where every token was asked.
+        token: Option<String>,
         /// The KEK's public-key hash.
         kek: String,
     },
@@ -487,6 +487,13 @@ pub enum Fault {
         /// The time allowed.
         seconds: u64,
     },
+}
+
+fn holder(token: &Option<String>) -> String {
+    token.as_ref().map_or_else(
+        || "no token here holds".to_owned(),
+        |token| format!("token {token} does not hold"),
+    )
 }
 
 impl Fault {

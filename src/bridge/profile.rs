@@ -55,7 +55,8 @@ pub struct ModuleProfile {
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     /// `pReserved` of `C_Initialize`; `{directory}` as above.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    // Never skipped: the bridge's messages carry no field names.
+    #[serde(default)]
     pub reserved: Option<String>,
     /// Files to make in the token's directory if they are not there: name to content.
     #[serde(default)]

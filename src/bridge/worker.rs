@@ -431,7 +431,7 @@ impl At<'_> {
     fn opener(&self, eedk: &Eedk, kek: &KekHash, custody: Custody) -> Result<Opener, Fault> {
         let token = self.token.name.clone();
         let missing = || Fault::NoKek {
-            token: token.clone(),
+            token: Some(token.clone()),
             kek: kek.to_string(),
         };
         let (entry, handles): (&KekOnToken, _) =

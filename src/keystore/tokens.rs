@@ -143,7 +143,7 @@ impl Tokens {
         match (unready, kek) {
             (Some(why), _) => why,
             (None, Some(kek)) => Fault::NoKek {
-                token: "(any)".to_owned(),
+                token: None,
                 kek: kek.to_string(),
             },
             (None, None) => Fault::Down {
