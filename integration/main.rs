@@ -1,2 +1,16 @@
-//! x
-fn main() {}
+//! The tests that need the real thing: tokens, processes, TLS, disks.
+//!
+//! Each makes its own token and directory. Where a module is missing a test
+//! says so loudly on a laptop and fails in CI.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    reason = "a test that meets the unexpected should stop there"
+)]
+
+mod support;
+
+mod conformance;

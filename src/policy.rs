@@ -418,10 +418,7 @@ fn open_by(
 }
 
 fn opener<'a>(directory: &'a Directory, eedk: &Eedk) -> Result<&'a KnownKek, Fault> {
-    let missing = |kek: String| Fault::NoKek {
-        token: None,
-        kek,
-    };
+    let missing = |kek: String| Fault::NoKek { token: None, kek };
     let kek = match eedk.kek() {
         KekId::Label(label) => directory.by_label(label).map_err(|error| match error {
             KekError::Unknown { label } => missing(label),

@@ -1,0 +1,645 @@
+//! One list of what a keystore must do, run on every kind of token.
+
+use ekm::api::{
+    Base64, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyRequest,
+    ResolveAnswer, ResolveRequest,
+};
+use ekm::drive::DriveSerial;
+use ekm::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KekRef, WrapAlgorithm};
+use ekm::keystore::Custody;
+use ekm::policy::{PeerRule, PolicyConfig, UnprovedKeks};
+use ekm::problem::{EkmCode, Problem};
+use ekm::store::{Defaults, EedkState};
+use secrecy::ExposeSecret;
+use uuid::Uuid;
+
+use crate::support::{Bench, Hsm, Kind, TestDrive, drive};
+
+/// Two KEKs on one token, two enrolled drives.
+struct Stage {
+    hsm: Hsm,
+    bench: Bench,
+    a: TestDrive,
+    b: TestDrive,
+}
+
+impl Stage {
+    async fn new(kind: Kind) -> Self {
+        Self::with(kind, generous()).await
+    }
+
+    async fn with(kind: Kind, policy: PolicyConfig) -> Self {
+        let hsm = Hsm::new(kind, "conformance").await;
+        let bench = Bench::new(&[&hsm], policy).await;
+        bench.kek("KEK1", "main", Custody::Token).await;
+        bench.kek("KEK2", "main", Custody::Token).await;
+        let a = drive(bench.directory.path(), 1, kind.form());
+        let b = drive(bench.directory.path(), 2, kind.form());
+        bench.enrol(&a).await;
+        bench.enrol(&b).await;
+        Self { hsm, bench, a, b }
+    }
+
+    async fn create(&self, labels: &[&str]) -> Result<CreateAnswer, Problem> {
+        self.create_as(Uuid::new_v4(), labels).await
+    }
+
+    async fn create_as(&self, request_id: Uuid, labels: &[&str]) -> Result<CreateAnswer, Problem> {
+        let mut keks = labels.iter().map(|label| label.parse::<KekRef>().unwrap());
+        let request = CreateRequest {
+            request_id,
+            drive: shown(&self.a),
+            volser: "VOL001".parse().unwrap(),
+            kek1: keks.next(),
+            kek2: keks.next(),
+        };
+        let answer = self.bench.service.create(&self.a.peer, &request).await?;
+        Ok(answer.into_inner())
+    }
+
+    async fn resolve(&self, eedks: &[Vec<u8>]) -> Result<ResolveAnswer, Problem> {
+        self.resolve_for(&self.b, eedks, false).await
+    }
+
+    async fn resolve_for(
+        &self,
+        drive: &TestDrive,
+        eedks: &[Vec<u8>],
+        append: bool,
+    ) -> Result<ResolveAnswer, Problem> {
+        let request = ResolveRequest {
+            request_id: Uuid::new_v4(),
+            drive: shown(drive),
+            volser: None,
+            eedks: eedks.iter().cloned().map(Base64).collect(),
+            append,
+        };
+        let answer = self.bench.service.resolve(&drive.peer, &request).await?;
+        Ok(answer.into_inner())
+    }
+}
+
+/// Drives may name any KEK, and rekey to any.
+fn generous() -> PolicyConfig {
+    PolicyConfig {
+        peers: vec![PeerRule {
+            peer: "drive:*".to_owned(),
+            drives: vec![],
+            create_keks: vec!["*".to_owned()],
+            rekey_keks: vec!["*".to_owned()],
+        }],
+        ..PolicyConfig::default()
+    }
+}
+
+fn shown(drive: &TestDrive) -> DriveInRequest {
+    DriveInRequest {
+        serial: drive.soft.serial().clone(),
+        public_key: Some(Base64(drive.soft.public_key_spki().to_vec())),
+        session_key: None,
+    }
+}
+
+fn data_key(drive: &TestDrive, sedk: &ekm::key::Sedk) -> [u8; 32] {
+    *drive.soft.unwrap_sedk(sedk).unwrap().expose_secret()
+}
+
+fn ders(answer: &CreateAnswer) -> Vec<Vec<u8>> {
+    answer
+        .eedks
+        .iter()
+        .map(|eedk| eedk.eedk.0.clone())
+        .collect()
+}
+
+fn code<T: std::fmt::Debug>(outcome: Result<T, Problem>) -> EkmCode {
+    outcome.unwrap_err().code
+}
+
+async fn one_kek_gives_one_eedk(stage: &Stage) {
+    for (label, encoding) in [
+        ("KEK1:label", Encoding::Label),
+        ("KEK1:hash", Encoding::Hash),
+    ] {
+        let answer = stage.create(&[label]).await.unwrap();
+        let [eedk] = answer.eedks.as_slice() else {
+            panic!("{} EEDKs", answer.eedks.len());
+        };
+        assert_eq!(eedk.encoding, encoding);
+        let resolved = stage.resolve(&ders(&answer)).await.unwrap();
+        assert_eq!(
+            data_key(&stage.a, &answer.sedk),
+            data_key(&stage.b, &resolved.sedk)
+        );
+        assert_eq!(resolved.dki, answer.dki);
+        assert!(resolved.issued_here);
+    }
+}
+
+async fn either_of_two_eedks_opens(stage: &Stage) {
+    let answer = stage.create(&["KEK1:label", "KEK2:hash"]).await.unwrap();
+    let eedks = ders(&answer);
+    assert_eq!(eedks.len(), 2);
+    let key = data_key(&stage.a, &answer.sedk);
+    for eedk in &eedks {
+        let resolved = stage.resolve(std::slice::from_ref(eedk)).await.unwrap();
+        assert_eq!(data_key(&stage.b, &resolved.sedk), key);
+        // A hash is resolved back to a label.
+        assert!(resolved.eedks[0].label.is_some());
+    }
+    let swapped = [eedks[1].clone(), eedks[0].clone()];
+    let resolved = stage.resolve(&swapped).await.unwrap();
+    assert_eq!(data_key(&stage.b, &resolved.sedk), key);
+}
+
+async fn two_creates_have_two_data_keys(stage: &Stage) {
+    let one = stage.create(&["KEK1"]).await.unwrap();
+    let other = stage.create(&["KEK1"]).await.unwrap();
+    assert_ne!(one.dki, other.dki);
+    assert_ne!(
+        data_key(&stage.a, &one.sedk),
+        data_key(&stage.a, &other.sedk)
+    );
+}
+
+async fn a_retried_create_gives_the_same_data_key(stage: &Stage) {
+    let id = Uuid::new_v4();
+    let first = stage.create_as(id, &["KEK1", "KEK2"]).await.unwrap();
+    let again = stage.create_as(id, &["KEK1", "KEK2"]).await.unwrap();
+    assert_eq!(first.dki, again.dki);
+    assert_eq!(first.eedks, again.eedks);
+    assert_eq!(
+        data_key(&stage.a, &first.sedk),
+        data_key(&stage.a, &again.sedk)
+    );
+    // The same id for another request is a mistake, not a retry.
+    assert_eq!(code(stage.create_as(id, &["KEK2"]).await), EkmCode::EE23);
+}
+
+async fn retries_at_once_give_one_data_key(stage: &Stage) {
+    let id = Uuid::new_v4();
+    let (one, two, three) = tokio::join!(
+        stage.create_as(id, &["KEK1"]),
+        stage.create_as(id, &["KEK1"]),
+        stage.create_as(id, &["KEK1"]),
+    );
+    let dki = one.unwrap().dki;
+    assert_eq!(two.unwrap().dki, dki);
+    assert_eq!(three.unwrap().dki, dki);
+}
+
+async fn rekey_keeps_the_data_key(stage: &Stage) {
+    let answer = stage.create(&["KEK1"]).await.unwrap();
+    let request = RekeyRequest {
+        request_id: Uuid::new_v4(),
+        serial: stage.a.soft.serial().clone(),
+        volser: "VOL001".parse().unwrap(),
+        eedks: answer.eedks.iter().map(|eedk| eedk.eedk.clone()).collect(),
+        kek1: "KEK2:hash".parse().unwrap(),
+        kek2: None,
+    };
+    let service = &stage.bench.service;
+    let rekeyed = service
+        .rekey(&stage.a.peer, &request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(rekeyed.dki, answer.dki);
+    let fresh: Vec<Vec<u8>> = rekeyed
+        .eedks
+        .iter()
+        .map(|eedk| eedk.eedk.0.clone())
+        .collect();
+    assert_ne!(fresh, ders(&answer));
+    let resolved = stage.resolve(&fresh).await.unwrap();
+    assert_eq!(
+        data_key(&stage.a, &answer.sedk),
+        data_key(&stage.b, &resolved.sedk)
+    );
+    let again = service
+        .rekey(&stage.a.peer, &request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(again.eedks, rekeyed.eedks);
+}
+
+async fn confirm_closes_a_create(stage: &Stage) {
+    let volser = "VOL001".parse().unwrap();
+    let confirm = async |dki: DataKeyId| {
+        let request = ConfirmRequest {
+            request_id: Uuid::new_v4(),
+            serial: stage.a.soft.serial().clone(),
+            dki,
+            stored: true,
+        };
+        let service = &stage.bench.service;
+        service
+            .confirm(&stage.a.peer, &request)
+            .await
+            .map(|answer| answer.into_inner().state)
+    };
+    let state_of = async |dki: DataKeyId| {
+        let keys = stage.bench.store().volumes(Some(&volser)).await.unwrap();
+        keys.iter().find(|key| key.dki == dki).unwrap().state
+    };
+    let old = stage.create(&["KEK1"]).await.unwrap().dki;
+    assert_eq!(state_of(old).await, EedkState::Issued);
+    assert_eq!(confirm(old).await.unwrap(), EedkState::Confirmed);
+    let new = stage.create(&["KEK1"]).await.unwrap().dki;
+    assert_eq!(confirm(new).await.unwrap(), EedkState::Confirmed);
+    assert_eq!(state_of(old).await, EedkState::Superseded);
+    assert_eq!(
+        code(confirm(DataKeyId::from_random([9; 9])).await),
+        EkmCode::EE30
+    );
+}
+
+async fn a_foreign_kek_is_unknown(stage: &Stage) {
+    let answer = stage.create(&["KEK1"]).await.unwrap();
+    let eedk = Eedk::decode(&ders(&answer)[0]).unwrap();
+    for kek in [
+        KekId::Label("NOT-OURS".parse().unwrap()),
+        KekId::Hash(KekHash::of_spki(b"some other site's key")),
+    ] {
+        let foreign = Eedk::new(eedk.dki(), kek, eedk.wrap(), eedk.wrapped().to_vec()).unwrap();
+        assert_eq!(
+            code(stage.resolve(&[foreign.encode()]).await),
+            EkmCode::EE32
+        );
+    }
+    // One readable EEDK is enough; the other's failure is noted, not fatal.
+    let foreign = Eedk::new(
+        eedk.dki(),
+        KekId::Label("NOT-OURS".parse().unwrap()),
+        eedk.wrap(),
+        eedk.wrapped().to_vec(),
+    )
+    .unwrap();
+    let both = [foreign.encode(), eedk.encode()];
+    assert_eq!(stage.resolve(&both).await.unwrap().opened, 1);
+    assert_eq!(code(stage.create(&["NOT-OURS"]).await), EkmCode::EE31);
+}
+
+async fn a_tampered_eedk_does_not_open_and_harms_nobody(stage: &Stage) {
+    let answer = stage.create(&["KEK1:label", "KEK2:label"]).await.unwrap();
+    let eedks = ders(&answer);
+    let good = Eedk::decode(&eedks[0]).unwrap();
+    for index in [0, 17, good.wrapped().len() - 1] {
+        let mut wrapped = good.wrapped().to_vec();
+        wrapped[index] ^= 0x20;
+        let bad = Eedk::new(good.dki(), good.kek().clone(), good.wrap(), wrapped).unwrap();
+        assert_eq!(code(stage.resolve(&[bad.encode()]).await), EkmCode::EE32);
+        let saved = stage
+            .resolve(&[bad.encode(), eedks[1].clone()])
+            .await
+            .unwrap();
+        assert_eq!(saved.opened, 1);
+    }
+    // The token was not blamed for the cartridge.
+    assert_eq!(stage.bench.service.ready(), Ok(()));
+    stage.resolve(&eedks).await.unwrap();
+}
+
+async fn truncated_and_oversized_eedks_are_refused_by_name(stage: &Stage) {
+    let answer = stage.create(&["KEK1"]).await.unwrap();
+    let whole = ders(&answer).remove(0);
+    let truncated = whole[..whole.len() - 1].to_vec();
+    let mut oversized = whole.clone();
+    oversized.extend(vec![0; 4096]);
+    let mut trailing = whole.clone();
+    trailing.push(0);
+    for bad in [truncated, oversized, trailing, Vec::new()] {
+        assert_eq!(code(stage.resolve(&[bad]).await), EkmCode::EE23);
+    }
+    assert_eq!(code(stage.resolve(&[]).await), EkmCode::EE23);
+    let three = vec![whole; 3];
+    assert_eq!(code(stage.resolve(&three).await), EkmCode::EE23);
+}
+
+/// Anyone with a KEK's public key can make an EEDK that opens.
+async fn a_forged_eedk_is_marked_and_never_appended_under(stage: &Stage) {
+    let kek = {
+        let directory = stage.bench.service.directory().await.unwrap();
+        directory
+            .by_label(&"KEK1".parse().unwrap())
+            .unwrap()
+            .clone()
+    };
+    let answer = stage.create(&["KEK1"]).await.unwrap();
+    let wrap = Eedk::decode(&ders(&answer)[0]).unwrap().wrap();
+    let dki = DataKeyId::from_random([7; 9]);
+    let forged = Eedk::new(
+        dki,
+        KekId::Hash(kek.hash),
+        wrap,
+        forge(&kek.spki, wrap, &dki, &[0x5a; 32]),
+    )
+    .unwrap();
+    let read = stage.resolve(&[forged.encode()]).await.unwrap();
+    assert!(!read.issued_here);
+    assert_eq!(data_key(&stage.b, &read.sedk), [0x5a; 32]);
+    let append = stage.resolve_for(&stage.b, &[forged.encode()], true).await;
+    assert_eq!(code(append), EkmCode::EE30);
+    let records = ekm::audit::read(&stage.bench.config.audit).unwrap();
+    let marked = records
+        .filter_map(Result::ok)
+        .any(|record| record.event.dki == Some(dki.to_string()) && record.event.eedks[0].foreign);
+    assert!(marked, "no record marks the forged EEDK");
+    // Two EEDKs of two data keys do not belong together.
+    let mixed = [forged.encode(), ders(&answer).remove(0)];
+    assert_eq!(code(stage.resolve(&mixed).await), EkmCode::EE23);
+}
+
+fn forge(spki: &[u8], wrap: WrapAlgorithm, dki: &DataKeyId, key: &[u8]) -> Vec<u8> {
+    use aws_lc_rs::rsa::{
+        OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey,
+    };
+    let public =
+        OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(spki).unwrap()).unwrap();
+    let algorithm = match wrap.hash {
+        ekm::key::OaepHash::Sha1 => &OAEP_SHA1_MGF1SHA1,
+        ekm::key::OaepHash::Sha256 => &OAEP_SHA256_MGF1SHA256,
+        other => panic!("{other:?}"),
+    };
+    let mut wrapped = vec![0; public.ciphertext_size()];
+    let label = wrap.labelled.then_some(dki.as_bytes().as_slice());
+    public.encrypt(algorithm, key, &mut wrapped, label).unwrap();
+    wrapped
+}
+
+async fn a_key_that_is_not_the_pinned_one_gets_nothing(stage: &Stage) {
+    let mut drive = shown(&stage.a);
+    drive.public_key = Some(Base64(stage.b.soft.public_key_spki().to_vec()));
+    let request = CreateRequest {
+        request_id: Uuid::new_v4(),
+        drive,
+        volser: "VOL002".parse().unwrap(),
+        kek1: None,
+        kek2: None,
+    };
+    let outcome = stage.bench.service.create(&stage.a.peer, &request).await;
+    assert_eq!(outcome.map(drop).unwrap_err().code, EkmCode::EE2B);
+}
+
+async fn a_drive_speaks_for_itself_only(stage: &Stage) {
+    let request = CreateRequest {
+        request_id: Uuid::new_v4(),
+        drive: shown(&stage.a),
+        volser: "VOL002".parse().unwrap(),
+        kek1: None,
+        kek2: None,
+    };
+    let outcome = stage.bench.service.create(&stage.b.peer, &request).await;
+    assert_eq!(outcome.map(drop).unwrap_err().code, EkmCode::EE30);
+    let mut unknown = request;
+    unknown.drive.serial = "999999999999".parse::<DriveSerial>().unwrap();
+    let outcome = stage.bench.service.create(&stage.b.peer, &unknown).await;
+    assert_eq!(outcome.map(drop).unwrap_err().code, EkmCode::EF01);
+}
+
+async fn labels_come_from_the_first_level_that_names_any(stage: &Stage) {
+    // Nobody names a label.
+    assert_eq!(code(stage.create(&[]).await), EkmCode::EE31);
+    let defaults = Defaults {
+        kek1: Some("KEK2:hash".parse().unwrap()),
+        kek2: Some("KEK1:hash".parse().unwrap()),
+    };
+    stage.bench.store().set_defaults(&defaults).await.unwrap();
+    let by_default = stage.create(&[]).await.unwrap();
+    assert_eq!(by_default.eedks.len(), 2);
+    assert_eq!(by_default.eedks[0].label, Some("KEK2".parse().unwrap()));
+    let mut row = stage.a.row.clone();
+    row.kek1 = Some("kek1 ".parse().unwrap());
+    stage.bench.store().put_drive(&row).await.unwrap();
+    // The drive names one label: levels do not mix, so there is one EEDK.
+    let by_drive = stage.create(&[]).await.unwrap();
+    assert_eq!(by_drive.eedks.len(), 1);
+    assert_eq!(by_drive.eedks[0].label, Some("KEK1".parse().unwrap()));
+    let by_request = stage.create(&["KEK2"]).await.unwrap();
+    assert_eq!(by_request.eedks[0].label, Some("KEK2".parse().unwrap()));
+    stage.bench.store().put_drive(&stage.a.row).await.unwrap();
+    stage
+        .bench
+        .store()
+        .set_defaults(&Defaults::default())
+        .await
+        .unwrap();
+}
+
+/// Last on the list, since it leaves the label ambiguous.
+async fn a_label_on_two_keys_is_refused(stage: &Stage) {
+    let key = private_key(stage, 3);
+    stage.hsm.hand(&["import-private", "kek1", &key]);
+    stage.bench.service.tokens().look_again().await;
+    let refused = stage.create(&["KEK1"]).await.unwrap_err();
+    assert_eq!(refused.code, EkmCode::EE31);
+    assert!(
+        refused.detail.contains("2 different keys"),
+        "{}",
+        refused.detail
+    );
+    stage.create(&["KEK2"]).await.unwrap();
+}
+
+async fn a_kek_without_its_private_half_is_not_written_under(stage: &Stage) {
+    let key = private_key(stage, 4);
+    stage.hsm.hand(&["import-public", "PARTNER", &key]);
+    stage.bench.service.tokens().look_again().await;
+    for labels in [vec!["PARTNER"], vec!["KEK2", "PARTNER"]] {
+        let refused = stage.create(&labels).await.unwrap_err();
+        assert_eq!(refused.code, EkmCode::EE31, "{refused}");
+        assert!(refused.detail.contains("private half"), "{refused}");
+    }
+}
+
+/// A software drive's key in a file, as PKCS#8 DER.
+fn private_key(stage: &Stage, n: u32) -> String {
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+    let key = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    let path = stage.bench.directory.path().join(format!("key{n}.der"));
+    std::fs::write(&path, der.as_ref()).unwrap();
+    path.display().to_string()
+}
+
+async fn the_other_client_sees_the_same_attributes(stage: &Stage) {
+    let seen = stage.hsm.hand(&["attributes", "KEK1"]);
+    for attribute in [
+        "Sensitive(true)",
+        "Extractable(false)",
+        "AlwaysSensitive(true)",
+        "NeverExtractable(true)",
+        "Local(true)",
+        "Unwrap(true)",
+        "Decrypt(false)",
+        "Modifiable(false)",
+    ] {
+        assert!(seen.contains(attribute), "{attribute} is not in:\n{seen}");
+    }
+}
+
+async fn the_whole_list(kind: Kind) {
+    let stage = Stage::new(kind).await;
+    the_other_client_sees_the_same_attributes(&stage).await;
+    one_kek_gives_one_eedk(&stage).await;
+    either_of_two_eedks_opens(&stage).await;
+    two_creates_have_two_data_keys(&stage).await;
+    a_retried_create_gives_the_same_data_key(&stage).await;
+    retries_at_once_give_one_data_key(&stage).await;
+    rekey_keeps_the_data_key(&stage).await;
+    confirm_closes_a_create(&stage).await;
+    a_foreign_kek_is_unknown(&stage).await;
+    a_tampered_eedk_does_not_open_and_harms_nobody(&stage).await;
+    truncated_and_oversized_eedks_are_refused_by_name(&stage).await;
+    a_forged_eedk_is_marked_and_never_appended_under(&stage).await;
+    a_key_that_is_not_the_pinned_one_gets_nothing(&stage).await;
+    a_drive_speaks_for_itself_only(&stage).await;
+    labels_come_from_the_first_level_that_names_any(&stage).await;
+    a_kek_without_its_private_half_is_not_written_under(&stage).await;
+    a_label_on_two_keys_is_refused(&stage).await;
+    ekm::audit::verify(&stage.bench.config.audit).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_token_conforms() {
+    the_whole_list(Kind::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn softhsm_in_its_container_conforms() {
+    the_whole_list(Kind::Softhsm).await;
+}
+
+/// Two KEKs on two tokens: each EEDK is proved where its private half is.
+async fn two_tokens_share_a_cartridge(kind: Kind) {
+    let (one, two) = (Hsm::new(kind, "one").await, Hsm::new(kind, "two").await);
+    let bench = Bench::new(&[&one, &two], generous()).await;
+    bench.kek("ON-ONE", "main", Custody::Token).await;
+    bench.kek("ON-TWO", "second", Custody::Token).await;
+    let a = drive(bench.directory.path(), 1, kind.form());
+    let b = drive(bench.directory.path(), 2, kind.form());
+    bench.enrol(&a).await;
+    bench.enrol(&b).await;
+    let stage = Stage {
+        hsm: one,
+        bench,
+        a,
+        b,
+    };
+    let answer = stage.create(&["ON-ONE", "ON-TWO"]).await.unwrap();
+    for eedk in ders(&answer) {
+        let resolved = stage.resolve(&[eedk]).await.unwrap();
+        assert_eq!(
+            data_key(&stage.a, &answer.sedk),
+            data_key(&stage.b, &resolved.sedk)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_embedded_tokens_share_a_cartridge() {
+    two_tokens_share_a_cartridge(Kind::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_softhsms_share_a_cartridge() {
+    two_tokens_share_a_cartridge(Kind::Softhsm).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unproved_second_kek_needs_the_policy_and_is_recorded() {
+    let policy = PolicyConfig {
+        unproved_keks: UnprovedKeks::Allow,
+        ..generous()
+    };
+    let stage = Stage::with(Kind::Embedded, policy).await;
+    let key = private_key(&stage, 5);
+    stage.hsm.hand(&["import-public", "PARTNER", &key]);
+    stage.bench.service.tokens().look_again().await;
+    let answer = stage.create(&["KEK1", "PARTNER"]).await.unwrap();
+    assert_eq!(answer.eedks.len(), 2);
+    let keys = stage.bench.store().volumes(None).await.unwrap();
+    let proved: Vec<bool> = keys[0].eedks.iter().map(|stored| stored.proved).collect();
+    assert_eq!(proved, [true, false]);
+    // At least one of the two must be readable here.
+    assert_eq!(code(stage.create(&["PARTNER"]).await), EkmCode::EE31);
+}
+
+/// Custody `host`, named by the operator: T10 forms on a token that cannot make them.
+async fn host_custody_serves_t10_drives(kind: Kind) {
+    let hsm = Hsm::new(kind, "host").await;
+    let bench = Bench::new(&[&hsm], generous()).await;
+    bench.kek("HOSTKEK", "main", Custody::Host).await;
+    bench.kek("TOKENKEK", "main", Custody::Token).await;
+    let forms = match kind {
+        Kind::Embedded => vec![ekm::key::SedkForm::T10Plain],
+        Kind::Softhsm => vec![ekm::key::SedkForm::T10Wrapped, ekm::key::SedkForm::T10Plain],
+    };
+    for (n, form) in (1..).zip(forms) {
+        let mut a = drive(bench.directory.path(), n, form);
+        // Without the operator's word there is no host custody.
+        bench.enrol(&a).await;
+        let mut request = CreateRequest {
+            request_id: Uuid::new_v4(),
+            drive: DriveInRequest {
+                serial: a.soft.serial().clone(),
+                public_key: None,
+                session_key: None,
+            },
+            volser: "HOST01".parse().unwrap(),
+            kek1: Some("HOSTKEK".parse().unwrap()),
+            kek2: None,
+        };
+        let refused = bench
+            .service
+            .create(&a.peer, &request)
+            .await
+            .map(drop)
+            .unwrap_err();
+        assert!(
+            matches!(refused.code, EkmCode::EE25 | EkmCode::EE31),
+            "{refused}"
+        );
+        a.row.custody = Custody::Host;
+        bench.enrol(&a).await;
+        request.request_id = Uuid::new_v4();
+        let answer = bench
+            .service
+            .create(&a.peer, &request)
+            .await
+            .unwrap()
+            .into_inner();
+        let key = data_key(&a, &answer.sedk);
+        let resolve = ResolveRequest {
+            request_id: Uuid::new_v4(),
+            drive: request.drive.clone(),
+            volser: None,
+            eedks: answer.eedks.iter().map(|eedk| eedk.eedk.clone()).collect(),
+            append: true,
+        };
+        let resolved = bench
+            .service
+            .resolve(&a.peer, &resolve)
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(data_key(&a, &resolved.sedk), key);
+        let last = ekm::audit::read(&bench.config.audit)
+            .unwrap()
+            .map(Result::unwrap)
+            .last()
+            .unwrap();
+        assert_eq!(last.event.custody.as_deref(), Some("host"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_custody_on_the_embedded_token() {
+    host_custody_serves_t10_drives(Kind::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_custody_on_softhsm() {
+    host_custody_serves_t10_drives(Kind::Softhsm).await;
+}

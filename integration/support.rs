@@ -1,0 +1,400 @@
+//! What every test starts from: a token of its own, a site of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ekm::bridge::pin::PinSource;
+use ekm::bridge::supervisor::Program;
+use ekm::config::{Config, ServerConfig, TokenConfig};
+use ekm::drive::DriveSerial;
+use ekm::key::{KeyLabel, SedkForm};
+use ekm::keystore::Custody;
+use ekm::policy::PolicyConfig;
+use ekm::service::Service;
+use ekm::softdrive::{DriveKind, Init, SoftDrive};
+use ekm::store::{Drive, DriveKey, DriveState, Store};
+use ekm::tls::PeerId;
+use tempfile::TempDir;
+use testcontainers::core::{IntoContainerPort, Mount, WaitFor};
+use testcontainers::runners::AsyncRunner;
+use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+
+/// The program under test.
+pub(crate) const EKM: &str = env!("CARGO_BIN_EXE_ekm");
+
+/// The client's side of p11-kit.
+pub(crate) const P11_KIT_CLIENT: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
+
+/// User PIN of every test token.
+pub(crate) const PIN: &str = "4242-4242";
+
+/// A file beside the program: `examples/NAME`, which `cargo test` builds.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let path = Path::new(EKM).with_file_name("examples").join(name);
+    assert!(path.exists(), "{} is not built", path.display());
+    path
+}
+
+/// The two kinds of token that everything runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// kryoptic, in the bridge.
+    Embedded,
+    /// SoftHSM behind p11-kit, in a container.
+    Softhsm,
+}
+
+impl Kind {
+    pub(crate) fn profile(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Softhsm => "p11-kit-remote",
+        }
+    }
+
+    /// The form that the token makes for a drive by itself.
+    pub(crate) fn form(self) -> SedkForm {
+        match self {
+            Self::Embedded => SedkForm::T10Wrapped,
+            Self::Softhsm => SedkForm::RsaOaepSha1,
+        }
+    }
+}
+
+/// What keeps a remote token running.
+enum Remote {
+    None,
+    Container(Box<ContainerAsync<GenericImage>>),
+    Local(Child),
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Self::Local(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// An initialised token.
+pub(crate) struct Hsm {
+    pub(crate) kind: Kind,
+    pub(crate) label: String,
+    pub(crate) directory: TempDir,
+    remote: Remote,
+}
+
+impl Hsm {
+    /// Makes a token of that kind.
+    pub(crate) async fn new(kind: Kind, label: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        write_private(&directory.path().join("pin"), PIN);
+        write_private(&directory.path().join("so-pin"), "12345678");
+        let remote = match kind {
+            Kind::Embedded => Remote::None,
+            Kind::Softhsm => softhsm(directory.path()).await,
+        };
+        let hsm = Self {
+            kind,
+            label: label.to_owned(),
+            directory,
+            remote,
+        };
+        hsm.init();
+        hsm
+    }
+
+    fn init(&self) {
+        let dir = self.directory.path();
+        let output = Command::new(EKM)
+            .args([
+                "slot",
+                "init",
+                "--profile",
+                self.kind.profile(),
+                "--label",
+                &self.label,
+            ])
+            .arg("--directory")
+            .arg(dir)
+            .arg("--so-pin-file")
+            .arg(dir.join("so-pin"))
+            .arg("--pin-file")
+            .arg(dir.join("pin"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// The token in a configuration.
+    pub(crate) fn config(&self, name: &str) -> TokenConfig {
+        TokenConfig {
+            name: name.to_owned(),
+            profile: self.kind.profile().to_owned(),
+            uri: format!("pkcs11:token={}", self.label).parse().unwrap(),
+            pin: PinSource::File(self.directory.path().join("pin")),
+            directory: Some(self.directory.path().to_owned()),
+            library: None,
+            environment: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// A module that another PKCS#11 client can load for this token, and the environment it needs.
+    pub(crate) fn module(&self) -> (PathBuf, Vec<(&'static str, String)>) {
+        let dir = self.directory.path().display();
+        match self.kind {
+            Kind::Embedded => {
+                let conf = self.directory.path().join("kryoptic.conf");
+                let text = format!(
+                    "[[slots]]\nslot = 0\ndbtype = \"sqlite\"\ndbargs = \"{dir}/token.sql\"\n"
+                );
+                std::fs::write(&conf, text).unwrap();
+                (
+                    example("libembedded.so"),
+                    vec![("KRYOPTIC_CONF", conf.display().to_string())],
+                )
+            }
+            Kind::Softhsm => (
+                P11_KIT_CLIENT.into(),
+                vec![(
+                    "P11_KIT_SERVER_ADDRESS",
+                    format!("unix:path={dir}/pkcs11.sock"),
+                )],
+            ),
+        }
+    }
+
+    /// Has the second PKCS#11 client do something.
+    pub(crate) fn hand(&self, verb: &[&str]) -> String {
+        let (module, environment) = self.module();
+        let output = Command::new(example("hand"))
+            .arg(module)
+            .arg(&self.label)
+            .arg(self.directory.path().join("pin"))
+            .args(verb)
+            .envs(environment)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{verb:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The container, where there is one.
+    pub(crate) fn container(&self) -> Option<&ContainerAsync<GenericImage>> {
+        match &self.remote {
+            Remote::Container(container) => Some(container),
+            Remote::None | Remote::Local(_) => None,
+        }
+    }
+}
+
+/// SoftHSM with one blank slot, its socket in the directory: in a container,
+/// or on a laptop without Docker as a process.
+async fn softhsm(directory: &Path) -> Remote {
+    let image = std::env::var("EKM_TEST_SOFTHSM_IMAGE").ok();
+    let socket = directory.join("pkcs11.sock");
+    let remote = match image {
+        Some(image) => {
+            let (name, tag) = image.split_once(':').unwrap_or((&image, "latest"));
+            let container = GenericImage::new(name, tag)
+                .with_wait_for(WaitFor::message_on_stdout("softhsm-serve: ready"))
+                .with_mount(Mount::bind_mount(
+                    directory.display().to_string(),
+                    "/run/p11",
+                ))
+                .start()
+                .await
+                .expect("the SoftHSM container starts");
+            Remote::Container(Box::new(container))
+        }
+        None => {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "EKM_TEST_SOFTHSM_IMAGE is not set, and in CI SoftHSM must run in its container (scripts/test)"
+            );
+            eprintln!(
+                "WARNING: no SoftHSM image (EKM_TEST_SOFTHSM_IMAGE); SoftHSM runs as a process of this machine instead"
+            );
+            Remote::Local(local_softhsm(directory))
+        }
+    };
+    wait_for("the token's socket", Duration::from_secs(20), || {
+        socket.exists()
+    });
+    remote
+}
+
+fn local_softhsm(directory: &Path) -> Child {
+    std::fs::create_dir_all(directory.join("tokens")).unwrap();
+    let conf = directory.join("server-softhsm2.conf");
+    std::fs::write(
+        &conf,
+        format!(
+            "directories.tokendir = {}/tokens\nlog.level = ERROR\n",
+            directory.display()
+        ),
+    )
+    .unwrap();
+    Command::new("p11-kit")
+        .args(["server", "-f", "-n"])
+        .arg(directory.join("pkcs11.sock"))
+        .args(["--provider", "/usr/lib/softhsm/libsofthsm2.so", "pkcs11:"])
+        .env("SOFTHSM2_CONF", conf)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("p11-kit is installed (scripts/test installs it)")
+}
+
+/// Waits until something is so; fails by name when it does not become so.
+pub(crate) fn wait_for(what: &str, patience: Duration, so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(
+            start.elapsed() < patience,
+            "{what} did not come within {patience:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn write_private(path: &Path, text: &str) {
+    ekm::files::write_private(path, text.as_bytes()).unwrap();
+}
+
+/// A software drive and the row that it has in the drive table.
+pub(crate) struct TestDrive {
+    pub(crate) soft: SoftDrive,
+    pub(crate) row: Drive,
+    pub(crate) peer: PeerId,
+}
+
+/// Makes drive number `n` in a directory, enrolled by its public key.
+pub(crate) fn drive(directory: &Path, n: u32, form: SedkForm) -> TestDrive {
+    let serial: DriveSerial = format!("{n:012}").parse().unwrap();
+    let soft = SoftDrive::init(
+        &directory.join(format!("drive{n}")),
+        &Init {
+            serial: serial.clone(),
+            wwn: format!("50050763{n:08X}").parse().unwrap(),
+            kind: match form {
+                SedkForm::T10Plain => DriveKind::LtoPlain,
+                SedkForm::T10Wrapped | SedkForm::RsaOaepSha1 => DriveKind::Enterprise,
+            },
+        },
+    )
+    .unwrap();
+    let row = Drive {
+        serial: serial.clone(),
+        wwn: Some(soft.wwn()),
+        kek1: None,
+        kek2: None,
+        key: match form {
+            SedkForm::T10Plain => DriveKey::None,
+            SedkForm::T10Wrapped | SedkForm::RsaOaepSha1 => {
+                DriveKey::Pinned(soft.public_key_spki().to_vec())
+            }
+        },
+        form,
+        custody: Custody::Token,
+        speakers: Vec::new(),
+        state: DriveState::Active,
+    };
+    TestDrive {
+        soft,
+        row,
+        peer: format!("drive:{serial}").parse().unwrap(),
+    }
+}
+
+/// A service over tokens, without its doors.
+pub(crate) struct Bench {
+    pub(crate) service: Arc<Service>,
+    pub(crate) config: Config,
+    pub(crate) directory: TempDir,
+}
+
+impl Bench {
+    /// Opens a service over the tokens, named `main`, `second` …, and waits until they are ready.
+    pub(crate) async fn new(tokens: &[&Hsm], policy: PolicyConfig) -> Self {
+        let names = ["main", "second", "third"];
+        let tokens = tokens
+            .iter()
+            .zip(names)
+            .map(|(hsm, name)| hsm.config(name))
+            .collect();
+        Self::with(tokens, policy).await
+    }
+
+    /// Opens a service over tokens as configured, and waits until they are ready.
+    pub(crate) async fn with(tokens: Vec<TokenConfig>, policy: PolicyConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let config = Config {
+            node: "test".to_owned(),
+            state: at("state"),
+            audit: at("audit"),
+            server: ServerConfig {
+                listen: ([127, 0, 0, 1], 0).into(),
+                certificate: at("unused"),
+                key: at("unused"),
+                client_ca: at("unused"),
+                crl: None,
+                drive_ca: None,
+                max_connections: 64,
+                handshake_seconds: 5,
+                request_seconds: 60,
+                stop_seconds: 10,
+            },
+            tokens,
+            policy,
+        };
+        let service = ekm::server::open(&config, &Program::at(EKM.into()))
+            .await
+            .unwrap();
+        for bridge in service.tokens().bridges() {
+            bridge.settled().await.unwrap();
+        }
+        Self {
+            service: Arc::new(service),
+            config,
+            directory,
+        }
+    }
+
+    /// Makes a KEK on the token of that name.
+    pub(crate) async fn kek(&self, label: &str, token: &str, custody: Custody) {
+        ekm::admin::execute(
+            &self.service,
+            "operator:test",
+            ekm::admin::Command::KekGenerate {
+                label: label.parse::<KeyLabel>().unwrap(),
+                bits: 2048,
+                token: Some(token.to_owned()),
+                custody,
+            },
+        )
+        .await
+        .unwrap();
+    }
+
+    /// Puts a drive into the table.
+    pub(crate) async fn enrol(&self, drive: &TestDrive) {
+        self.store().put_drive(&drive.row).await.unwrap();
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        self.service.store()
+    }
+}
