@@ -17,7 +17,7 @@ use ekm::softdrive::{DriveKind, Init, SoftDrive};
 use ekm::store::{Drive, DriveKey, DriveState, Store};
 use ekm::tls::PeerId;
 use tempfile::TempDir;
-use testcontainers::core::{IntoContainerPort, Mount, WaitFor};
+use testcontainers::core::{Mount, WaitFor};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 

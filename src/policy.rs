@@ -358,12 +358,12 @@ fn fit(config: &PolicyConfig, kek: &KnownKek, custody: Custody) -> Result<bool, 
             "it was made for custody host, and the drive is not enrolled for that".to_owned(),
         ));
     }
-    if let Some(provenance) = kek.provenance {
-        if !config.write_provenance.contains(&provenance) {
-            return Err(unfit(format!(
-                "its provenance is {provenance}, and policy.write_provenance does not list that"
-            )));
-        }
+    if let Some(provenance) = kek.provenance
+        && !config.write_provenance.contains(&provenance)
+    {
+        return Err(unfit(format!(
+            "its provenance is {provenance}, and policy.write_provenance does not list that"
+        )));
     }
     Ok(true)
 }

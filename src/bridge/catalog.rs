@@ -112,12 +112,18 @@ impl Catalog {
         Some((kek, *self.handles.get(hash)?))
     }
 
+    /// A KEK that serves in that custody.
+    pub(super) fn first(&self, wanted: Custody) -> Option<&KekOnToken> {
+        self.keks.iter().find(
+            |kek| matches!(kek.private, PrivateHalf::Serves { custody, .. } if custody == wanted),
+        )
+    }
+
     /// A KEK to make the canary with, and what it is for.
     pub(super) fn canary(&self) -> Option<(&KekOnToken, Custody)> {
-        self.keks.iter().find_map(|kek| match kek.private {
-            PrivateHalf::Serves { custody, .. } => Some((kek, custody)),
-            PrivateHalf::Absent | PrivateHalf::Refused { .. } => None,
-        })
+        [Custody::Token, Custody::Host]
+            .into_iter()
+            .find_map(|custody| self.first(custody).map(|kek| (kek, custody)))
     }
 }
 

@@ -190,8 +190,8 @@ pub enum Op {
     },
     /// Whether an EEDK of the token's own still opens.
     Canary,
-    /// The KEKs on the token, read anew.
-    Keks,
+    /// The token's KEKs are read anew.
+    Look,
     /// A new KEK.
     Generate {
         /// Its label.
@@ -206,7 +206,7 @@ pub enum Op {
 /// What a bridge answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The token is open and probed.
+    /// The token is open; also the answer to `Op::Look`.
     Ready(Ready),
     /// `Op::Create`
     Created {
@@ -242,8 +242,6 @@ pub enum Reply {
     },
     /// `Op::Canary`: the canary opened; false where the token holds no KEK to try.
     Canary(bool),
-    /// `Op::Keks`
-    Keks(Vec<KekOnToken>),
     /// `Op::Generate`
     Generated(KekOnToken),
     /// `Task::List`

@@ -131,7 +131,7 @@ impl Attr {
 /// `Attr`s and into `nested`, so both are borrowed for as long as it lives.
 struct RawTemplate<'a> {
     attributes: Vec<ck::CK_ATTRIBUTE>,
-    _nested: Vec<RawTemplate<'a>>,
+    _nested: Vec<Self>,
     _source: &'a [Attr],
 }
 

@@ -24,7 +24,7 @@ pub(super) fn probe(
     session: CK_SESSION_HANDLE,
     catalog: &Catalog,
 ) -> Result<Option<Probe>, Fault> {
-    let Some((kek, Custody::Token)) = catalog.canary() else {
+    let Some(kek) = catalog.first(Custody::Token) else {
         return Ok(None);
     };
     let Some((_, handles)) = catalog.kek(&kek.hash) else {

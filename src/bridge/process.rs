@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Fault, FaultClass};
-use super::message::{self, Hello, Op, Ready, Reply, Request, Response, Task};
+use super::message::{self, Hello, Op, Reply, Request, Response, Task};
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
 use super::token::{self, Token};
@@ -58,14 +58,9 @@ pub fn run() -> io::Result<()> {
             let workers = profile.session.workers;
             let opened =
                 loaded.and_then(|module| Token::open(name, module, profile, &token, pin, ledger));
-            match opened.and_then(|token| token.probe().map(|probe| (token, probe))) {
-                Ok((token, probe)) => {
-                    let ready = Ready {
-                        token: token.info.clone(),
-                        keks: token.epoch().catalog.keks.clone(),
-                        probe,
-                    };
-                    answer(&mut socket, Ok(Reply::Ready(ready)))?;
+            match opened {
+                Ok(token) => {
+                    answer(&mut socket, Ok(Reply::Ready(token.ready())))?;
                     serve(socket, &Arc::new(token), workers)
                 }
                 Err(fault) => answer(&mut socket, Err(fault)),

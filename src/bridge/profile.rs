@@ -184,9 +184,9 @@ impl HsmProfile {
         if let Some((_, text)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
             return Self::parse(name, text);
         }
-        if !Path::new(name)
+        if Path::new(name)
             .extension()
-            .is_some_and(|extension| extension == "toml")
+            .is_none_or(|extension| extension != "toml")
         {
             return Err(ProfileError::Unknown {
                 name: name.to_owned(),
@@ -221,6 +221,16 @@ impl HsmProfile {
         }
         if !(1..=300).contains(&profile.session.deadline_seconds) {
             return fault("session.deadline_seconds must be 1 to 300");
+        }
+        if profile.session.host_exchanges == 0 {
+            return fault("session.host_exchanges must be 1 or more");
+        }
+        if profile.data_key.sensitive == Sensitive::SetAfter
+            && profile.kek.unwrap_template == Send::Send
+        {
+            return fault(
+                "data_key.sensitive = \"set-after\" and kek.unwrap_template = \"send\" contradict each other: the KEK would refuse every unwrap",
+            );
         }
         if profile.drive.forms.contains(&SedkForm::T10Plain) {
             return fault(

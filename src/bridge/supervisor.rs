@@ -35,6 +35,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Longest time from start to ready: loading, login, probe.
 const START: Duration = Duration::from_secs(60);
 
+/// Longest time for a new key pair: RSA-4096 on a smart card takes minutes.
+const GENERATE: Duration = Duration::from_secs(600);
+
 /// Time between two canaries.
 const CANARY: Duration = Duration::from_secs(5);
 
@@ -130,10 +133,9 @@ impl Program {
             pin: Pin::Source(PinSource::Env(name)),
             ..
         } = &hello.task
+            && let Some(value) = std::env::var_os(name)
         {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
+            command.env(name, value);
         }
         Ok((command.spawn()?, UnixStream::from_std(ours)?))
     }
@@ -244,8 +246,8 @@ impl Bridge {
     /// # Errors
     /// The token's fault, or that it is down or busy.
     pub async fn ask(&self, op: Op) -> Result<Reply, Fault> {
-        let until = Instant::now() + self.deadline;
         let again = !matches!(op, Op::Generate { .. });
+        let until = Instant::now() + if again { self.deadline } else { GENERATE };
         match self.ask_once(op.clone(), until).await {
             Err(
                 Fault::Down { .. }
@@ -266,9 +268,15 @@ impl Bridge {
         self.requests
             .try_send(Asked { op, until, reply })
             .map_err(|_| self.down("too many requests wait for it"))?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(self.down("its bridge ended")))
+        // The keeper answers or ends by then, unless it is still opening a token.
+        match tokio::time::timeout_at(until + GRACE * 2, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.down("its bridge ended")),
+            Err(_) => Err(Fault::Deadline {
+                token: self.name.to_string(),
+                seconds: self.deadline.as_secs(),
+            }),
+        }
     }
 
     /// Waits for a bridge that is being started again.
@@ -556,11 +564,11 @@ impl Run<'_> {
                 self.host_exchanges += 1;
                 None
             }
-            Ok(Reply::Keks(keks)) => {
-                let keks = keks.clone();
+            Ok(Reply::Ready(found)) => {
+                let found = found.clone();
                 self.keeper
                     .publish
-                    .send_if_modified(|state| renew(state, keks));
+                    .send_if_modified(|state| renew(state, found));
                 None
             }
             Ok(_) | Err(_) => None,
@@ -572,17 +580,17 @@ impl Run<'_> {
     }
 }
 
-/// Puts a newer list of KEKs into the published state.
-fn renew(state: &mut TokenState, keks: Vec<message::KekOnToken>) -> bool {
+/// Puts what was found anew into the published state.
+fn renew(state: &mut TokenState, found: Ready) -> bool {
     match state {
-        TokenState::Ready { ready, .. } if ready.keks != keks => {
-            *ready = Arc::new(Ready {
-                keks,
-                ..Ready::clone(ready)
-            });
+        TokenState::Ready { ready, .. } if **ready != found => {
+            *ready = Arc::new(found);
             true
         }
-        _ => false,
+        TokenState::Ready { .. }
+        | TokenState::Starting
+        | TokenState::Failed { .. }
+        | TokenState::Locked { .. } => false,
     }
 }
 

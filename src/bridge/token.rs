@@ -6,14 +6,14 @@
 //! another key.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cryptoki_sys as ck;
 
 use super::catalog::{self, Catalog};
 use super::faults::Fault;
 use super::host;
-use super::message::{Custody, KekOnToken, SlotOnModule};
+use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
 use super::pin::{LoginGuard, Pin};
 use super::pkcs11::{
     Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, Mechanism, Module, TokenInfo, User,
@@ -59,6 +59,7 @@ pub(super) struct Token {
     ledger: PathBuf,
     anchor: Mutex<CK_SESSION_HANDLE>,
     epoch: RwLock<Arc<Epoch>>,
+    probe: OnceLock<Probe>,
 }
 
 impl Token {
@@ -90,6 +91,7 @@ impl Token {
             pin,
             ledger,
             anchor: Mutex::new(anchor),
+            probe: OnceLock::new(),
         };
         token.log_in(anchor)?;
         token.look_again(anchor)?;
@@ -175,6 +177,11 @@ impl Token {
     fn look_again(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
         let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
         let catalog = Catalog::read(&self.module, session).map_err(fail)?;
+        if self.probe.get().is_none() {
+            if let Some(learned) = super::probe::probe(self, session, &catalog)? {
+                self.probe.get_or_init(|| learned);
+            }
+        }
         let canary = self.make_canary(session, &catalog)?;
         let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         let number = epoch.number + 1;
@@ -225,10 +232,13 @@ impl Token {
         Ok(Some(canary))
     }
 
-    /// Tries what the token does, on an idle session.
-    pub(super) fn probe(&self) -> Result<Option<super::message::Probe>, Fault> {
-        let anchor = self.anchor();
-        super::probe::probe(self, *anchor, &self.epoch().catalog)
+    /// What the server is told of the token.
+    pub(super) fn ready(&self) -> Ready {
+        Ready {
+            token: self.info.clone(),
+            keks: self.epoch().catalog.keks.clone(),
+            probe: self.probe.get().cloned(),
+        }
     }
 
     /// Opens the canary; what fails here is the token's fault.
@@ -369,10 +379,11 @@ fn find_slot(
     let mut found = Vec::new();
     for slot in slots {
         // A slot that will not say what is in it is not ours; its neighbours may be.
-        if let Ok(info) = module.token_info(slot) {
-            if info.initialized() && uri.matches(&info) {
-                found.push((slot, info));
-            }
+        if let Ok(info) = module.token_info(slot)
+            && info.initialized()
+            && uri.matches(&info)
+        {
+            found.push((slot, info));
         }
     }
     let many = found.len() > 1;

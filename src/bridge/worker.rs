@@ -161,7 +161,7 @@ impl Worker {
     fn bad_data(&self, error: CallError, what: &str, op: &Op) -> Fault {
         let opened = match op {
             Op::Resolve { kek, .. } | Op::Rekey { kek, .. } | Op::Prove { kek, .. } => Some(kek),
-            Op::Create { .. } | Op::Canary | Op::Keks | Op::Generate { .. } => None,
+            Op::Create { .. } | Op::Canary | Op::Look | Op::Generate { .. } => None,
         };
         match (opened, error.function) {
             (Some(kek), "C_UnwrapKey" | "C_Decrypt") => Fault::BadEedk {
@@ -250,9 +250,9 @@ impl Worker {
                 block,
             } => at.prove(eedk, kek, *custody, block),
             Op::Canary => at.canary(),
-            Op::Keks => {
+            Op::Look => {
                 token.find_again(at.session.epoch.number)?;
-                Ok(Reply::Keks(token.epoch().catalog.keks.clone()))
+                Ok(Reply::Ready(token.ready()))
             }
             Op::Generate {
                 label,

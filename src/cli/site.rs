@@ -36,10 +36,10 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
     if needs_tokens {
         let tolerant = matches!(command, Command::TokenStatus);
         for bridge in service.tokens().bridges() {
-            if let Err(fault) = bridge.settled().await {
-                if !tolerant {
-                    bail!(fault);
-                }
+            if let Err(fault) = bridge.settled().await
+                && !tolerant
+            {
+                bail!(fault);
             }
         }
     }

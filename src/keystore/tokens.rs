@@ -57,7 +57,7 @@ impl Tokens {
 
     /// Has every ready token read its KEKs again.
     pub async fn look_again(&self) {
-        join_all(self.bridges.iter().map(|bridge| bridge.ask(Op::Keks))).await;
+        join_all(self.bridges.iter().map(|bridge| bridge.ask(Op::Look))).await;
     }
 
     /// Makes a KEK on the token of that name, or on the only one.
@@ -96,7 +96,7 @@ impl Tokens {
         match bridge.ask(op).await? {
             Reply::Generated(kek) => {
                 // So that the published list has it before anyone asks.
-                drop(bridge.ask(Op::Keks).await);
+                drop(bridge.ask(Op::Look).await);
                 Ok((bridge.name().to_owned(), kek))
             }
             other => Err(out_of_turn(bridge, &other)),
