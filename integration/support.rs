@@ -339,9 +339,37 @@ impl Bench {
 
     /// Opens a service over tokens as configured, and waits until they are ready.
     pub(crate) async fn with(tokens: Vec<TokenConfig>, policy: PolicyConfig) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        let config = Config {
+        Self::at(tempfile::tempdir().unwrap(), tokens, policy).await
+    }
+
+    /// The same in a directory that is there already.
+    pub(crate) async fn at(
+        directory: TempDir,
+        tokens: Vec<TokenConfig>,
+        policy: PolicyConfig,
+    ) -> Self {
+        let config = Self::config(directory.path(), tokens, policy);
+        let service = ekm::server::open(&config, &Program::at(EKM.into()))
+            .await
+            .unwrap();
+        for bridge in service.tokens().bridges() {
+            bridge.settled().await.unwrap();
+        }
+        Self {
+            service: Arc::new(service),
+            config,
+            directory,
+        }
+    }
+
+    /// A configuration whose doors are never opened.
+    pub(crate) fn config(
+        directory: &Path,
+        tokens: Vec<TokenConfig>,
+        policy: PolicyConfig,
+    ) -> Config {
+        let at = |name: &str| directory.join(name);
+        Config {
             node: "test".to_owned(),
             state: at("state"),
             audit: at("audit"),
@@ -359,17 +387,6 @@ impl Bench {
             },
             tokens,
             policy,
-        };
-        let service = ekm::server::open(&config, &Program::at(EKM.into()))
-            .await
-            .unwrap();
-        for bridge in service.tokens().bridges() {
-            bridge.settled().await.unwrap();
-        }
-        Self {
-            service: Arc::new(service),
-            config,
-            directory,
         }
     }
 

@@ -123,6 +123,19 @@ const fn default_stop() -> u64 {
     30
 }
 
+impl ServerConfig {
+    /// Where the door's certificates are.
+    #[must_use]
+    pub fn tls_paths(&self) -> crate::tls::Paths {
+        crate::tls::Paths {
+            cert: self.certificate.clone(),
+            key: self.key.clone(),
+            client_ca: self.client_ca.clone(),
+            crl: self.crl.clone(),
+        }
+    }
+}
+
 /// Why there is no configuration.
 #[derive(Debug)]
 pub enum ConfigError {

@@ -26,7 +26,7 @@ use crate::config::{Config, TokenConfigError};
 use crate::keystore::Tokens;
 use crate::service::Service;
 use crate::store::{Sqlite, StoreError};
-use crate::tls::{Paths, ServerTls, TlsError};
+use crate::tls::{ServerTls, TlsError};
 
 pub use operator::{OperatorError, ask};
 pub use routes::openapi;
@@ -124,12 +124,7 @@ impl Server {
     /// Certificates, address or socket.
     pub async fn bind(config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
         let server = &config.server;
-        let tls = ServerTls::load(&Paths {
-            cert: server.certificate.clone(),
-            key: server.key.clone(),
-            client_ca: server.client_ca.clone(),
-            crl: server.crl.clone(),
-        })?;
+        let tls = ServerTls::load(&server.tls_paths())?;
         let door =
             TcpListener::bind(server.listen)
                 .await

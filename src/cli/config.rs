@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Context, Found, output};
 use crate::config::{Config as Configuration, ConfigError, EXAMPLE};
+use crate::tls::ServerTls;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Config {
@@ -23,13 +24,26 @@ impl Config {
             Self::Check { file } => {
                 let path = file.as_ref().unwrap_or(&context.config);
                 match Configuration::load(path) {
-                    Ok(config) if context.json => output::json(&config),
-                    Ok(config) => output::say(&format!(
-                        "{}: good; {} token(s), door {}",
-                        path.display(),
-                        config.tokens.len(),
-                        config.server.listen
-                    )),
+                    Ok(config) => {
+                        // What a server would refuse to start with is wrong, too.
+                        let tls = match ServerTls::load(&config.server.tls_paths()) {
+                            Ok(tls) => tls,
+                            Err(error) => {
+                                output::say(&format!("{}:\n  {error}", path.display()))?;
+                                return Err(Found.into());
+                            }
+                        };
+                        if context.json {
+                            return output::json(&config);
+                        }
+                        output::say(&format!(
+                            "{}: good; {} token(s), door {}, certificates good until {}",
+                            path.display(),
+                            config.tokens.len(),
+                            config.server.listen,
+                            tls.expiry().date()
+                        ))
+                    }
                     Err(error @ (ConfigError::Faults { .. } | ConfigError::Syntax { .. })) => {
                         output::say(&error.to_string())?;
                         Err(Found.into())

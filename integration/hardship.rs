@@ -1,0 +1,208 @@
+//! What must hold when things go wrong around a request: a full disk, a
+//! bridge that ends, a module that is not there.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use ekm::api::{CreateRequest, DriveInRequest};
+use ekm::audit::Outcome;
+use ekm::bridge::supervisor::{Program, TokenState};
+use ekm::keystore::Custody;
+use ekm::policy::PolicyConfig;
+use ekm::problem::EkmCode;
+use ekm::store::Defaults;
+use uuid::Uuid;
+
+use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for};
+
+fn request(drive: &TestDrive) -> CreateRequest {
+    CreateRequest {
+        request_id: Uuid::new_v4(),
+        drive: DriveInRequest {
+            serial: drive.soft.serial().clone(),
+            public_key: None,
+            session_key: None,
+        },
+        volser: "HARD01".parse().unwrap(),
+        kek1: None,
+        kek2: None,
+    }
+}
+
+async fn default_kek(bench: &Bench, label: &str) {
+    let defaults = Defaults {
+        kek1: Some(label.parse().unwrap()),
+        kek2: None,
+    };
+    bench.store().set_defaults(&defaults).await.unwrap();
+}
+
+/// A file system that is full after a few records; unmounted when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"])
+            .arg(at)
+            .status()
+            .is_ok_and(|status| status.success());
+        if !mounted {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must be able to mount a small tmpfs"
+            );
+            eprintln!("WARNING: SKIPPED, a small tmpfs cannot be mounted here (not root?)");
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_audit_disk_stops_the_keys() {
+    let hsm = Hsm::new(Kind::Embedded, "full").await;
+    let root = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(&root.path().join("audit")) else {
+        return;
+    };
+    let bench = Bench::at(root, vec![hsm.config("main")], PolicyConfig::default()).await;
+    bench.kek("KEK", "main", Custody::Token).await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, Kind::Embedded.form());
+    bench.enrol(&a).await;
+    let mut served = Vec::new();
+    let refusal = loop {
+        assert!(served.len() < 1000, "a disk of 64 KiB took 1000 records");
+        let request = request(&a);
+        match bench.service.create(&a.peer, &request).await {
+            Ok(_) => served.push(request.request_id.to_string()),
+            Err(problem) => break problem,
+        }
+    };
+    assert_eq!((refusal.code, refusal.status), (EkmCode::EE0F, 503));
+    assert!(!served.is_empty());
+    // It stays so, also where a short record might still fit.
+    let again = bench.service.create(&a.peer, &request(&a)).await;
+    assert_eq!(again.map(drop).unwrap_err().code, EkmCode::EE0F);
+    assert!(bench.service.ready().is_err());
+    let recorded: Vec<String> = ekm::audit::read(&bench.config.audit)
+        .unwrap()
+        .filter_map(Result::ok)
+        .filter(|record| {
+            record.event.action == "create" && record.event.outcome == Outcome::Success
+        })
+        .filter_map(|record| record.event.request)
+        .collect();
+    for id in &served {
+        assert!(
+            recorded.contains(id),
+            "{id} was answered and is not recorded"
+        );
+    }
+}
+
+/// The embedded profile, with its bridge renewed after three host exchanges.
+fn short_lived(directory: &Path) -> String {
+    let text = include_str!("../hsm-profiles/embedded.toml")
+        .replace("host_exchanges = 64", "host_exchanges = 3")
+        .replace("name = \"embedded\"", "name = \"short-lived\"");
+    let path = directory.join("short-lived.toml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_is_renewed_after_its_share_of_host_custody() {
+    let hsm = Hsm::new(Kind::Embedded, "renewed").await;
+    let mut token = hsm.config("main");
+    token.profile = short_lived(hsm.directory.path());
+    let bench = Bench::with(vec![token], PolicyConfig::default()).await;
+    bench.kek("HOSTKEK", "main", Custody::Host).await;
+    default_kek(&bench, "HOSTKEK").await;
+    let mut a = drive(bench.directory.path(), 1, ekm::key::SedkForm::T10Plain);
+    a.row.custody = Custody::Host;
+    bench.enrol(&a).await;
+    let since = || match bench.service.tokens().bridges()[0].state() {
+        TokenState::Ready { since, .. } => Some(since),
+        TokenState::Starting | TokenState::Failed { .. } | TokenState::Locked { .. } => None,
+    };
+    let first = since();
+    for _ in 0..10 {
+        bench.service.create(&a.peer, &request(&a)).await.unwrap();
+    }
+    assert_ne!(
+        since(),
+        first,
+        "ten host exchanges and still the same bridge"
+    );
+}
+
+fn bridges_of(directory: &Path) -> Vec<u32> {
+    let mark = directory.display().to_string();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let read =
+                |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            read("cmdline").ends_with(b"ekm\0bridge\0")
+                && String::from_utf8_lossy(&read("environ")).contains(&mark)
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_bridge_costs_no_request_and_comes_back() {
+    let hsm = Hsm::new(Kind::Softhsm, "killed").await;
+    let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
+    bench.kek("KEK", "main", Custody::Token).await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, Kind::Softhsm.form());
+    bench.enrol(&a).await;
+    bench.service.create(&a.peer, &request(&a)).await.unwrap();
+    let pids = bridges_of(hsm.directory.path());
+    assert_eq!(pids.len(), 1, "{pids:?}");
+    let killed = Command::new("kill")
+        .args(["-9", &pids[0].to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    // Asked at once: the request waits for the next bridge.
+    bench.service.create(&a.peer, &request(&a)).await.unwrap();
+    assert_ne!(bridges_of(hsm.directory.path()), pids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_ends_with_its_server() {
+    let hsm = Hsm::new(Kind::Softhsm, "orphan").await;
+    let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
+    assert_eq!(bridges_of(hsm.directory.path()).len(), 1);
+    drop(bench);
+    wait_for("the end of the bridge", Duration::from_secs(10), || {
+        bridges_of(hsm.directory.path()).is_empty()
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_starts_without_its_token_and_says_so() {
+    let hsm = Hsm::new(Kind::Embedded, "absent").await;
+    let mut token = hsm.config("main");
+    token.uri = "pkcs11:token=some-other-token".parse().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let config = Bench::config(root.path(), vec![token], PolicyConfig::default());
+    let service = ekm::server::open(&config, &Program::at(EKM.into()))
+        .await
+        .unwrap();
+    let fault = service.tokens().bridges()[0].settled().await.unwrap_err();
+    assert!(fault.to_string().contains("some-other-token"), "{fault}");
+    assert!(service.ready().is_err());
+}
