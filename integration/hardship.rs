@@ -131,33 +131,27 @@ async fn a_bridge_is_renewed_after_its_share_of_host_custody() {
     let mut a = drive(bench.directory.path(), 1, ekm::key::SedkForm::T10Plain);
     a.row.custody = Custody::Host;
     bench.enrol(&a).await;
-    let since = || match bench.service.tokens().bridges()[0].state() {
-        TokenState::Ready { since, .. } => Some(since),
-        TokenState::Starting | TokenState::Failed { .. } | TokenState::Locked { .. } => None,
-    };
-    let first = since();
+    let first = bridge_pid(&bench);
     for _ in 0..10 {
         bench.service.create(&a.peer, &request(&a)).await.unwrap();
     }
     assert_ne!(
-        since(),
+        bridge_pid(&bench),
         first,
         "ten host exchanges and still the same bridge"
     );
 }
 
-fn bridges_of(directory: &Path) -> Vec<u32> {
-    let mark = directory.display().to_string();
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            let read =
-                |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            read("cmdline").ends_with(b"ekm\0bridge\0")
-                && String::from_utf8_lossy(&read("environ")).contains(&mark)
-        })
-        .collect()
+fn bridge_pid(bench: &Bench) -> u32 {
+    match bench.service.tokens().bridges()[0].state() {
+        TokenState::Ready { pid, .. } => pid,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whether the process is there and not a zombie.
+fn lives(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,26 +163,26 @@ async fn a_killed_bridge_costs_no_request_and_comes_back() {
     let a = drive(bench.directory.path(), 1, Kind::Softhsm.form());
     bench.enrol(&a).await;
     bench.service.create(&a.peer, &request(&a)).await.unwrap();
-    let pids = bridges_of(hsm.directory.path());
-    assert_eq!(pids.len(), 1, "{pids:?}");
+    let pid = bridge_pid(&bench);
     let killed = Command::new("kill")
-        .args(["-9", &pids[0].to_string()])
+        .args(["-9", &pid.to_string()])
         .status()
         .unwrap();
     assert!(killed.success());
     // Asked at once: the request waits for the next bridge.
     bench.service.create(&a.peer, &request(&a)).await.unwrap();
-    assert_ne!(bridges_of(hsm.directory.path()), pids);
+    assert_ne!(bridge_pid(&bench), pid);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_ends_with_its_server() {
     let hsm = Hsm::new(Kind::Softhsm, "orphan").await;
     let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
-    assert_eq!(bridges_of(hsm.directory.path()).len(), 1);
+    let pid = bridge_pid(&bench);
+    assert!(lives(pid));
     drop(bench);
     wait_for("the end of the bridge", Duration::from_secs(10), || {
-        bridges_of(hsm.directory.path()).is_empty()
+        !lives(pid)
     });
 }
 

@@ -106,6 +106,8 @@ pub struct TokenStatus {
     pub why: Option<String>,
     /// Since when, RFC 3339.
     pub since: Option<String>,
+    /// The process that drives it.
+    pub bridge_pid: Option<u32>,
     /// Its PKCS#11 URI, once known.
     pub uri: Option<String>,
     /// Its KEKs.
@@ -404,11 +406,11 @@ fn status(bridge: &crate::bridge::supervisor::Bridge) -> TokenStatus {
         at.format(&time::format_description::well_known::Rfc3339)
             .ok()
     };
-    let (why, since, ready) = match state {
-        TokenState::Starting => (None, None, None),
-        TokenState::Ready { ready, since } => (None, time(since), Some(ready)),
+    let (why, since, ready, bridge_pid) = match state {
+        TokenState::Starting => (None, None, None, None),
+        TokenState::Ready { ready, since, pid } => (None, time(since), Some(ready), Some(pid)),
         TokenState::Failed { why, since } | TokenState::Locked { why, since } => {
-            (Some(why.to_string()), time(since), None)
+            (Some(why.to_string()), time(since), None, None)
         }
     };
     TokenStatus {
@@ -416,6 +418,7 @@ fn status(bridge: &crate::bridge::supervisor::Bridge) -> TokenStatus {
         state: word,
         why,
         since,
+        bridge_pid,
         uri: ready
             .as_ref()
             .map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),

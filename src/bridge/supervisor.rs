@@ -53,6 +53,8 @@ pub enum TokenState {
     Ready {
         /// What the bridge found.
         ready: Arc<Ready>,
+        /// The bridge's process.
+        pid: u32,
         /// Since when.
         since: OffsetDateTime,
     },
@@ -408,6 +410,8 @@ impl Keeper {
         self.pause = PAUSES.0;
         self.publish.send_replace(TokenState::Ready {
             ready,
+            // It has not been waited for, so it has one.
+            pid: child.id().unwrap_or_default(),
             since: OffsetDateTime::now_utc(),
         });
         let (answers, incoming) = mpsc::channel(QUEUE);

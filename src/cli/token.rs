@@ -24,6 +24,11 @@ impl Token {
             let mut fields = vec![("token", token.name), ("  state", token.state)];
             fields.extend(token.since.map(|since| ("  since", since)));
             fields.extend(token.why.map(|why| ("  why", why)));
+            fields.extend(
+                token
+                    .bridge_pid
+                    .map(|pid| ("  bridge", format!("process {pid}"))),
+            );
             fields.extend(token.uri.map(|uri| ("  uri", uri)));
             fields.push(("  KEKs", token.keks.to_string()));
             if !forms.is_empty() {
