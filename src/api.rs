@@ -156,7 +156,7 @@ pub struct RekeyRequest {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmRequest {
-    /// Names the request in records.
+    /// That of the create or rekey whose EEDKs this is about.
     pub request_id: Uuid,
     /// The drive that tells.
     #[schema(value_type = String)]
@@ -216,11 +216,11 @@ pub struct ResolveAnswer {
     /// The data key's identifier.
     #[schema(value_type = String)]
     pub dki: DataKeyId,
-    /// The cartridge's EEDKs, with their labels here where they are known.
+    /// Those of the cartridge's EEDKs that can be read, with their labels here where they are known.
     pub eedks: Vec<EedkInAnswer>,
-    /// Which of them opened, from 0.
+    /// Which EEDK of the request opened, from 0.
     pub opened: usize,
-    /// Whether all of them were issued here.
+    /// Whether the one that opened was issued here.
     pub issued_here: bool,
     /// For the drive.
     #[schema(value_type = Object)]
@@ -247,7 +247,7 @@ pub struct RekeyAnswer {
 pub struct ConfirmAnswer {
     /// The request's.
     pub request_id: Uuid,
-    /// How far the newest EEDKs of the data key got.
+    /// How far those EEDKs got.
     pub state: EedkState,
 }
 
@@ -312,21 +312,22 @@ impl RekeyRequest {
     }
 }
 
-/// Reads the EEDKs of a request.
+/// Reads the EEDKs of a request, each for itself.
 ///
 /// # Errors
-/// None, too many, or what is wrong with one of them.
-pub fn eedks(from: &[Base64]) -> Result<Vec<Eedk>, String> {
+/// There are none, or too many.
+pub fn eedks(from: &[Base64]) -> Result<Vec<Result<Eedk, String>>, String> {
     if from.is_empty() || from.len() > MAX_EEDKS {
         return Err(format!(
             "a cartridge has 1 or {MAX_EEDKS} EEDKs, got {}",
             from.len()
         ));
     }
-    from.iter()
+    Ok(from
+        .iter()
         .enumerate()
         .map(|(index, bytes)| {
             Eedk::decode(&bytes.0).map_err(|error| format!("EEDK {}: {error}", index + 1))
         })
-        .collect()
+        .collect())
 }

@@ -9,7 +9,7 @@
 use futures_util::future::try_join_all;
 
 use crate::key::{DataKeyId, Eedk, Sedk};
-use crate::keystore::{Fault, Keystore, Place};
+use crate::keystore::{Custody, Fault, Keystore, Place, Wrapped};
 use crate::policy::{CreateGrant, RekeyGrant, ResolveGrant};
 
 /// Fresh random numbers for one create or rekey.
@@ -135,21 +135,23 @@ pub async fn create(
     let (wrapped, sedk) = keystore
         .create(dki, &keks, grant.drive(), grant.custody(), fresh.block)
         .await?;
-    let proved = prove(
+    let proof = prove(
         keystore,
         grant.keks(),
-        &wrapped.eedks,
         grant.custody(),
         fresh.block,
-        wrapped.proof,
+        &wrapped,
     )
     .await?;
     Ok(Issued {
         dki,
         eedks: wrapped.eedks,
-        proved,
+        proved: proof.proved,
         sedk,
-        place: wrapped.place,
+        place: Place {
+            custody: proof.custody,
+            ..wrapped.place
+        },
     })
 }
 
@@ -213,20 +215,22 @@ pub async fn rekey(
             .await
         {
             Ok(wrapped) => {
-                let proved = prove(
+                let proof = prove(
                     keystore,
                     grant.keks(),
-                    &wrapped.eedks,
                     grant.custody(),
                     fresh.block,
-                    wrapped.proof,
+                    &wrapped,
                 )
                 .await?;
                 return Ok(Rekeyed {
                     opened: readable.index,
                     eedks: wrapped.eedks,
-                    proved,
-                    place: wrapped.place,
+                    proved: proof.proved,
+                    place: Place {
+                        custody: proof.custody,
+                        ..wrapped.place
+                    },
                     failures,
                 });
             }
@@ -239,24 +243,42 @@ pub async fn rekey(
 async fn prove(
     keystore: &dyn Keystore,
     keks: &[crate::policy::GrantedKek],
-    eedks: &[Eedk],
-    custody: crate::keystore::Custody,
+    custody: Custody,
     block: [u8; 16],
-    expected: [u8; 16],
-) -> Result<Vec<bool>, ExchangeError> {
-    try_join_all(keks.iter().zip(eedks).map(|(granted, eedk)| async move {
-        if !granted.provable {
-            return Ok(false);
-        }
-        let kek = granted.kek.label.to_string();
-        match keystore
-            .prove(eedk, &granted.kek.hash, custody, block)
-            .await
-        {
-            Ok(proof) if proof == expected => Ok(true),
-            Ok(_) => Err(ExchangeError::NotProved { kek }),
-            Err(fault) => Err(ExchangeError::Unprovable { kek, fault }),
-        }
-    }))
-    .await
+    wrapped: &Wrapped,
+) -> Result<Proof, ExchangeError> {
+    let (expected, made_in) = (wrapped.proof, wrapped.place.custody);
+    let each = try_join_all(
+        keks.iter()
+            .zip(&wrapped.eedks)
+            .map(|(granted, eedk)| async move {
+                if !granted.provable {
+                    return Ok((false, Custody::Token));
+                }
+                let kek = granted.kek.label.to_string();
+                match keystore
+                    .prove(eedk, &granted.kek.hash, custody, block)
+                    .await
+                {
+                    Ok((proof, custody)) if proof == expected => Ok((true, custody)),
+                    Ok(_) => Err(ExchangeError::NotProved { kek }),
+                    Err(fault) => Err(ExchangeError::Unprovable { kek, fault }),
+                }
+            }),
+    )
+    .await?;
+    Ok(Proof {
+        proved: each.iter().map(|(proved, _)| *proved).collect(),
+        // A key that was in host memory only to be proved was in host memory.
+        custody: each
+            .into_iter()
+            .map(|(_, custody)| custody)
+            .fold(made_in, Ord::max),
+    })
+}
+
+/// What the proofs of a data key's EEDKs showed.
+struct Proof {
+    proved: Vec<bool>,
+    custody: Custody,
 }

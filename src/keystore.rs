@@ -93,12 +93,13 @@ pub trait Keystore: Send + Sync {
         block: [u8; 16],
     ) -> Result<Wrapped, Fault>;
 
-    /// `block` encrypted under the data key that an EEDK holds.
+    /// `block` encrypted under the data key that an EEDK holds, and where that
+    /// key was in clear.
     async fn prove(
         &self,
         eedk: &Eedk,
         kek: &KekHash,
         custody: Custody,
         block: [u8; 16],
-    ) -> Result<[u8; 16], Fault>;
+    ) -> Result<([u8; 16], Custody), Fault>;
 }

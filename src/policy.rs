@@ -19,7 +19,7 @@ use crate::bridge::message::{Custody, Recipient};
 use crate::drive::DriveSerial;
 use crate::key::{Eedk, KekId, KekRef, SedkForm};
 use crate::keystore::{Directory, KekError, KnownKek, WrapKek};
-use crate::store::{Defaults, Drive, DriveKey, DriveState};
+use crate::store::{Defaults, Drive, DriveKey, DriveState, Origin};
 use crate::tls::{PeerId, Role};
 
 pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
@@ -39,6 +39,29 @@ pub struct Known<'a> {
     pub defaults: &'a Defaults,
     /// Certificates of the drive CA, PEM.
     pub drive_ca: Option<&'a [u8]>,
+}
+
+/// An EEDK as a request presents it. One that is damaged says nothing about the other.
+#[derive(Clone, Debug)]
+pub struct Presented {
+    /// The EEDK, or what is wrong with it.
+    pub eedk: Result<Eedk, String>,
+    /// Where its data key comes from, if this EEDK was issued here.
+    pub origin: Option<Origin>,
+}
+
+/// What EEDKs are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The cartridge is read.
+    Read,
+    /// More is written under the same data key.
+    Append,
+    /// The data key goes under other KEKs.
+    Rekey {
+        /// Where the data key of that name comes from, if it is known here.
+        known: Option<Origin>,
+    },
 }
 
 /// The part of a request that is about the drive.
@@ -131,11 +154,13 @@ pub enum Refusal {
     /// No EEDK of the cartridge can be opened here.
     #[error("no EEDK of the cartridge can be opened here: {0}")]
     Unreadable(String),
-    /// The EEDKs do not belong together.
-    #[error("the EEDKs do not belong together: {0}")]
-    Mismatch(String),
+    /// None of what the cartridge holds is an EEDK.
+    #[error(
+        "{0}; the cartridge memory may be damaged, or the cartridge was keyed by another product"
+    )]
+    NoEedk(String),
     /// An EEDK was not issued here and the rules want it to be.
-    #[error("an EEDK of this cartridge was never issued here ({0}); {1}")]
+    #[error("data key {0}: the EEDK is not used: {1}")]
     NotIssued(String, &'static str),
 }
 
@@ -173,7 +198,7 @@ pub fn authorize_create(
     })
 }
 
-/// Judges a resolve. `issued` says of each EEDK whether it was issued here.
+/// Judges a resolve.
 ///
 /// # Errors
 /// Why not.
@@ -181,12 +206,11 @@ pub fn authorize_resolve(
     known: Known<'_>,
     peer: &PeerId,
     claim: &DriveClaim,
-    eedks: &[Eedk],
-    issued: &[bool],
-    append: bool,
+    presented: &[Presented],
+    purpose: Purpose,
 ) -> Result<ResolveGrant, Refusal> {
     let (drive, recipient) = receiver(known, peer, claim)?;
-    let (readable, unreadable) = open_by(known, eedks, issued, append)?;
+    let (readable, unreadable) = open_by(known, presented, purpose)?;
     Ok(ResolveGrant {
         drive: recipient,
         custody: drive.custody,
@@ -202,15 +226,21 @@ pub fn authorize_resolve(
 pub fn authorize_rekey(
     known: Known<'_>,
     peer: &PeerId,
+    serial: &DriveSerial,
     labels: (&KekRef, Option<&KekRef>),
-    eedks: &[Eedk],
-    issued: &[bool],
+    presented: &[Presented],
+    purpose: Purpose,
 ) -> Result<RekeyGrant, Refusal> {
     for label in [Some(labels.0), labels.1].into_iter().flatten() {
         known.config.may_rekey_to(peer, &label.label)?;
     }
-    let custody = known.drive.map_or(Custody::Token, |drive| drive.custody);
-    let (readable, unreadable) = open_by(known, eedks, issued, false)?;
+    // Whoever names a drive borrows its custody, so he must be allowed to speak for it.
+    let custody = match (known.drive, peer.role()) {
+        (Some(drive), Role::Operator) => drive.custody,
+        (Some(_), _) => known_drive(known, peer, serial)?.custody,
+        (None, _) => Custody::Token,
+    };
+    let (readable, unreadable) = open_by(known, presented, purpose)?;
     let keks = write_keks(known, [Some(labels.0), labels.1], custody)?;
     Ok(RekeyGrant {
         custody,
@@ -316,6 +346,7 @@ fn write_keks(
                 spki: kek.spki.clone(),
             },
             provable,
+            registered: kek.registered,
         };
         if !keks.contains(&granted) {
             keks.push(granted);
@@ -368,39 +399,53 @@ fn fit(config: &PolicyConfig, kek: &KnownKek, custody: Custody) -> Result<bool, 
     Ok(true)
 }
 
-/// Which EEDKs can be tried, and what is wrong with the others.
+/// Which EEDKs can be tried, and what is wrong with the others. One that can
+/// is enough.
 fn open_by(
     known: Known<'_>,
-    eedks: &[Eedk],
-    issued: &[bool],
-    append: bool,
+    presented: &[Presented],
+    purpose: Purpose,
 ) -> Result<(Vec<Readable>, Vec<Fault>), Refusal> {
-    let Some(first) = eedks.first() else {
-        return Err(Refusal::Mismatch("there is none".to_owned()));
+    // Where the two are of different data keys, the one issued here is believed.
+    let dki = presented
+        .iter()
+        .filter(|one| one.origin.is_some())
+        .chain(presented)
+        .find_map(|one| one.eedk.as_ref().ok().map(Eedk::dki));
+    let Some(dki) = dki else {
+        let reasons: Vec<&str> = presented
+            .iter()
+            .filter_map(|one| one.eedk.as_ref().err().map(String::as_str))
+            .collect();
+        return Err(Refusal::NoEedk(reasons.join("; ")));
     };
-    if let Some(other) = eedks.iter().find(|eedk| eedk.dki() != first.dki()) {
-        return Err(Refusal::Mismatch(format!(
-            "one is of data key {}, the other of {}",
-            first.dki(),
-            other.dki()
-        )));
-    }
-    let foreign = issued.iter().any(|issued| !issued);
-    if foreign && append {
-        return Err(Refusal::NotIssued(
-            first.dki().to_string(),
-            "it may be read, but nothing is appended under it",
-        ));
-    }
-    if foreign && !known.config.read_unissued_eedks {
-        return Err(Refusal::NotIssued(
-            first.dki().to_string(),
-            "policy.read_unissued_eedks forbids reading it",
-        ));
-    }
     let mut readable = Vec::new();
     let mut unreadable = Vec::new();
-    for (index, eedk) in eedks.iter().enumerate() {
+    let mut forbidden = None;
+    for (index, one) in presented.iter().enumerate() {
+        let not_tried = |reason: String| Fault::NotTried {
+            number: index + 1,
+            reason,
+        };
+        let eedk = match &one.eedk {
+            Ok(eedk) if eedk.dki() == dki => eedk,
+            Ok(eedk) => {
+                unreadable.push(not_tried(format!(
+                    "it is of data key {}, not {dki}",
+                    eedk.dki()
+                )));
+                continue;
+            }
+            Err(reason) => {
+                unreadable.push(not_tried(reason.clone()));
+                continue;
+            }
+        };
+        if let Err(reason) = may_open(known.config, one.origin, purpose) {
+            forbidden = Some(reason);
+            unreadable.push(not_tried(reason.to_owned()));
+            continue;
+        }
         match opener(known.directory, eedk) {
             Ok(kek) => readable.push(Readable {
                 index,
@@ -410,11 +455,41 @@ fn open_by(
             Err(fault) => unreadable.push(fault),
         }
     }
-    if readable.is_empty() {
-        let reasons: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        return Err(Refusal::Unreadable(reasons.join("; ")));
+    if !readable.is_empty() {
+        return Ok((readable, unreadable));
     }
-    Ok((readable, unreadable))
+    if let Some(reason) = forbidden {
+        return Err(Refusal::NotIssued(dki.to_string(), reason));
+    }
+    let reasons: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+    Err(Refusal::Unreadable(reasons.join("; ")))
+}
+
+/// Anyone with a KEK's public key can make an EEDK that opens, so one that
+/// was not issued here, or holds a data key that was not made here, is read
+/// at most.
+fn may_open(
+    config: &PolicyConfig,
+    origin: Option<Origin>,
+    purpose: Purpose,
+) -> Result<(), &'static str> {
+    match (purpose, origin) {
+        (Purpose::Read, Some(_))
+        | (Purpose::Append | Purpose::Rekey { .. }, Some(Origin::Ours)) => Ok(()),
+        (Purpose::Append, Some(Origin::Foreign) | None) => {
+            Err("its data key was not made here; it may be read, but nothing is appended under it")
+        }
+        (
+            Purpose::Rekey {
+                known: Some(Origin::Ours),
+            },
+            None,
+        ) => Err("it was never issued here and yet names a data key made here; it may be forged"),
+        (Purpose::Read | Purpose::Rekey { .. }, _) if config.read_unissued_eedks => Ok(()),
+        (Purpose::Read | Purpose::Rekey { .. }, _) => {
+            Err("it was never issued here, and policy.read_unissued_eedks forbids reading it")
+        }
+    }
 }
 
 fn opener<'a>(directory: &'a Directory, eedk: &Eedk) -> Result<&'a KnownKek, Fault> {

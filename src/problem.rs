@@ -128,7 +128,7 @@ impl From<&Refusal> for Problem {
                 (EkmCode::EE31, 409)
             }
             Refusal::Unreadable(_) => (EkmCode::EE32, 422),
-            Refusal::Mismatch(_) => (EkmCode::EE23, 400),
+            Refusal::NoEedk(_) => (EkmCode::EE23, 400),
         };
         Self::new(code, status, refusal.to_string())
     }
@@ -138,7 +138,9 @@ impl From<&Fault> for Problem {
     fn from(fault: &Fault) -> Self {
         let detail = fault.to_string();
         match fault {
-            Fault::BadEedk { .. } | Fault::NoKek { .. } => Self::new(EkmCode::EE32, 422, detail),
+            Fault::BadEedk { .. } | Fault::NotTried { .. } | Fault::NoKek { .. } => {
+                Self::new(EkmCode::EE32, 422, detail)
+            }
             Fault::Refused { .. } => Self::new(EkmCode::EE31, 409, detail),
             Fault::Unsupported { .. } => Self::new(EkmCode::EE25, 409, detail),
             Fault::Call {

@@ -16,22 +16,24 @@ use crate::api::{
     RekeyRequest, ResolveAnswer, ResolveRequest,
 };
 use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome};
+use crate::bridge::message::Provenance;
 use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
 use crate::key::{Eedk, SedkForm};
 use crate::keystore::{Custody, Directory, KekError, Tokens};
 use crate::policy::{
-    AcceptUnknown, DriveClaim, KeyClaim, Known, PolicyConfig, Refusal, SessionKeyClaim,
-    authorize_confirm, authorize_create, authorize_rekey, authorize_resolve, certified,
+    AcceptUnknown, DriveClaim, GrantedKek, KeyClaim, Known, PolicyConfig, Presented, Purpose,
+    Readable, Refusal, SessionKeyClaim, authorize_confirm, authorize_create, authorize_rekey,
+    authorize_resolve, certified,
 };
 use crate::problem::{EkmCode, Problem};
 use crate::store::{
-    Defaults, Drive, DriveKey, DriveState, Issuance, RegisteredKek, RequestKey, Store, StoreError,
-    StoredEedk, VolumeKey,
+    Defaults, Drive, DriveKey, DriveState, Issuance, Origin, RegisteredKek, RequestKey, Store,
+    StoreError, StoredEedk, VolumeKey,
 };
 use crate::tls::PeerId;
-use answer::{create_answer, marks, rekey_answer, resolve_answer};
+use answer::{create_answer, marks, presented_marks, rekey_answer, resolve_answer};
 use challenge::Challenges;
 use turns::Turns;
 
@@ -156,6 +158,7 @@ impl Service {
                 authorize_create(known, peer, &claim, labels)
             })
             .await?;
+        self.register(grant.keks()).await?;
         event.keks = grant
             .keks()
             .iter()
@@ -186,6 +189,8 @@ impl Service {
                 drive: request.drive.serial.clone(),
                 token: issued.place.token,
                 custody: issued.place.custody,
+                origin: Origin::Ours,
+                new: true,
                 eedks: eedks.clone(),
             })
             .await
@@ -202,15 +207,17 @@ impl Service {
         earlier: &VolumeKey,
         event: &mut Event,
     ) -> Result<CreateAnswer, Problem> {
-        let eedks: Vec<Eedk> = earlier
+        let presented: Vec<Presented> = earlier
             .eedks
             .iter()
-            .map(|stored| stored.eedk.clone())
+            .map(|stored| Presented {
+                eedk: Ok(stored.eedk.clone()),
+                origin: Some(Origin::Ours),
+            })
             .collect();
-        let issued = vec![true; eedks.len()];
         let grant = self
             .judge(peer, claim, |known| {
-                authorize_resolve(known, peer, claim, &eedks, &issued, false)
+                authorize_resolve(known, peer, claim, &presented, Purpose::Read)
             })
             .await?;
         event.dki = Some(earlier.dki.to_string());
@@ -254,17 +261,21 @@ impl Service {
         request: &ResolveRequest,
         event: &mut Event,
     ) -> Result<ResolveAnswer, Problem> {
-        let eedks = read_eedks(&request.eedks)?;
-        let issued = self.issued(&eedks).await?;
+        let presented = self.presented(&request.eedks).await?;
         let claim = self.claim(&request.drive)?;
-        event.dki = eedks.first().map(|eedk| eedk.dki().to_string());
-        event.eedks = answer::foreign_marks(&eedks, &issued);
+        event.eedks = presented_marks(&presented);
+        let purpose = if request.append {
+            Purpose::Append
+        } else {
+            Purpose::Read
+        };
         let grant = self
             .judge(peer, &claim, |known| {
-                authorize_resolve(known, peer, &claim, &eedks, &issued, request.append)
+                authorize_resolve(known, peer, &claim, &presented, purpose)
             })
             .await?;
         event.drive_key = fingerprint(&grant.drive().spki);
+        event.dki = granted_dki(grant.readable());
         let intent = self.audit.submit(intended(event)).await;
         let resolved = exchange::resolve(&self.tokens, &grant)
             .await
@@ -274,7 +285,7 @@ impl Service {
         event.custody = Some(resolved.place.custody.to_string());
         event.detail = failures(&resolved.failures);
         let directory = self.directory().await?;
-        resolve_answer(request.request_id, &eedks, &issued, &directory, resolved)
+        resolve_answer(request.request_id, &presented, &directory, resolved)
     }
 
     /// The data key of a cartridge under other KEKs.
@@ -307,9 +318,8 @@ impl Service {
                 &earlier.eedks,
             ));
         }
-        let eedks = read_eedks(&request.eedks)?;
-        let issued = self.issued(&eedks).await?;
-        event.dki = eedks.first().map(|eedk| eedk.dki().to_string());
+        let presented = self.presented(&request.eedks).await?;
+        event.eedks = presented_marks(&presented);
         event.keks = [Some(&request.kek1), request.kek2.as_ref()]
             .into_iter()
             .flatten()
@@ -320,9 +330,12 @@ impl Service {
             key: KeyClaim::default(),
         };
         let labels = (&request.kek1, request.kek2.as_ref());
+        let purpose = Purpose::Rekey {
+            known: self.origin(&presented).await?,
+        };
         let grant = self
             .judge(peer, &claim, |known| {
-                authorize_rekey(known, peer, labels, &eedks, &issued)
+                authorize_rekey(known, peer, &request.serial, labels, &presented, purpose)
             })
             .await?;
         let intent = self.audit.submit(intended(event)).await;
@@ -334,6 +347,9 @@ impl Service {
         .await
         .map_err(|error| Problem::from(&error))?;
         intent.await.map_err(|error| unrecorded(&error))?;
+        let source = presented
+            .get(rekeyed.opened)
+            .and_then(|presented| presented.origin);
         let fresh = stored(&rekeyed.eedks, grant.keks(), &rekeyed.proved);
         let dki = fresh
             .first()
@@ -353,6 +369,8 @@ impl Service {
                 drive: request.serial.clone(),
                 token: rekeyed.place.token,
                 custody: rekeyed.place.custody,
+                origin: source.unwrap_or(Origin::Foreign),
+                new: false,
                 eedks: fresh.clone(),
             })
             .await
@@ -382,7 +400,13 @@ impl Service {
             .map_err(|refusal| Problem::from(&refusal))?;
         let key = self
             .store
-            .confirm(&request.dki, request.stored, peer)
+            .confirm(
+                &request.request_id.to_string(),
+                &request.dki,
+                &request.serial,
+                request.stored,
+                peer,
+            )
             .await
             .map_err(|error| unstored(&error))?
             .ok_or_else(|| {
@@ -390,8 +414,8 @@ impl Service {
                     EkmCode::EE30,
                     404,
                     format!(
-                        "data key {} was never issued here, so there is nothing to confirm",
-                        request.dki
+                        "request {} gave drive {} nothing of data key {}, so there is nothing to confirm",
+                        request.request_id, request.serial, request.dki
                     ),
                 )
             })?;
@@ -454,17 +478,63 @@ impl Service {
         }
     }
 
-    async fn issued(&self, eedks: &[Eedk]) -> Result<Vec<bool>, Problem> {
-        let mut issued = Vec::with_capacity(eedks.len());
-        for eedk in eedks {
-            let found = self
+    async fn presented(&self, eedks: &[api::Base64]) -> Result<Vec<Presented>, Problem> {
+        let decoded =
+            api::eedks(eedks).map_err(|reason| Problem::new(EkmCode::EE23, 400, reason))?;
+        let mut presented = Vec::with_capacity(decoded.len());
+        for eedk in decoded {
+            let origin = match &eedk {
+                Ok(eedk) => self
+                    .store
+                    .issued(&eedk.digest())
+                    .await
+                    .map_err(|error| unstored(&error))?,
+                Err(_) => None,
+            };
+            presented.push(Presented { eedk, origin });
+        }
+        Ok(presented)
+    }
+
+    /// Where the data key that the EEDKs name comes from, if it is known here.
+    async fn origin(&self, presented: &[Presented]) -> Result<Option<Origin>, Problem> {
+        for eedk in presented.iter().filter_map(|one| one.eedk.as_ref().ok()) {
+            let known = self
                 .store
-                .issued(&eedk.digest())
+                .origin(&eedk.dki())
                 .await
                 .map_err(|error| unstored(&error))?;
-            issued.push(found.is_some());
+            if known.is_some() {
+                return Ok(known);
+            }
         }
-        Ok(issued)
+        Ok(None)
+    }
+
+    /// Pins the label of a KEK that is written under for the first time.
+    async fn register(&self, granted: &[GrantedKek]) -> Result<(), Problem> {
+        if granted.iter().all(|granted| granted.registered) {
+            return Ok(());
+        }
+        let directory = self.directory().await?;
+        for granted in granted.iter().filter(|granted| !granted.registered) {
+            let known = directory
+                .by_label(&granted.kek.label)
+                .map_err(|error| Problem::from(&Refusal::Kek(error)))?;
+            self.store
+                .register_kek(&RegisteredKek {
+                    label: known.label.clone(),
+                    hash: known.hash,
+                    spki: known.spki.clone(),
+                    bits: known.bits,
+                    token: known.tokens.first().cloned().unwrap_or_default(),
+                    custody: known.custody.unwrap_or(Custody::Token),
+                    provenance: known.provenance.unwrap_or(Provenance::Imported),
+                })
+                .await
+                .map_err(|error| unstored(&error))?;
+        }
+        Ok(())
     }
 
     fn claim(&self, drive: &DriveInRequest) -> Result<DriveClaim, Problem> {
@@ -670,7 +740,7 @@ fn fingerprint(spki: &[u8]) -> Option<String> {
     (!spki.is_empty()).then(|| crate::key::KekHash::of_spki(spki).to_string())
 }
 
-fn stored(eedks: &[Eedk], keks: &[crate::policy::GrantedKek], proved: &[bool]) -> Vec<StoredEedk> {
+fn stored(eedks: &[Eedk], keks: &[GrantedKek], proved: &[bool]) -> Vec<StoredEedk> {
     eedks
         .iter()
         .zip(keks)
@@ -696,14 +766,10 @@ fn failures(faults: &[crate::keystore::Fault]) -> Option<String> {
     (!texts.is_empty()).then(|| format!("another EEDK does not open: {}", texts.join("; ")))
 }
 
-fn read_eedks(from: &[api::Base64]) -> Result<Vec<Eedk>, Problem> {
-    api::eedks(from).map_err(|reason| {
-        Problem::new(
-            EkmCode::EE23,
-            400,
-            format!("{reason}; the cartridge memory may be damaged, or the cartridge was keyed by another product"),
-        )
-    })
+fn granted_dki(readable: &[Readable]) -> Option<String> {
+    readable
+        .first()
+        .map(|readable| readable.eedk.dki().to_string())
 }
 
 fn unstored(error: &StoreError) -> Problem {

@@ -116,6 +116,15 @@ pub struct StoredEedk {
     pub proved: bool,
 }
 
+/// Where a data key comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was made here.
+    Ours,
+    /// It came in EEDKs that were not issued here: whoever made them may know it.
+    Foreign,
+}
+
 /// What a create or rekey gave out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuance {
@@ -133,6 +142,10 @@ pub struct Issuance {
     pub token: String,
     /// Where it was in clear.
     pub custody: Custody,
+    /// Where the data key comes from. An earlier row of it stays as it is.
+    pub origin: Origin,
+    /// Whether this made the data key, so that there can be no earlier row.
+    pub new: bool,
     /// One or two EEDKs.
     pub eedks: Vec<StoredEedk>,
 }
@@ -179,7 +192,7 @@ pub struct VolumeKey {
     pub token: String,
     /// Where the data key was in clear.
     pub custody: Custody,
-    /// When the data key was made.
+    /// When these EEDKs were made.
     #[serde(with = "time::serde::rfc3339")]
     pub created: OffsetDateTime,
     /// Its EEDKs.
@@ -244,6 +257,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn drives(&self) -> Result<Vec<Drive>, StoreError>;
     /// Adds or replaces a drive.
     async fn put_drive(&self, drive: &Drive) -> Result<(), StoreError>;
+    /// Adds a drive that asked by itself, unless it has a row or was deleted
+    /// before; false where nothing was added.
+    async fn discover_drive(&self, drive: &Drive) -> Result<bool, StoreError>;
     /// Marks a drive as deleted; false where there is none.
     async fn delete_drive(&self, serial: &DriveSerial) -> Result<bool, StoreError>;
 
@@ -264,12 +280,17 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         &self,
         request: &RequestKey,
     ) -> Result<Option<([u8; 32], VolumeKey)>, StoreError>;
-    /// The data key and generation that an EEDK was issued in.
-    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<(DataKeyId, u32)>, StoreError>;
-    /// Notes that a drive stored (or did not store) the newest EEDKs of a data key.
+    /// Where the data key of an EEDK comes from, if this EEDK was issued here.
+    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<Origin>, StoreError>;
+    /// Where a data key comes from, if anything of it was issued here.
+    async fn origin(&self, dki: &DataKeyId) -> Result<Option<Origin>, StoreError>;
+    /// Notes that a drive stored (or did not store) what it was given for that
+    /// request. None where the request gave nothing of that data key to that drive.
     async fn confirm(
         &self,
+        request: &str,
         dki: &DataKeyId,
+        drive: &DriveSerial,
         stored: bool,
         peer: &PeerId,
     ) -> Result<Option<VolumeKey>, StoreError>;

@@ -437,6 +437,14 @@ pub enum Fault {
         /// The `CKR_` name.
         name: String,
     },
+    /// An EEDK of the cartridge is not even tried.
+    #[error("EEDK {number} is not tried: {reason}")]
+    NotTried {
+        /// Its place on the cartridge, from 1.
+        number: usize,
+        /// Why.
+        reason: String,
+    },
     /// The token does not hold the private half of that KEK.
     #[error("{} the private half of KEK {kek}", holder(token))]
     NoKek {
@@ -514,8 +522,9 @@ impl Fault {
     pub const fn elsewhere(&self) -> bool {
         match self {
             Self::Call { class, .. } => !matches!(class, Request),
-            Self::BadEedk { .. } => false,
-            Self::NoKek { .. }
+            Self::NotTried { .. } => false,
+            Self::BadEedk { .. }
+            | Self::NoKek { .. }
             | Self::Refused { .. }
             | Self::Unsupported { .. }
             | Self::Operator { .. }

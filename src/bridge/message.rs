@@ -239,6 +239,8 @@ pub enum Reply {
     Proved {
         /// The block, encrypted.
         proof: [u8; 16],
+        /// Where the key was in clear.
+        custody: Custody,
     },
     /// `Op::Canary`: the canary opened; false where the token holds no KEK to try.
     Canary(bool),

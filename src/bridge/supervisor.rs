@@ -459,6 +459,7 @@ const fn locks(why: &Fault) -> bool {
         Fault::Operator { .. } => true,
         Fault::Call { class, .. } => matches!(class, FaultClass::Operator),
         Fault::BadEedk { .. }
+        | Fault::NotTried { .. }
         | Fault::NoKek { .. }
         | Fault::Refused { .. }
         | Fault::Unsupported { .. }

@@ -412,7 +412,10 @@ impl At<'_> {
                 self.block_in_host(&key, block)?
             }
         };
-        Ok(Reply::Proved { proof })
+        Ok(Reply::Proved {
+            proof,
+            custody: opener.custody,
+        })
     }
 
     fn canary(&self) -> Result<Reply, Failure> {

@@ -292,7 +292,7 @@ impl Keystore for Tokens {
         kek: &KekHash,
         custody: Custody,
         block: [u8; 16],
-    ) -> Result<[u8; 16], Fault> {
+    ) -> Result<([u8; 16], Custody), Fault> {
         let op = Op::Prove {
             eedk: eedk.clone(),
             kek: *kek,
@@ -300,7 +300,7 @@ impl Keystore for Tokens {
             block,
         };
         match Self::first(self.holders(kek), &op, self.nobody(Some(kek))).await? {
-            (_, Reply::Proved { proof }) => Ok(proof),
+            (_, Reply::Proved { proof, custody }) => Ok((proof, custody)),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
         }
     }

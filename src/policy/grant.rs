@@ -18,6 +18,8 @@ pub struct GrantedKek {
     pub kek: WrapKek,
     /// Whether a token here can open what is wrapped under it.
     pub provable: bool,
+    /// Whether the registry has it.
+    pub registered: bool,
 }
 
 /// An EEDK that some token here should open.

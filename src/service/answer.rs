@@ -8,8 +8,9 @@ use crate::audit::EedkMark;
 use crate::exchange::Resolved;
 use crate::key::{DataKeyId, Eedk, KekId, KeyLabel, Sedk, SedkForm};
 use crate::keystore::Directory;
+use crate::policy::Presented;
 use crate::problem::Problem;
-use crate::store::StoredEedk;
+use crate::store::{Origin, StoredEedk};
 use crate::t10::{AlgorithmIndex, Kad, KadType, Kads, KeyField, SetDataEncryption, WrappedKey};
 
 /// Algorithm index 01h, the one that drives with one algorithm give it; a
@@ -42,20 +43,23 @@ pub(super) fn rekey_answer(request_id: Uuid, dki: DataKeyId, stored: &[StoredEed
 
 pub(super) fn resolve_answer(
     request_id: Uuid,
-    eedks: &[Eedk],
-    issued: &[bool],
+    presented: &[Presented],
     directory: &Directory,
     resolved: Resolved,
 ) -> Result<ResolveAnswer, Problem> {
-    let dki = eedks
-        .first()
-        .map(Eedk::dki)
-        .ok_or_else(|| Problem::internal("a resolve without an EEDK"))?;
+    let opened = presented
+        .get(resolved.opened)
+        .and_then(|one| one.eedk.as_ref().ok().map(|eedk| (eedk, one.origin)));
+    let Some((opened, origin)) = opened else {
+        return Err(Problem::internal("a resolve without an EEDK"));
+    };
+    let dki = opened.dki();
     Ok(ResolveAnswer {
         request_id,
         dki,
-        eedks: eedks
+        eedks: presented
             .iter()
+            .filter_map(|one| one.eedk.as_ref().ok())
             .map(|eedk| EedkInAnswer {
                 label: label_of(eedk, directory),
                 encoding: eedk.kek().encoding(),
@@ -63,7 +67,7 @@ pub(super) fn resolve_answer(
             })
             .collect(),
         opened: resolved.opened,
-        issued_here: issued.iter().all(|issued| *issued),
+        issued_here: origin.is_some(),
         spout: spout(&resolved.sedk, dki, &[])?,
         sedk: resolved.sedk,
     })
@@ -125,15 +129,16 @@ pub(super) fn marks(stored: &[StoredEedk]) -> Vec<EedkMark> {
         .collect()
 }
 
-pub(super) fn foreign_marks(eedks: &[Eedk], issued: &[bool]) -> Vec<EedkMark> {
-    eedks
+/// Marks what a cartridge presents; one that was not issued here is foreign.
+pub(super) fn presented_marks(presented: &[Presented]) -> Vec<EedkMark> {
+    presented
         .iter()
-        .zip(issued)
-        .map(|(eedk, issued)| EedkMark {
+        .filter_map(|one| one.eedk.as_ref().ok().map(|eedk| (eedk, one.origin)))
+        .map(|(eedk, origin)| EedkMark {
             sha256: hex::encode(eedk.digest()),
             kek: eedk.kek().to_string(),
             encoding: eedk.kek().encoding().to_string(),
-            foreign: !issued,
+            foreign: origin != Some(Origin::Ours),
         })
         .collect()
 }

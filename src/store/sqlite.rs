@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    Defaults, Drive, DriveKey, DriveState, EedkState, Issuance, RegisteredKek, RequestKey, Store,
-    StoreError, StoredEedk, VolumeKey,
+    Defaults, Drive, DriveKey, DriveState, EedkState, Issuance, Origin, RegisteredKek, RequestKey,
+    Store, StoreError, StoredEedk, VolumeKey,
 };
 use crate::drive::DriveSerial;
 use crate::key::{DataKeyId, Eedk};
@@ -117,32 +117,58 @@ impl Sqlite {
         })
     }
 
-    /// The newest generation of a data key, or the one given.
     async fn volume_key(
         &self,
         dki: &DataKeyId,
-        generation: Option<u32>,
+        generation: u32,
     ) -> Result<Option<VolumeKey>, StoreError> {
-        let found = sqlx::query(
-            "SELECT k.*, e.generation AS gen FROM data_keys k JOIN eedks e USING (dki)
-             WHERE k.dki = ?1 AND (?2 IS NULL OR e.generation = ?2)
-             ORDER BY e.generation DESC LIMIT 1",
-        )
-        .bind(dki.to_string())
-        .bind(generation)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(|source| self.database(source))?;
+        let found = sqlx::query("SELECT * FROM generations WHERE dki = ?1 AND generation = ?2")
+            .bind(dki.to_string())
+            .bind(generation)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|source| self.database(source))?;
         match found {
             Some(row) => self.volume_of(&row).await.map(Some),
             None => Ok(None),
         }
     }
 
+    /// Notes that what this volume held before is superseded.
+    async fn supersede(
+        &self,
+        transaction: &mut Transaction<'static, Db>,
+        volser: &str,
+        dki: &str,
+        generation: u32,
+        peer: &PeerId,
+    ) -> Result<(), StoreError> {
+        let older = sqlx::query(
+            "SELECT g.dki, g.generation FROM generations g
+             WHERE g.volser = ?1 AND NOT (g.dki = ?2 AND g.generation = ?3)
+               AND (SELECT state FROM eedk_states s WHERE s.dki = g.dki AND s.generation = g.generation
+                    ORDER BY id DESC LIMIT 1) = 'confirmed'",
+        )
+        .bind(volser)
+        .bind(dki)
+        .bind(generation)
+        .fetch_all(&mut **transaction)
+        .await
+        .map_err(|source| self.database(source))?;
+        for row in &older {
+            let row = self.row(row);
+            let dki: String = row.get("dki")?;
+            let generation: u32 = row.get("generation")?;
+            self.note(transaction, &dki, generation, EedkState::Superseded, peer)
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn volume_of(&self, row: &SqliteRow) -> Result<VolumeKey, StoreError> {
         let fields = self.row(row);
         let dki: DataKeyId = fields.parsed("dki")?;
-        let generation: u32 = fields.get("gen")?;
+        let generation: u32 = fields.get("generation")?;
         let eedks =
             sqlx::query("SELECT * FROM eedks WHERE dki = ?1 AND generation = ?2 ORDER BY position")
                 .bind(dki.to_string())
@@ -188,6 +214,53 @@ impl Sqlite {
                 })
                 .collect::<Result<_, StoreError>>()?,
         })
+    }
+
+    /// Inserts a row by that verb; whether one was inserted.
+    async fn insert_drive(&self, drive: &Drive, verb: &'static str) -> Result<bool, StoreError> {
+        let Drive {
+            serial,
+            wwn,
+            kek1,
+            kek2,
+            key,
+            form,
+            custody,
+            speakers,
+            state,
+        } = drive;
+        let spki = match key {
+            DriveKey::Pinned(spki) => Some(spki.as_slice()),
+            DriveKey::Certified | DriveKey::None => None,
+        };
+        let state = match state {
+            DriveState::Active => "active",
+            DriveState::Pending => "pending",
+        };
+        // The verb is one of two constants, never a peer's text.
+        let sql = sqlx::AssertSqlSafe(format!(
+            "{verb} INTO drives
+             (serial, wwn, kek1, kek2, spki, certified, form, custody, speakers, state, updated, deleted)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL)"
+        ));
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query(sql)
+            .bind(serial.as_str())
+            .bind(wwn.map(|wwn| wwn.to_string()))
+            .bind(kek1.as_ref().map(ToString::to_string))
+            .bind(kek2.as_ref().map(ToString::to_string))
+            .bind(spki)
+            .bind(*key == DriveKey::Certified)
+            .bind(form.to_string())
+            .bind(custody.to_string())
+            .bind(json(speakers))
+            .bind(state)
+            .bind(now())
+            .execute(&mut *transaction)
+            .await
+            .map_err(|source| self.database(source))?;
+        self.commit(transaction).await?;
+        Ok(done.rows_affected() > 0)
     }
 
     async fn note(
@@ -251,6 +324,14 @@ impl Fields<'_> {
     }
 }
 
+const fn origin(foreign: i64) -> Origin {
+    if foreign == 0 {
+        Origin::Ours
+    } else {
+        Origin::Foreign
+    }
+}
+
 fn now() -> String {
     OffsetDateTime::now_utc()
         .format(&Rfc3339)
@@ -283,46 +364,13 @@ impl Store for Sqlite {
     }
 
     async fn put_drive(&self, drive: &Drive) -> Result<(), StoreError> {
-        let Drive {
-            serial,
-            wwn,
-            kek1,
-            kek2,
-            key,
-            form,
-            custody,
-            speakers,
-            state,
-        } = drive;
-        let spki = match key {
-            DriveKey::Pinned(spki) => Some(spki.as_slice()),
-            DriveKey::Certified | DriveKey::None => None,
-        };
-        let state = match state {
-            DriveState::Active => "active",
-            DriveState::Pending => "pending",
-        };
-        let mut transaction = self.begin().await?;
-        sqlx::query(
-            "INSERT OR REPLACE INTO drives
-             (serial, wwn, kek1, kek2, spki, certified, form, custody, speakers, state, updated, deleted)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL)",
-        )
-        .bind(serial.as_str())
-        .bind(wwn.map(|wwn| wwn.to_string()))
-        .bind(kek1.as_ref().map(ToString::to_string))
-        .bind(kek2.as_ref().map(ToString::to_string))
-        .bind(spki)
-        .bind(*key == DriveKey::Certified)
-        .bind(form.to_string())
-        .bind(custody.to_string())
-        .bind(json(speakers))
-        .bind(state)
-        .bind(now())
-        .execute(&mut *transaction)
-        .await
-        .map_err(|source| self.database(source))?;
-        self.commit(transaction).await
+        self.insert_drive(drive, "INSERT OR REPLACE")
+            .await
+            .map(drop)
+    }
+
+    async fn discover_drive(&self, drive: &Drive) -> Result<bool, StoreError> {
+        self.insert_drive(drive, "INSERT OR IGNORE").await
     }
 
     async fn delete_drive(&self, serial: &DriveSerial) -> Result<bool, StoreError> {
@@ -436,15 +484,38 @@ impl Store for Sqlite {
             drive,
             token,
             custody,
+            origin,
+            new,
             eedks,
         } = issuance;
         let mut transaction = self.begin().await?;
         let dki = dki.to_string();
-        // A rekey may be of a data key that another site issued.
-        sqlx::query(
-            "INSERT OR IGNORE INTO data_keys (dki, volser, drive, token, custody, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        // A new data key under an identifier that exists would mix two keys.
+        let sql = if *new {
+            "INSERT INTO data_keys (dki, \"foreign\", created) VALUES (?1, ?2, ?3)"
+        } else {
+            "INSERT OR IGNORE INTO data_keys (dki, \"foreign\", created) VALUES (?1, ?2, ?3)"
+        };
+        sqlx::query(sql)
+            .bind(&dki)
+            .bind(*origin == Origin::Foreign)
+            .bind(now())
+            .execute(&mut *transaction)
+            .await
+            .map_err(|source| self.database(source))?;
+        let generation: u32 = sqlx::query_scalar(
+            "SELECT COALESCE(MAX(generation), 0) + 1 FROM generations WHERE dki = ?1",
         )
         .bind(&dki)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(|source| self.database(source))?;
+        sqlx::query(
+            "INSERT INTO generations (dki, generation, volser, drive, token, custody, created)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )
+        .bind(&dki)
+        .bind(generation)
         .bind(volser.as_str())
         .bind(drive.as_str())
         .bind(token)
@@ -453,12 +524,6 @@ impl Store for Sqlite {
         .execute(&mut *transaction)
         .await
         .map_err(|source| self.database(source))?;
-        let generation: u32 =
-            sqlx::query_scalar("SELECT COALESCE(MAX(generation), 0) + 1 FROM eedks WHERE dki = ?1")
-                .bind(&dki)
-                .fetch_one(&mut *transaction)
-                .await
-                .map_err(|source| self.database(source))?;
         for (position, stored) in (0_u32..).zip(eedks) {
             sqlx::query(
                 "INSERT INTO eedks (sha256, dki, generation, position, der, kek_label, kek_hash, proved)
@@ -515,89 +580,88 @@ impl Store for Sqlite {
         let digest = <[u8; 32]>::try_from(row.get::<Vec<u8>>("digest")?)
             .map_err(|_| row.damaged("digest"))?;
         let key = self
-            .volume_key(&row.parsed("dki")?, Some(row.get("generation")?))
+            .volume_key(&row.parsed("dki")?, row.get("generation")?)
             .await?
             .ok_or_else(|| row.damaged("dki"))?;
         Ok(Some((digest, key)))
     }
 
-    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<(DataKeyId, u32)>, StoreError> {
-        let row = sqlx::query("SELECT dki, generation FROM eedks WHERE sha256 = ?1")
-            .bind(hex::encode(eedk_sha256))
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|source| self.database(source))?;
-        row.map(|row| {
-            let row = self.row(&row);
-            Ok((row.parsed("dki")?, row.get("generation")?))
-        })
-        .transpose()
+    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<Origin>, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT k.\"foreign\" FROM eedks e JOIN data_keys k USING (dki) WHERE e.sha256 = ?1",
+        )
+        .bind(hex::encode(eedk_sha256))
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|source| self.database(source))?;
+        Ok(found.map(origin))
+    }
+
+    async fn origin(&self, dki: &DataKeyId) -> Result<Option<Origin>, StoreError> {
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT \"foreign\" FROM data_keys WHERE dki = ?1")
+                .bind(dki.to_string())
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(|source| self.database(source))?;
+        Ok(found.map(origin))
     }
 
     async fn confirm(
         &self,
+        request: &str,
         dki: &DataKeyId,
+        drive: &DriveSerial,
         stored: bool,
         peer: &PeerId,
     ) -> Result<Option<VolumeKey>, StoreError> {
-        let Some(mut key) = self.volume_key(dki, None).await? else {
-            return Ok(None);
-        };
         let state = if stored {
             EedkState::Confirmed
         } else {
             EedkState::Abandoned
         };
-        // A confirmation that is repeated changes nothing.
-        if key.state == state {
-            return Ok(Some(key));
-        }
         let mut transaction = self.begin().await?;
-        if stored {
-            let older = sqlx::query(
-                "SELECT k.dki, s.generation FROM data_keys k JOIN eedk_states s USING (dki)
-                 WHERE k.volser = ?1 AND NOT (k.dki = ?2 AND s.generation = ?3)
-                   AND s.id = (SELECT MAX(id) FROM eedk_states l WHERE l.dki = s.dki AND l.generation = s.generation)
-                   AND s.state = 'confirmed'",
-            )
-            .bind(key.volser.as_str())
-            .bind(dki.to_string())
-            .bind(key.generation)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(|source| self.database(source))?;
-            for row in &older {
-                let row = self.row(row);
-                let dki: String = row.get("dki")?;
-                let generation: u32 = row.get("generation")?;
-                self.note(
+        let found = sqlx::query(
+            "SELECT g.generation, g.volser,
+                    (SELECT state FROM eedk_states s WHERE s.dki = g.dki AND s.generation = g.generation
+                     ORDER BY id DESC LIMIT 1) AS state
+             FROM requests r JOIN generations g ON g.dki = r.dki AND g.generation = r.generation
+             WHERE r.request = ?1 AND r.dki = ?2 AND g.drive = ?3",
+        )
+        .bind(request)
+        .bind(dki.to_string())
+        .bind(drive.as_str())
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(|source| self.database(source))?;
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        let found = self.row(&found);
+        let generation: u32 = found.get("generation")?;
+        // What was confirmed, superseded or abandoned before stays as it is.
+        if found.get::<String>("state")? == EedkState::Issued.to_string() {
+            if stored {
+                let volser: String = found.get("volser")?;
+                self.supersede(
                     &mut transaction,
-                    &dki,
+                    &volser,
+                    &dki.to_string(),
                     generation,
-                    EedkState::Superseded,
                     peer,
                 )
                 .await?;
             }
+            self.note(&mut transaction, &dki.to_string(), generation, state, peer)
+                .await?;
         }
-        self.note(
-            &mut transaction,
-            &dki.to_string(),
-            key.generation,
-            state,
-            peer,
-        )
-        .await?;
         self.commit(transaction).await?;
-        key.state = state;
-        Ok(Some(key))
+        self.volume_key(dki, generation).await
     }
 
     async fn volumes(&self, volser: Option<&Volser>) -> Result<Vec<VolumeKey>, StoreError> {
         let rows = sqlx::query(
-            "SELECT DISTINCT k.*, e.generation AS gen FROM data_keys k JOIN eedks e USING (dki)
-             WHERE ?1 IS NULL OR k.volser = ?1
-             ORDER BY k.created DESC, e.generation DESC",
+            "SELECT * FROM generations WHERE ?1 IS NULL OR volser = ?1 ORDER BY rowid DESC",
         )
         .bind(volser.map(Volser::as_str))
         .fetch_all(&self.pool)

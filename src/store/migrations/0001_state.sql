@@ -1,5 +1,6 @@
 -- What a server knows. Nothing here is a key in clear. Rows of the history
--- (data_keys, eedks, eedk_states, requests) are added and never changed.
+-- (data_keys, generations, eedks,
+-- eedk_states, requests) are added and never changed.
 
 CREATE TABLE drives (
     serial    TEXT PRIMARY KEY NOT NULL,
@@ -33,35 +34,48 @@ CREATE TABLE settings (
     value TEXT NOT NULL
 ) STRICT;
 
+-- foreign: the data key was first seen in EEDKs that were not issued here, so
+-- whoever made them may know it.
 CREATE TABLE data_keys (
     dki     TEXT PRIMARY KEY NOT NULL,
-    volser  TEXT NOT NULL,
-    drive   TEXT NOT NULL,
-    token   TEXT NOT NULL,
-    custody TEXT NOT NULL,
+    "foreign" INTEGER NOT NULL,
     created TEXT NOT NULL
 ) STRICT;
-CREATE INDEX data_keys_volser ON data_keys (volser);
+
+-- One create or rekey of a data key.
+CREATE TABLE generations (
+    dki        TEXT NOT NULL REFERENCES data_keys (dki),
+    generation INTEGER NOT NULL,
+    volser     TEXT NOT NULL,
+    drive      TEXT NOT NULL,
+    token      TEXT NOT NULL,
+    custody    TEXT NOT NULL,
+    created    TEXT NOT NULL,
+    PRIMARY KEY (dki, generation)
+) STRICT;
+CREATE INDEX generations_volser ON generations (volser);
 
 CREATE TABLE eedks (
     sha256     TEXT PRIMARY KEY NOT NULL,
-    dki        TEXT NOT NULL REFERENCES data_keys (dki),
+    dki        TEXT NOT NULL,
     generation INTEGER NOT NULL,
     position   INTEGER NOT NULL,
     der        BLOB NOT NULL,
     kek_label  TEXT NOT NULL,
     kek_hash   TEXT NOT NULL,
     proved     INTEGER NOT NULL,
-    UNIQUE (dki, generation, position)
+    UNIQUE (dki, generation, position),
+    FOREIGN KEY (dki, generation) REFERENCES generations (dki, generation)
 ) STRICT;
 
 CREATE TABLE eedk_states (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
-    dki        TEXT NOT NULL REFERENCES data_keys (dki),
+    dki        TEXT NOT NULL,
     generation INTEGER NOT NULL,
     state      TEXT NOT NULL,
     at         TEXT NOT NULL,
-    peer       TEXT NOT NULL
+    peer       TEXT NOT NULL,
+    FOREIGN KEY (dki, generation) REFERENCES generations (dki, generation)
 ) STRICT;
 CREATE INDEX eedk_states_dki ON eedk_states (dki, generation);
 
@@ -69,7 +83,9 @@ CREATE TABLE requests (
     peer       TEXT NOT NULL,
     request    TEXT NOT NULL,
     digest     BLOB NOT NULL,
-    dki        TEXT NOT NULL REFERENCES data_keys (dki),
+    dki        TEXT NOT NULL,
     generation INTEGER NOT NULL,
-    PRIMARY KEY (peer, request)
+    PRIMARY KEY (peer, request),
+    FOREIGN KEY (dki, generation) REFERENCES generations (dki, generation)
 ) STRICT;
+CREATE INDEX requests_request ON requests (request);
