@@ -226,16 +226,16 @@ async fn rekey_keeps_the_data_key(stage: &Stage) {
 
 async fn confirm_closes_a_create(stage: &Stage) {
     let volser = "VOL001".parse().unwrap();
-    let confirm = async |dki: DataKeyId| {
+    let confirm = async |answer: &CreateAnswer, drive: &TestDrive| {
         let request = ConfirmRequest {
-            request_id: Uuid::new_v4(),
-            serial: stage.a.soft.serial().clone(),
-            dki,
+            request_id: answer.request_id,
+            serial: drive.soft.serial().clone(),
+            dki: answer.dki,
             stored: true,
         };
         let service = &stage.bench.service;
         service
-            .confirm(&stage.a.peer, &request)
+            .confirm(&drive.peer, &request)
             .await
             .map(|answer| answer.into_inner().state)
     };
@@ -243,16 +243,24 @@ async fn confirm_closes_a_create(stage: &Stage) {
         let keys = stage.bench.store().volumes(Some(&volser)).await.unwrap();
         keys.iter().find(|key| key.dki == dki).unwrap().state
     };
-    let old = stage.create(&["KEK1"]).await.unwrap().dki;
-    assert_eq!(state_of(old).await, EedkState::Issued);
-    assert_eq!(confirm(old).await.unwrap(), EedkState::Confirmed);
-    let new = stage.create(&["KEK1"]).await.unwrap().dki;
-    assert_eq!(confirm(new).await.unwrap(), EedkState::Confirmed);
-    assert_eq!(state_of(old).await, EedkState::Superseded);
+    let old = stage.create(&["KEK1"]).await.unwrap();
+    assert_eq!(state_of(old.dki).await, EedkState::Issued);
+    // Another drive has nothing to say of it.
+    assert_eq!(code(confirm(&old, &stage.b).await), EkmCode::EE30);
+    assert_eq!(confirm(&old, &stage.a).await.unwrap(), EedkState::Confirmed);
+    let new = stage.create(&["KEK1"]).await.unwrap();
+    assert_eq!(confirm(&new, &stage.a).await.unwrap(), EedkState::Confirmed);
+    assert_eq!(state_of(old.dki).await, EedkState::Superseded);
+    // A confirmation that comes late does not bring the old one back.
     assert_eq!(
-        code(confirm(DataKeyId::from_random([9; 9])).await),
-        EkmCode::EE30
+        confirm(&old, &stage.a).await.unwrap(),
+        EedkState::Superseded
     );
+    let made_up = CreateAnswer {
+        request_id: Uuid::new_v4(),
+        ..new
+    };
+    assert_eq!(code(confirm(&made_up, &stage.a).await), EkmCode::EE30);
 }
 
 async fn a_foreign_kek_is_unknown(stage: &Stage) {
@@ -346,9 +354,61 @@ async fn a_forged_eedk_is_marked_and_never_appended_under(stage: &Stage) {
         .filter_map(Result::ok)
         .any(|record| record.event.dki == Some(dki.to_string()) && record.event.eedks[0].foreign);
     assert!(marked, "no record marks the forged EEDK");
-    // Two EEDKs of two data keys do not belong together.
+    // Beside one that was issued here, the forged one is not even tried.
     let mixed = [forged.encode(), ders(&answer).remove(0)];
-    assert_eq!(code(stage.resolve(&mixed).await), EkmCode::EE23);
+    let read = stage.resolve(&mixed).await.unwrap();
+    assert_eq!((read.opened, read.dki), (1, answer.dki));
+}
+
+async fn a_damaged_eedk_does_not_hide_the_good_one(stage: &Stage) {
+    let answer = stage.create(&["KEK1", "KEK2"]).await.unwrap();
+    let eedks = ders(&answer);
+    let key = data_key(&stage.a, &answer.sedk);
+    for byte in 0..eedks[0].len().min(120) {
+        let mut damaged = eedks[0].clone();
+        damaged[byte] ^= 0x04;
+        let resolved = stage
+            .resolve_for(&stage.b, &[damaged, eedks[1].clone()], true)
+            .await;
+        let resolved = resolved.unwrap_or_else(|problem| panic!("byte {byte}: {problem}"));
+        assert_eq!(resolved.opened, 1, "byte {byte}");
+        assert_eq!(data_key(&stage.b, &resolved.sedk), key);
+    }
+}
+
+async fn a_rekey_does_not_launder_a_forged_eedk(stage: &Stage) {
+    let directory = stage.bench.service.directory().await.unwrap();
+    let kek = directory
+        .by_label(&"KEK1".parse().unwrap())
+        .unwrap()
+        .clone();
+    let answer = stage.create(&["KEK1"]).await.unwrap();
+    let wrap = Eedk::decode(&ders(&answer)[0]).unwrap().wrap();
+    let rekey = async |eedk: &Eedk| {
+        let request = RekeyRequest {
+            request_id: Uuid::new_v4(),
+            serial: stage.a.soft.serial().clone(),
+            volser: "VOL007".parse().unwrap(),
+            eedks: vec![Base64(eedk.encode())],
+            kek1: "KEK2".parse().unwrap(),
+            kek2: None,
+        };
+        let outcome = stage.bench.service.rekey(&stage.a.peer, &request).await;
+        outcome.map(ekm::audit::Audited::into_inner)
+    };
+    let forge = |dki: DataKeyId| {
+        let wrapped = forge(&kek.spki, wrap, &dki, &[0x5a; 32]);
+        Eedk::new(dki, KekId::Hash(kek.hash), wrap, wrapped).unwrap()
+    };
+    // Under the name of a data key that was made here.
+    assert_eq!(code(rekey(&forge(answer.dki)).await), EkmCode::EE30);
+    // Under a name of its own it may be rekeyed, as a partner's cartridge may,
+    // and stays what it is.
+    let rekeyed = rekey(&forge(DataKeyId::from_random([8; 9]))).await.unwrap();
+    let fresh = vec![rekeyed.eedks[0].eedk.0.clone()];
+    assert!(stage.resolve(&fresh).await.unwrap().issued_here);
+    let append = stage.resolve_for(&stage.b, &fresh, true).await;
+    assert_eq!(code(append), EkmCode::EE30);
 }
 
 fn forge(spki: &[u8], wrap: WrapAlgorithm, dki: &DataKeyId, key: &[u8]) -> Vec<u8> {
@@ -493,6 +553,8 @@ async fn the_whole_list(kind: Kind) {
     a_tampered_eedk_does_not_open_and_harms_nobody(&stage).await;
     truncated_and_oversized_eedks_are_refused_by_name(&stage).await;
     a_forged_eedk_is_marked_and_never_appended_under(&stage).await;
+    a_damaged_eedk_does_not_hide_the_good_one(&stage).await;
+    a_rekey_does_not_launder_a_forged_eedk(&stage).await;
     a_key_that_is_not_the_pinned_one_gets_nothing(&stage).await;
     a_drive_speaks_for_itself_only(&stage).await;
     labels_come_from_the_first_level_that_names_any(&stage).await;

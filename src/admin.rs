@@ -317,7 +317,11 @@ async fn generate(
     }
     service.tokens().look_again().await;
     let directory = service.directory().await?;
-    if let Ok(kek) = directory.by_label(&label) {
+    if let Some(kek) = directory
+        .keks()
+        .iter()
+        .find(|kek| kek.label.same_as(&label))
+    {
         return Err(conflict(
             EkmCode::EE31,
             format!(
@@ -409,7 +413,7 @@ fn status(bridge: &crate::bridge::supervisor::Bridge) -> TokenStatus {
     let (why, since, ready, bridge_pid) = match state {
         TokenState::Starting => (None, None, None, None),
         TokenState::Ready { ready, since, pid } => (None, time(since), Some(ready), Some(pid)),
-        TokenState::Failed { why, since } | TokenState::Locked { why, since } => {
+        TokenState::Failed { why, since, .. } | TokenState::Locked { why, since, .. } => {
             (Some(why.to_string()), time(since), None, None)
         }
     };

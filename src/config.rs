@@ -407,7 +407,7 @@ impl TokenConfig {
             task: Task::Serve {
                 token: self.uri.clone(),
                 pin: Pin::Source(self.pin.clone()),
-                ledger: ledgers.join(format!("{}.json", self.name)),
+                ledgers: ledgers.to_owned(),
             },
         })
     }

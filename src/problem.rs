@@ -174,6 +174,11 @@ impl From<&ExchangeError> for Problem {
                 }
             }
             ExchangeError::NotProved { .. } => Self::internal(error.to_string()),
+            // The cartridge is not to blame: it was never written.
+            ExchangeError::Unprovable {
+                fault: Fault::BadEedk { .. } | Fault::NotTried { .. },
+                ..
+            } => Self::internal(error.to_string()),
             ExchangeError::Unprovable { fault, .. } => Self {
                 detail: error.to_string(),
                 ..Self::from(fault)

@@ -12,7 +12,6 @@ mod operator;
 mod routes;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,14 +54,6 @@ pub enum ServerError {
     /// A token's configuration.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
     /// A door cannot be opened.
     #[error("cannot listen on {place}: {source}")]
     Listen {
@@ -81,29 +72,13 @@ pub enum ServerError {
 pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerError> {
     let store = Arc::new(Sqlite::open(&config.state).await?);
     let audit = AuditLog::open(&config.audit, &config.node, Options::default())?;
-    let drive_ca =
-        match &config.server.drive_ca {
-            None => None,
-            Some(path) => Some(crate::files::read_limited(path, 1 << 20).map_err(|source| {
-                ServerError::Read {
-                    path: path.clone(),
-                    source,
-                }
-            })?),
-        };
     let ledgers = config.state.join("pins");
     let bridges = config
         .tokens
         .iter()
         .map(|token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?)))
         .collect::<Result<Vec<_>, TokenConfigError>>()?;
-    Ok(Service::new(
-        config,
-        drive_ca,
-        store,
-        audit,
-        Tokens::new(bridges),
-    ))
+    Ok(Service::new(config, store, audit, Tokens::new(bridges)))
 }
 
 /// A server that listens.
@@ -185,7 +160,10 @@ impl Server {
         stop.await;
         tracing::info!("stopping: requests in flight finish, no new ones are taken");
         stopping.send_replace(true);
-        let finished = async { while tasks.join_next().await.is_some() {} };
+        let finished = async {
+            while tasks.join_next().await.is_some() {}
+            service.idle().await;
+        };
         if tokio::time::timeout(stop_time, finished).await.is_err() {
             tracing::warn!(
                 seconds = stop_time.as_secs(),

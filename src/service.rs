@@ -8,6 +8,7 @@ mod answer;
 mod challenge;
 mod turns;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,13 +33,17 @@ use crate::store::{
     Defaults, Drive, DriveKey, DriveState, Issuance, Origin, RegisteredKek, RequestKey, Store,
     StoreError, StoredEedk, VolumeKey,
 };
-use crate::tls::PeerId;
+use crate::tls::{PeerId, Role};
 use answer::{create_answer, marks, presented_marks, rekey_answer, resolve_answer};
 use challenge::Challenges;
+use tokio::sync::RwLock;
 use turns::Turns;
 
 /// Shortest time between two searches of the tokens for a label that is not known.
 const SEARCH: Duration = Duration::from_secs(1);
+
+/// Most drives that wait for an operator.
+const PENDING: usize = 256;
 
 /// What a verb answers.
 pub type Answer<T> = Result<Audited<T>, Problem>;
@@ -48,42 +53,71 @@ pub type Answer<T> = Result<Audited<T>, Problem>;
 pub struct Service {
     node: String,
     policy: PolicyConfig,
-    drive_ca: Option<Vec<u8>>,
+    drive_ca: DriveCa,
     store: Arc<dyn Store>,
     audit: AuditLog,
     tokens: Tokens,
     turns: Turns,
     challenges: Challenges,
     searched: Mutex<Option<Instant>>,
+    under_way: Arc<RwLock<()>>,
+}
+
+/// Where the drive CA and the revocation list are. Read when a session key
+/// asks, so that a revocation counts at once.
+#[derive(Debug)]
+struct DriveCa {
+    roots: Option<PathBuf>,
+    crl: Option<PathBuf>,
+}
+
+impl DriveCa {
+    /// The CA's certificates and the revocation list, PEM.
+    async fn read(&self) -> Result<Option<Vec<u8>>, Problem> {
+        let Some(roots) = &self.roots else {
+            return Ok(None);
+        };
+        let mut pem = Vec::new();
+        for path in [Some(roots), self.crl.as_ref()].into_iter().flatten() {
+            let text = tokio::fs::read(path).await.map_err(|error| {
+                tracing::error!(path = %path.display(), %error, "the drive CA cannot be read");
+                Problem::unavailable(
+                    "the drive CA or its revocation list cannot be read; the server's log says why",
+                )
+            })?;
+            pem.extend_from_slice(&text);
+            pem.push(b'\n');
+        }
+        Ok(Some(pem))
+    }
 }
 
 /// What is looked up for one request.
 struct Looked {
+    drive_ca: Option<Vec<u8>>,
     drive: Option<Drive>,
     directory: Directory,
     defaults: Defaults,
 }
 
 impl Service {
-    /// A service over what is open already. `drive_ca` is PEM.
+    /// A service over what is open already.
     #[must_use]
-    pub fn new(
-        config: &Config,
-        drive_ca: Option<Vec<u8>>,
-        store: Arc<dyn Store>,
-        audit: AuditLog,
-        tokens: Tokens,
-    ) -> Self {
+    pub fn new(config: &Config, store: Arc<dyn Store>, audit: AuditLog, tokens: Tokens) -> Self {
         Self {
             node: config.node.clone(),
             policy: config.policy.clone(),
-            drive_ca,
+            drive_ca: DriveCa {
+                roots: config.server.drive_ca.clone(),
+                crl: config.server.crl.clone(),
+            },
             store,
             audit,
             tokens,
             turns: Turns::default(),
             challenges: Challenges::default(),
             searched: Mutex::new(None),
+            under_way: Arc::default(),
         }
     }
 
@@ -109,6 +143,35 @@ impl Service {
     #[must_use]
     pub const fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    /// Runs a verb to its end, also when whoever asked has gone: a data key
+    /// that is in the state must not lack its record.
+    ///
+    /// # Errors
+    /// What the verb says.
+    pub async fn to_the_end<T: Send + 'static>(
+        self: Arc<Self>,
+        verb: impl Future<Output = Result<T, Problem>> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let under_way = Arc::clone(&self.under_way).read_owned().await;
+        tokio::spawn(async move {
+            let outcome = verb.await;
+            drop(under_way);
+            outcome
+        })
+        .await
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "a request ended in a panic; this is a defect");
+            Err(Problem::internal(
+                "the request failed by a defect of the key manager; its log says more",
+            ))
+        })
+    }
+
+    /// Waits until no verb is under way.
+    pub async fn idle(&self) {
+        drop(self.under_way.write().await);
     }
 
     /// A challenge for a drive's session key, good once.
@@ -395,7 +458,7 @@ impl Service {
         request: &ConfirmRequest,
         event: &mut Event,
     ) -> Result<ConfirmAnswer, Problem> {
-        let looked = self.look(&request.serial).await?;
+        let looked = self.look(&request.serial, false).await?;
         authorize_confirm(self.known(&looked), peer, &request.serial)
             .map_err(|refusal| Problem::from(&refusal))?;
         let key = self
@@ -573,27 +636,39 @@ impl Service {
         claim: &DriveClaim,
         judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
     ) -> Result<T, Problem> {
-        let looked = self.look(&claim.serial).await?;
+        let looked = self
+            .look(&claim.serial, claim.key.session.is_some())
+            .await?;
         let verdict = judge(self.known(&looked));
         let verdict = match verdict {
-            Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => {
-                judge(self.known(&self.look(&claim.serial).await?))
-            }
+            Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => judge(
+                self.known(
+                    &self
+                        .look(&claim.serial, claim.key.session.is_some())
+                        .await?,
+                ),
+            ),
             Err(Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_))
                 if self.may_search() =>
             {
                 self.tokens.look_again().await;
-                judge(self.known(&self.look(&claim.serial).await?))
+                judge(
+                    self.known(
+                        &self
+                            .look(&claim.serial, claim.key.session.is_some())
+                            .await?,
+                    ),
+                )
             }
             verdict => verdict,
         };
         verdict.map_err(|refusal| {
-            // Without a ready token no label can be known: that is not the request's fault.
-            if !self.tokens.any_ready()
+            // The key may be on a token that is not ready: that is not the request's fault.
+            if !self.tokens.all_ready()
                 && matches!(refusal, Refusal::Kek(_) | Refusal::Unreadable(_))
             {
                 return Problem::unavailable(format!(
-                    "no token is ready (ekm token status); {refusal}"
+                    "not every token is ready (ekm token status); {refusal}"
                 ));
             }
             Problem::from(&refusal)
@@ -611,29 +686,42 @@ impl Service {
 
     /// Gives an unknown drive a row where the rules say so; true where it is worth asking again.
     async fn take_in(&self, peer: &PeerId, claim: &DriveClaim) -> Result<bool, Problem> {
+        let itself = peer.role() == Role::Drive && peer.name() == claim.serial.as_str();
+        if self.policy.accept_unknown_drives == AcceptUnknown::Reject
+            || !(itself || self.policy.speaks_for(peer, &claim.serial))
+        {
+            return Ok(false);
+        }
+        let drive_ca = self.drive_ca.read().await?;
+        let signed = claim.key.session.is_some();
+        let vouched = signed && certified(claim, drive_ca.as_deref()).is_ok();
         let (key, state) = match self.policy.accept_unknown_drives {
             AcceptUnknown::Reject => return Ok(false),
+            AcceptUnknown::Accept if vouched => (DriveKey::Certified, DriveState::Active),
+            AcceptUnknown::Accept => return Ok(false),
+            AcceptUnknown::Pending if vouched => (DriveKey::Certified, DriveState::Pending),
+            AcceptUnknown::Pending if signed => return Ok(false),
             AcceptUnknown::Pending => {
-                let key = match (&claim.key.session, &claim.key.wrapping) {
-                    (Some(_), _) if certified(claim, self.drive_ca.as_deref()).is_ok() => {
-                        DriveKey::Certified
-                    }
-                    (Some(_), _) => return Ok(false),
-                    (None, Some(spki)) => DriveKey::Pinned(spki.clone()),
-                    (None, None) => DriveKey::None,
+                let key = match &claim.key.wrapping {
+                    Some(spki) => DriveKey::Pinned(spki.clone()),
+                    None => DriveKey::None,
                 };
                 (key, DriveState::Pending)
             }
-            AcceptUnknown::Accept => {
-                certified(claim, self.drive_ca.as_deref()).map_err(|refusal| {
-                    tracing::warn!(drive = %claim.serial, %refusal, "unknown drive not accepted");
-                    Problem::from(&Refusal::UnknownDrive {
-                        serial: claim.serial.clone(),
-                    })
-                })?;
-                (DriveKey::Certified, DriveState::Active)
-            }
         };
+        let waiting = self
+            .store
+            .drives()
+            .await
+            .map_err(|error| unstored(&error))?;
+        let waiting = waiting
+            .iter()
+            .filter(|drive| drive.state == DriveState::Pending)
+            .count();
+        if state == DriveState::Pending && waiting >= PENDING {
+            tracing::warn!(drive = %claim.serial, waiting, "an unknown drive was not noted: too many wait already (ekm drive list)");
+            return Ok(false);
+        }
         let drive = Drive {
             serial: claim.serial.clone(),
             wwn: None,
@@ -645,28 +733,37 @@ impl Service {
             speakers: Vec::new(),
             state,
         };
-        let mut event = Event::new(
-            Kind::ResourceManagement,
-            "drive-discovered",
-            Outcome::Success,
-        );
-        event.peer = Some(peer.to_string());
-        event.drive = Some(claim.serial.to_string());
-        event.detail = Some(format!("{state:?}").to_lowercase());
-        self.audit
-            .record(event)
-            .await
-            .map_err(|error| unrecorded(&error))?;
-        self.store
-            .put_drive(&drive)
+        // One that an operator deleted stays deleted.
+        let added = self
+            .store
+            .discover_drive(&drive)
             .await
             .map_err(|error| unstored(&error))?;
-        Ok(true)
+        if added {
+            let mut event = Event::new(
+                Kind::ResourceManagement,
+                "drive-discovered",
+                Outcome::Success,
+            );
+            event.peer = Some(peer.to_string());
+            event.drive = Some(claim.serial.to_string());
+            event.detail = Some(format!("{state:?}").to_lowercase());
+            self.audit
+                .record(event)
+                .await
+                .map_err(|error| unrecorded(&error))?;
+        }
+        Ok(added)
     }
 
-    async fn look(&self, serial: &DriveSerial) -> Result<Looked, Problem> {
+    async fn look(&self, serial: &DriveSerial, signed: bool) -> Result<Looked, Problem> {
         let fail = |error: StoreError| unstored(&error);
         Ok(Looked {
+            drive_ca: if signed {
+                self.drive_ca.read().await?
+            } else {
+                None
+            },
             drive: self.store.drive(serial).await.map_err(fail)?,
             directory: self.directory().await?,
             defaults: self.store.defaults().await.map_err(fail)?,
@@ -689,7 +786,7 @@ impl Service {
             drive: looked.drive.as_ref(),
             directory: &looked.directory,
             defaults: &looked.defaults,
-            drive_ca: self.drive_ca.as_deref(),
+            drive_ca: looked.drive_ca.as_deref(),
         }
     }
 

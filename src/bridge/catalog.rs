@@ -15,15 +15,18 @@ use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
 use super::profile::HsmProfile;
 use crate::key::{KekHash, KeyLabel};
 
+/// Modulus lengths of KEKs, bits: those that an EEDK has room for.
+const BITS: [u32; 3] = [2048, 3072, 4096];
+
 /// Handles of one KEK, good until the next login.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handles {
     pub(super) private: Option<CK_OBJECT_HANDLE>,
     pub(super) public: Option<CK_OBJECT_HANDLE>,
 }
 
 /// Everything on a token that can be named as a KEK.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Catalog {
     pub(super) keks: Vec<KekOnToken>,
     handles: HashMap<KekHash, Handles>,
@@ -39,7 +42,7 @@ impl Catalog {
                 continue;
             };
             let attributes = attributes(module, session, object)?;
-            let private = judge(&attributes);
+            let private = judge(&attributes, found.bits);
             catalog.add(found, &certificates, private, object);
         }
         for object in rsa_objects(module, session, ck::CKO_PUBLIC_KEY)? {
@@ -74,36 +77,55 @@ impl Catalog {
             bits,
         } = found;
         let serves = matches!(private, PrivateHalf::Serves { .. });
-        let known = self.keks.iter_mut().find(|kek| kek.hash == hash);
-        match known {
-            // One key pair stored twice: the half that may serve is the one to use.
-            Some(kek) if serves => kek.private = private,
-            Some(_) => return,
-            None => self.keks.push(KekOnToken {
+        let refused = matches!(private, PrivateHalf::Refused { .. });
+        // One key pair stored twice is as safe as its worse half: a twin that
+        // can be read or wrapped out gives the key away.
+        for kek in self.keks.iter_mut().filter(|kek| kek.hash == hash) {
+            if refused {
+                kek.private = private.clone();
+            }
+        }
+        let known = self.keks.iter().find(|kek| kek.hash == hash);
+        let private = known.map_or(private, |kek| kek.private.clone());
+        let listed = self
+            .keks
+            .iter()
+            .any(|kek| kek.hash == hash && kek.label.same_as(&label));
+        if !listed {
+            self.keks.push(KekOnToken {
                 certificate: certificates.of(&id, &spki),
                 label,
                 hash,
                 spki,
                 bits,
                 private: private.clone(),
-            }),
+            });
         }
-        let absent = self
-            .keks
-            .iter()
-            .any(|kek| kek.hash == hash && kek.private == PrivateHalf::Absent);
-        let handles = if absent {
-            Handles {
-                private: None,
-                public: Some(object),
+        let handles = self.handles.entry(hash).or_insert(Handles {
+            private: None,
+            public: None,
+        });
+        match private {
+            PrivateHalf::Absent => handles.public = Some(object),
+            PrivateHalf::Refused { .. } => handles.private = None,
+            PrivateHalf::Serves { .. } if serves => handles.private = Some(object),
+            PrivateHalf::Serves { .. } => {}
+        }
+    }
+
+    /// Marks a KEK as one that may not serve.
+    pub(super) fn refuse(&mut self, hash: &KekHash, why: &str) {
+        for kek in self.keks.iter_mut().filter(|kek| kek.hash == *hash) {
+            if let PrivateHalf::Serves { attributes, .. } = kek.private {
+                kek.private = PrivateHalf::Refused {
+                    reason: why.to_owned(),
+                    attributes,
+                };
             }
-        } else {
-            Handles {
-                private: serves.then_some(object),
-                public: None,
-            }
-        };
-        self.handles.insert(hash, handles);
+        }
+        if let Some(handles) = self.handles.get_mut(hash) {
+            handles.private = None;
+        }
     }
 
     /// The KEK of that hash, with its handles.
@@ -235,11 +257,14 @@ fn attributes(
 }
 
 /// Whether a private key may serve, and for what.
-fn judge(attributes: &KekAttributes) -> PrivateHalf {
+fn judge(attributes: &KekAttributes, bits: u32) -> PrivateHalf {
     let refuse = |reason: &str| PrivateHalf::Refused {
         reason: reason.to_owned(),
         attributes: *attributes,
     };
+    if !BITS.contains(&bits) {
+        return refuse("its modulus is not 2048, 3072 or 4096 bits long");
+    }
     if attributes.sensitive != Some(true) {
         return refuse("CKA_SENSITIVE is not true, so its value can be read from the token");
     }
@@ -361,7 +386,7 @@ mod tests {
                 "CKA_UNWRAP",
             ),
         ] {
-            match judge(&attributes) {
+            match judge(&attributes, 3072) {
                 PrivateHalf::Refused { reason, .. } => assert!(reason.contains(name), "{reason}"),
                 other => panic!("{name}: {other:?}"),
             }
@@ -370,7 +395,7 @@ mod tests {
 
     #[test]
     fn provenance_follows_the_attributes() {
-        let provenance = |attributes| match judge(&attributes) {
+        let provenance = |attributes| match judge(&attributes, 3072) {
             PrivateHalf::Serves { provenance, .. } => provenance,
             other => panic!("{other:?}"),
         };

@@ -22,7 +22,8 @@ pub enum FaultClass {
     Login,
     /// A handle is stale: find the keys again.
     Find,
-    /// Either the data is bad or the token is broken: ask the canary.
+    /// Either the data is bad, or the token is broken or cannot do it: try with
+    /// data that is known to be good.
     Ambiguous,
     /// The module must be loaded afresh: end this bridge, start another.
     Restart,
@@ -68,25 +69,25 @@ const TABLE: &[(CK_RV, &str, FaultClass)] = &[
         Request,
     ),
     (ck::CKR_ACTION_PROHIBITED, "CKR_ACTION_PROHIBITED", Request),
-    (ck::CKR_DATA_INVALID, "CKR_DATA_INVALID", Request),
-    (ck::CKR_DATA_LEN_RANGE, "CKR_DATA_LEN_RANGE", Request),
+    (ck::CKR_DATA_INVALID, "CKR_DATA_INVALID", Ambiguous),
+    (ck::CKR_DATA_LEN_RANGE, "CKR_DATA_LEN_RANGE", Ambiguous),
     (ck::CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR", Ambiguous),
     (ck::CKR_DEVICE_MEMORY, "CKR_DEVICE_MEMORY", Restart),
     (ck::CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED", Restart),
     (
         ck::CKR_ENCRYPTED_DATA_INVALID,
         "CKR_ENCRYPTED_DATA_INVALID",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_ENCRYPTED_DATA_LEN_RANGE,
         "CKR_ENCRYPTED_DATA_LEN_RANGE",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_AEAD_DECRYPT_FAILED,
         "CKR_AEAD_DECRYPT_FAILED",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_FUNCTION_CANCELED,
@@ -104,7 +105,7 @@ const TABLE: &[(CK_RV, &str, FaultClass)] = &[
         Request,
     ),
     (ck::CKR_KEY_HANDLE_INVALID, "CKR_KEY_HANDLE_INVALID", Find),
-    (ck::CKR_KEY_SIZE_RANGE, "CKR_KEY_SIZE_RANGE", Request),
+    (ck::CKR_KEY_SIZE_RANGE, "CKR_KEY_SIZE_RANGE", Ambiguous),
     (
         ck::CKR_KEY_TYPE_INCONSISTENT,
         "CKR_KEY_TYPE_INCONSISTENT",
@@ -125,7 +126,7 @@ const TABLE: &[(CK_RV, &str, FaultClass)] = &[
     (
         ck::CKR_MECHANISM_PARAM_INVALID,
         "CKR_MECHANISM_PARAM_INVALID",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_OBJECT_HANDLE_INVALID,
@@ -206,7 +207,7 @@ const TABLE: &[(CK_RV, &str, FaultClass)] = &[
     (
         ck::CKR_UNWRAPPING_KEY_SIZE_RANGE,
         "CKR_UNWRAPPING_KEY_SIZE_RANGE",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT,
@@ -238,12 +239,12 @@ const TABLE: &[(CK_RV, &str, FaultClass)] = &[
     (
         ck::CKR_WRAPPED_KEY_INVALID,
         "CKR_WRAPPED_KEY_INVALID",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_WRAPPED_KEY_LEN_RANGE,
         "CKR_WRAPPED_KEY_LEN_RANGE",
-        Request,
+        Ambiguous,
     ),
     (
         ck::CKR_WRAPPING_KEY_HANDLE_INVALID,
@@ -514,6 +515,20 @@ impl Fault {
             name: ckr_name(error.rv),
             what: what.into(),
             class: classify(error),
+        }
+    }
+
+    /// Whether it may be over soon: the token is down, not unable.
+    #[must_use]
+    pub const fn passes(&self) -> bool {
+        match self {
+            Self::Call { class, .. } => !matches!(class, Request),
+            Self::Operator { .. } | Self::Down { .. } | Self::Deadline { .. } => true,
+            Self::BadEedk { .. }
+            | Self::NotTried { .. }
+            | Self::NoKek { .. }
+            | Self::Refused { .. }
+            | Self::Unsupported { .. } => false,
         }
     }
 

@@ -38,6 +38,9 @@ pub(super) enum HostError {
 /// Modulus and exponent of a `SubjectPublicKeyInfo`.
 pub(super) fn numbers(spki: &[u8]) -> Result<PublicNumbers, HostError> {
     let key = RsaPublicKey::from_public_key_der(spki).map_err(|_| HostError::PublicKey)?;
+    if key.n().bits() < 2048 {
+        return Err(HostError::PublicKey);
+    }
     Ok(PublicNumbers {
         modulus: key.n().to_bytes_be(),
         exponent: key.e().to_bytes_be(),

@@ -86,8 +86,8 @@ pub enum Task {
         token: TokenUri,
         /// Its user PIN.
         pin: Pin,
-        /// The file that guards the PIN counter.
-        ledger: PathBuf,
+        /// The directory of the files that guard the PIN counters.
+        ledgers: PathBuf,
     },
     /// Say what slots there are, and end.
     List,
@@ -414,7 +414,10 @@ pub struct Response {
 /// # Errors
 /// The message is too large.
 pub fn encode<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
-    let body = Zeroizing::new(postcard::to_stdvec(message).map_err(io::Error::other)?);
+    // The size first, so that the buffer never moves and leaves a copy behind.
+    let size = postcard::experimental::serialized_size(message).map_err(io::Error::other)?;
+    let mut body = Zeroizing::new(vec![0; size]);
+    postcard::to_slice(message, &mut body).map_err(io::Error::other)?;
     let length = u32::try_from(body.len())
         .ok()
         .filter(|_| body.len() <= MAX_FRAME)

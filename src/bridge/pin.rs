@@ -18,6 +18,9 @@ use zeroize::Zeroizing;
 
 use super::pkcs11::{CallError, TokenInfo};
 
+/// Times that an accepted PIN is sent again although the answer to it was not seen.
+const UNSEEN: u32 = 3;
+
 /// Longest PIN that is read from a file, bytes.
 const MAX_PIN: u64 = 255;
 
@@ -31,6 +34,32 @@ pub enum PinSource {
     Credential(String),
     /// An environment variable of the server, by name.
     Env(String),
+}
+
+impl PinSource {
+    /// What tells whether the source has changed; none where that cannot be seen.
+    #[must_use]
+    pub fn generation(&self) -> Option<String> {
+        match self {
+            Self::File(path) => std::fs::metadata(path).ok().map(|meta| generation(&meta)),
+            Self::Credential(name) => {
+                let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+                let path = Path::new(&folder).join(name);
+                std::fs::metadata(path).ok().map(|meta| generation(&meta))
+            }
+            Self::Env(name) => Some(format!("env {name}")),
+        }
+    }
+}
+
+fn generation(meta: &std::fs::Metadata) -> String {
+    format!(
+        "{}.{:09} {} {}",
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.len(),
+        meta.ino()
+    )
 }
 
 /// A PIN source, or a PIN that an operator typed.
@@ -165,14 +194,10 @@ fn read_file(path: &Path) -> Result<(SecretString, String), PinError> {
         .read_to_string(&mut text)
         .map_err(fail)?;
     let line = text.lines().next().unwrap_or_default().to_owned();
-    let generation = format!(
-        "{}.{:09} {} {}",
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.len(),
-        meta.ino()
-    );
-    Ok((usable(&path.display().to_string(), line)?, generation))
+    Ok((
+        usable(&path.display().to_string(), line)?,
+        generation(&meta),
+    ))
 }
 
 fn usable(origin: &str, text: String) -> Result<SecretString, PinError> {
@@ -197,6 +222,9 @@ fn usable(origin: &str, text: String) -> Result<SecretString, PinError> {
 struct Entry {
     /// Token serial and source generation of a login that was started and not seen to end.
     pending: Option<Login>,
+    /// How often in a row that happened.
+    #[serde(default)]
+    unseen: u32,
     /// The last login that the token accepted.
     accepted: Option<Login>,
     /// The last login that the token refused.
@@ -240,6 +268,7 @@ impl LoginGuard {
             path: ledger.to_owned(),
             source,
         };
+        let fresh = !ledger.exists();
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -248,6 +277,14 @@ impl LoginGuard {
             .mode(0o600)
             .open(ledger)
             .map_err(fail)?;
+        if fresh {
+            // The name must be there after a power cut, or "pending" is forgotten.
+            if let Some(folder) = ledger.parent() {
+                File::open(folder)
+                    .and_then(|folder| folder.sync_all())
+                    .map_err(fail)?;
+            }
+        }
         file.lock().map_err(fail)?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(fail)?;
@@ -269,9 +306,16 @@ impl LoginGuard {
                 "the token refused it, and its source has not changed since",
             ));
         }
-        // A PIN that this token took before is safe to repeat; any other may
-        // have been refused just before the power went.
-        if entry.pending.as_ref() == Some(&login) && entry.accepted.as_ref() != Some(&login) {
+        // A PIN that this token took before is safe to repeat, a few times: it
+        // may have been changed on the token. Any other may have been refused
+        // just before the power went.
+        let unseen = if entry.pending.as_ref() == Some(&login) {
+            entry.unseen + 1
+        } else {
+            0
+        };
+        let trusted = entry.accepted.as_ref() == Some(&login) && unseen <= UNSEEN;
+        if unseen > 0 && !trusted {
             return Err(held(
                 "it was sent before and the answer was never seen, so it may have been refused",
             ));
@@ -283,6 +327,7 @@ impl LoginGuard {
             login,
         };
         guard.entry.pending = Some(guard.login.clone());
+        guard.entry.unseen = unseen;
         guard.write()?;
         Ok(guard)
     }
@@ -294,15 +339,15 @@ impl LoginGuard {
     /// The ledger cannot be written.
     pub fn end(mut self, outcome: Result<(), CallError>) -> Result<(), PinError> {
         self.entry.pending = None;
+        self.entry.unseen = 0;
         match outcome {
             Ok(()) => {
                 self.entry.accepted = Some(self.login.clone());
                 self.entry.refused = None;
             }
-            Err(error) if super::faults::classify(error) == super::faults::FaultClass::Operator => {
-                self.entry.refused = Some(self.login.clone());
-            }
-            Err(_) => {}
+            Err(error) if pin_free(error) => {}
+            // A vendor's own code may well be his word for a wrong PIN.
+            Err(_) => self.entry.refused = Some(self.login.clone()),
         }
         self.write()
     }
@@ -320,6 +365,15 @@ impl LoginGuard {
             .map_err(fail)?;
         self.file.sync_all().map_err(fail)
     }
+}
+
+/// Whether a failed login certainly was not about the PIN.
+fn pin_free(error: CallError) -> bool {
+    use super::faults::{FaultClass, classify};
+    matches!(
+        classify(error),
+        FaultClass::Restart | FaultClass::NewSession | FaultClass::Login | FaultClass::Find
+    ) || error.rv == cryptoki_sys::CKR_DEVICE_ERROR
 }
 
 #[cfg(test)]

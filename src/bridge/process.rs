@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Fault, FaultClass};
-use super::message::{self, Hello, Op, Reply, Request, Response, Task};
+use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
 use super::token::{self, Token};
@@ -54,10 +54,14 @@ pub fn run() -> io::Result<()> {
                     .map(Reply::Initialized)
             }),
         ),
-        Task::Serve { token, pin, ledger } => {
+        Task::Serve {
+            token,
+            pin,
+            ledgers,
+        } => {
             let workers = profile.session.workers;
             let opened =
-                loaded.and_then(|module| Token::open(name, module, profile, &token, pin, ledger));
+                loaded.and_then(|module| Token::open(name, module, profile, &token, pin, ledgers));
             match opened {
                 Ok(token) => {
                     answer(&mut socket, Ok(Reply::Ready(token.ready())))?;
@@ -131,7 +135,7 @@ fn work(token: &Arc<Token>, receiver: &Mutex<Receiver<Job>>, writer: &Mutex<Unix
         else {
             return;
         };
-        let result = if Instant::now() >= until && !matches!(op, Op::Generate { .. }) {
+        let result = if Instant::now() >= until {
             Err(Fault::Deadline {
                 token: token.name.clone(),
                 seconds: deadline_ms / 1000,

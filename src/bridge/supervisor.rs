@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, interval_at};
 use zeroize::Zeroizing;
 
 use super::faults::{Fault, FaultClass};
@@ -40,6 +40,18 @@ const GENERATE: Duration = Duration::from_secs(600);
 
 /// Time between two canaries.
 const CANARY: Duration = Duration::from_secs(5);
+
+/// How often a locked token's PIN source is looked at for a change.
+const MENDED: Duration = Duration::from_secs(2);
+
+/// Time that a bridge must have run for the pauses to start small again.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Requests that one bridge is given at once; the others wait in the queue.
+const UNDER_WAY: usize = 256;
+
+/// Longest time for a message to be taken by the bridge.
+const TAKEN: Duration = Duration::from_secs(5);
 
 /// First and longest pause between two starts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -64,6 +76,8 @@ pub enum TokenState {
         why: Fault,
         /// Since when.
         since: OffsetDateTime,
+        /// What was found when it last worked.
+        last: Option<Arc<Ready>>,
     },
     /// It is left alone until an operator acts.
     Locked {
@@ -71,10 +85,22 @@ pub enum TokenState {
         why: Fault,
         /// Since when.
         since: OffsetDateTime,
+        /// What was found when it last worked.
+        last: Option<Arc<Ready>>,
     },
 }
 
 impl TokenState {
+    /// What was last found on the token.
+    #[must_use]
+    pub const fn found(&self) -> Option<&Arc<Ready>> {
+        match self {
+            Self::Starting => None,
+            Self::Ready { ready, .. } => Some(ready),
+            Self::Failed { last, .. } | Self::Locked { last, .. } => last.as_ref(),
+        }
+    }
+
     /// One word for tables.
     #[must_use]
     pub const fn word(&self) -> &'static str {
@@ -97,7 +123,9 @@ impl Program {
     /// # Errors
     /// The operating system does not say where it is.
     pub fn own() -> io::Result<Self> {
-        std::env::current_exe().map(Self)
+        // The file may be replaced by an upgrade while this runs; the bridge
+        // must be the same program.
+        std::fs::metadata("/proc/self/exe").map(|_| Self("/proc/self/exe".into()))
     }
 
     /// Another copy of `ekm`, for programs that embed the library.
@@ -111,6 +139,7 @@ impl Program {
         ours.set_nonblocking(true)?;
         let mut command = Command::new(&self.0);
         command
+            .arg0("ekm")
             .arg("bridge")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -265,6 +294,17 @@ impl Bridge {
         }
     }
 
+    /// Asks once, now: for whoever can turn to another token instead.
+    ///
+    /// # Errors
+    /// The token's fault, or that it is down or busy.
+    pub async fn try_ask(&self, op: Op) -> Result<Reply, Fault> {
+        if !matches!(self.state(), TokenState::Ready { .. }) {
+            return Err(self.down(self.state().word()));
+        }
+        self.ask_once(op, Instant::now() + self.deadline).await
+    }
+
     async fn ask_once(&self, op: Op, until: Instant) -> Result<Reply, Fault> {
         let (reply, answer) = oneshot::channel();
         self.requests
@@ -312,8 +352,8 @@ enum Ended {
     Unwanted,
     /// It is started anew on purpose, after its share of host custody.
     Renewed,
-    /// It failed.
-    Failed(Fault),
+    /// It failed, with these requests unanswered.
+    Failed(Fault, HashMap<u64, Waiting>),
 }
 
 struct Keeper {
@@ -327,7 +367,8 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         loop {
-            let why = match self.one_run().await {
+            let started = Instant::now();
+            let (why, unanswered) = match self.one_run().await {
                 Ended::Unwanted => return,
                 Ended::Renewed => {
                     tracing::info!(
@@ -336,23 +377,35 @@ impl Keeper {
                     );
                     continue;
                 }
-                Ended::Failed(why) => why,
+                Ended::Failed(why, unanswered) => (why, unanswered),
             };
             let since = OffsetDateTime::now_utc();
+            let last = self.publish.borrow().found().cloned();
             if locks(&why) {
                 tracing::error!(token = self.hello.name, %why, "token locked until an operator acts");
                 self.publish.send_replace(TokenState::Locked {
                     why: why.clone(),
                     since,
+                    last,
                 });
-                self.refuse_all(&why).await;
-                return;
+                drop(unanswered);
+                if !self.refuse_until_mended(&why).await {
+                    return;
+                }
+                continue;
+            }
+            // A module that dies under every load must not be restarted hot.
+            if started.elapsed() > HEALTHY {
+                self.pause = PAUSES.0;
             }
             tracing::warn!(token = self.hello.name, %why, pause_ms = self.pause.as_millis(), "bridge ended");
             self.publish.send_replace(TokenState::Failed {
                 why: why.clone(),
                 since,
+                last,
             });
+            // Only now do those who waited learn of it, and wait for the next bridge.
+            drop(unanswered);
             if !self.wait_out(&why).await {
                 return;
             }
@@ -371,7 +424,10 @@ impl Keeper {
         let (child, socket) = match self.program.spawn(&self.hello) {
             Ok(started) => started,
             Err(error) => {
-                return Ended::Failed(self.down(format!("cannot start the bridge: {error}")));
+                return Ended::Failed(
+                    self.down(format!("cannot start the bridge: {error}")),
+                    HashMap::new(),
+                );
             }
         };
         let (mut reader, mut writer) = socket.into_split();
@@ -385,21 +441,27 @@ impl Keeper {
                 ..
             })) => Arc::new(ready),
             Ok(Ok(Response { result: Ok(_), .. })) => {
-                return Ended::Failed(self.down("the bridge answered out of turn".to_owned()));
+                return Ended::Failed(
+                    self.down("the bridge answered out of turn".to_owned()),
+                    HashMap::new(),
+                );
             }
             Ok(Ok(Response {
                 result: Err(fault), ..
-            })) => return Ended::Failed(fault),
+            })) => return Ended::Failed(fault, HashMap::new()),
             Ok(Err(error)) => {
                 return Ended::Failed(self.down(format!(
                     "the bridge ended while it opened the token ({error}); did the module crash?"
-                )));
+                )), HashMap::new());
             }
             Err(_) => {
-                return Ended::Failed(self.down(format!(
-                    "the module did not open the token within {} s",
-                    START.as_secs()
-                )));
+                return Ended::Failed(
+                    self.down(format!(
+                        "the module did not open the token within {} s",
+                        START.as_secs()
+                    )),
+                    HashMap::new(),
+                );
             }
         };
         tracing::info!(
@@ -407,7 +469,6 @@ impl Keeper {
             keks = ready.keks.len(),
             "token ready"
         );
-        self.pause = PAUSES.0;
         self.publish.send_replace(TokenState::Ready {
             ready,
             // It has not been waited for, so it has one.
@@ -422,6 +483,9 @@ impl Keeper {
             waiting: HashMap::new(),
             next: 1,
             host_exchanges: 0,
+            heard: Instant::now(),
+            canary: interval_at(Instant::now() + CANARY, CANARY),
+            watchdog: interval_at(Instant::now(), Duration::from_millis(250)),
         }
         .serve(incoming)
         .await;
@@ -446,9 +510,34 @@ impl Keeper {
         }
     }
 
-    async fn refuse_all(&mut self, why: &Fault) {
-        while let Some(asked) = self.queue.recv().await {
-            drop(asked.reply.send(Err(why.clone())));
+    /// Refuses everything until the PIN's source changes: true then, false
+    /// when nobody asks any more.
+    async fn refuse_until_mended(&mut self, why: &Fault) -> bool {
+        let generation = self.generation();
+        let mut look = tokio::time::interval(MENDED);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {
+                    if self.generation() != generation {
+                        tracing::info!(token = self.hello.name, "the PIN's source has changed; trying again");
+                        return true;
+                    }
+                }
+                asked = self.queue.recv() => match asked {
+                    Some(asked) => drop(asked.reply.send(Err(why.clone()))),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    fn generation(&self) -> Option<String> {
+        match &self.hello.task {
+            message::Task::Serve {
+                pin: Pin::Source(source),
+                ..
+            } => source.generation(),
+            message::Task::Serve { .. } | message::Task::List | message::Task::Init { .. } => None,
         }
     }
 }
@@ -475,6 +564,9 @@ struct Run<'a> {
     waiting: HashMap<u64, Waiting>,
     next: u64,
     host_exchanges: u64,
+    heard: Instant,
+    canary: Interval,
+    watchdog: Interval,
 }
 
 struct Waiting {
@@ -484,44 +576,60 @@ struct Waiting {
 
 impl Run<'_> {
     async fn serve(mut self, mut incoming: mpsc::Receiver<Response>) -> Ended {
-        let mut canary = tokio::time::interval_at(Instant::now() + CANARY, CANARY);
-        let mut watchdog = tokio::time::interval(Duration::from_millis(250));
-        loop {
-            let renewing = self.host_exchanges >= self.keeper.hello.profile.session.host_exchanges;
-            if renewing && self.waiting.is_empty() {
-                return Ended::Renewed;
+        let why = loop {
+            match self.step(&mut incoming).await {
+                Ok(None) => {}
+                Ok(Some(ended)) => return ended,
+                Err(why) => break why,
             }
-            tokio::select! {
-                asked = self.keeper.queue.recv(), if !renewing => {
-                    let Some(Asked { op, until, reply }) = asked else {
-                        return Ended::Unwanted;
-                    };
-                    if let Err(error) = self.put(op, until, Some(reply)).await {
-                        return Ended::Failed(self.keeper.down(format!("its bridge ended ({error})")));
-                    }
+        };
+        Ended::Failed(why, self.waiting)
+    }
+
+    /// One event: a request, an answer, a tick. An error ends the bridge.
+    async fn step(
+        &mut self,
+        incoming: &mut mpsc::Receiver<Response>,
+    ) -> Result<Option<Ended>, Fault> {
+        let renewing = self.host_exchanges >= self.keeper.hello.profile.session.host_exchanges;
+        if renewing && self.waiting.is_empty() {
+            return Ok(Some(Ended::Renewed));
+        }
+        let room = !renewing && self.waiting.len() < UNDER_WAY;
+        tokio::select! {
+            asked = self.keeper.queue.recv(), if room => {
+                let Some(Asked { op, until, reply }) = asked else {
+                    return Ok(Some(Ended::Unwanted));
+                };
+                // Whoever asked may have gone, or waited long enough.
+                if !reply.is_closed() && Instant::now() < until {
+                    self.put(op, until, Some(reply)).await?;
                 }
-                response = incoming.recv() => {
-                    let Some(response) = response else {
-                        return Ended::Failed(self.keeper.down("its bridge ended; did the module crash?".to_owned()));
-                    };
-                    if let Some(fault) = self.take(response) {
-                        return Ended::Failed(fault);
-                    }
+            }
+            response = incoming.recv() => {
+                let response = response.ok_or_else(|| {
+                    self.keeper.down("its bridge ended; did the module crash?".to_owned())
+                })?;
+                self.take(response)?;
+            }
+            _ = self.canary.tick() => {
+                // An answer is as good as a canary, and one that queues behind
+                // a backlog would tell of the backlog only.
+                let silent = self.heard.elapsed() >= CANARY;
+                if silent && self.waiting.is_empty() {
+                    let deadline = self.keeper.hello.profile.session.deadline_seconds;
+                    let until = Instant::now() + Duration::from_secs(deadline);
+                    self.put(Op::Canary, until, None).await?;
                 }
-                _ = canary.tick() => {
-                    let until = Instant::now() + CANARY * 2;
-                    if let Err(error) = self.put(Op::Canary, until, None).await {
-                        return Ended::Failed(self.keeper.down(format!("its bridge ended ({error})")));
-                    }
-                }
-                _ = watchdog.tick() => {
-                    let now = Instant::now();
-                    if self.waiting.values().any(|waiting| now > waiting.until + GRACE) {
-                        return Ended::Failed(self.keeper.down("a PKCS#11 call does not return; the bridge was killed".to_owned()));
-                    }
+            }
+            _ = self.watchdog.tick() => {
+                let now = Instant::now();
+                if self.waiting.values().any(|waiting| now > waiting.until + GRACE) {
+                    return Err(self.keeper.down("a PKCS#11 call does not return; the bridge was killed".to_owned()));
                 }
             }
         }
+        Ok(None)
     }
 
     async fn put(
@@ -529,7 +637,7 @@ impl Run<'_> {
         op: Op,
         until: Instant,
         reply: Option<oneshot::Sender<Result<Reply, Fault>>>,
-    ) -> io::Result<()> {
+    ) -> Result<(), Fault> {
         let id = self.next;
         self.next += 1;
         let left = until.saturating_duration_since(Instant::now());
@@ -539,50 +647,73 @@ impl Run<'_> {
             op,
         };
         self.waiting.insert(id, Waiting { until, reply });
-        send(&mut self.writer, &request).await
+        match tokio::time::timeout(TAKEN, send(&mut self.writer, &request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.keeper.down(format!("its bridge ended ({error})"))),
+            Err(_) => Err(self
+                .keeper
+                .down("its bridge takes no more messages; it was killed".to_owned())),
+        }
     }
 
-    /// Hands an answer to who waits for it; a fault that ends the bridge comes back.
-    fn take(&mut self, response: Response) -> Option<Fault> {
+    /// Hands an answer to who waits for it. An error ends the bridge: the
+    /// module wants a restart, the token its operator, or the canary is dead.
+    fn take(&mut self, response: Response) -> Result<(), Fault> {
         let Response { id, result } = response;
+        let reply = self.waiting.remove(&id).and_then(|waiting| waiting.reply);
         let ends = match &result {
-            Err(
-                fault @ Fault::Call {
-                    class: FaultClass::Restart,
-                    ..
-                },
-            ) => Some(fault.clone()),
-            Ok(
-                Reply::Created {
-                    custody: Custody::Host,
-                    ..
+            Err(fault) if locks(fault) || restarts(fault) || reply.is_none() => Some(fault.clone()),
+            Err(_) => None,
+            Ok(reply) => {
+                self.heard = Instant::now();
+                if in_host(reply) {
+                    self.host_exchanges += 1;
                 }
-                | Reply::Resolved {
-                    custody: Custody::Host,
-                    ..
+                if let Reply::Ready(found) = reply {
+                    let found = found.clone();
+                    self.keeper
+                        .publish
+                        .send_if_modified(|state| renew(state, found));
                 }
-                | Reply::Rekeyed {
-                    custody: Custody::Host,
-                    ..
-                },
-            ) => {
-                self.host_exchanges += 1;
                 None
             }
-            Ok(Reply::Ready(found)) => {
-                let found = found.clone();
-                self.keeper
-                    .publish
-                    .send_if_modified(|state| renew(state, found));
-                None
-            }
-            Ok(_) | Err(_) => None,
         };
-        if let Some(reply) = self.waiting.remove(&id).and_then(|waiting| waiting.reply) {
+        if let Some(reply) = reply {
             drop(reply.send(result));
         }
-        ends
+        ends.map_or(Ok(()), Err)
     }
+}
+
+/// Whether a data key was in the bridge's memory.
+const fn in_host(reply: &Reply) -> bool {
+    matches!(
+        reply,
+        Reply::Created {
+            custody: Custody::Host,
+            ..
+        } | Reply::Resolved {
+            custody: Custody::Host,
+            ..
+        } | Reply::Rekeyed {
+            custody: Custody::Host,
+            ..
+        } | Reply::Proved {
+            custody: Custody::Host,
+            ..
+        }
+    )
+}
+
+/// Whether the bridge that says so is about to end.
+const fn restarts(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Call {
+            class: FaultClass::Restart,
+            ..
+        }
+    )
 }
 
 /// Puts what was found anew into the published state.

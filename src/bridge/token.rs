@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cryptoki_sys as ck;
+use sha2::{Digest, Sha256};
 
 use super::catalog::{self, Catalog};
 use super::faults::Fault;
@@ -56,7 +57,7 @@ pub(super) struct Token {
     pub(super) info: TokenInfo,
     slot: CK_SLOT_ID,
     pin: Pin,
-    ledger: PathBuf,
+    ledgers: PathBuf,
     anchor: Mutex<CK_SESSION_HANDLE>,
     epoch: RwLock<Arc<Epoch>>,
     probe: OnceLock<Probe>,
@@ -70,7 +71,7 @@ impl Token {
         profile: HsmProfile,
         uri: &TokenUri,
         pin: Pin,
-        ledger: PathBuf,
+        ledgers: PathBuf,
     ) -> Result<Self, Fault> {
         let call = |error, what: &str| Fault::call(&name, error, what);
         let (slot, info) = find_slot(&name, &module, uri)?;
@@ -89,12 +90,12 @@ impl Token {
             info,
             slot,
             pin,
-            ledger,
+            ledgers,
             anchor: Mutex::new(anchor),
             probe: OnceLock::new(),
         };
         token.log_in(anchor)?;
-        token.look_again(anchor)?;
+        token.look_again(anchor, false)?;
         Ok(token)
     }
 
@@ -120,19 +121,17 @@ impl Token {
                 Fault::call(&self.name, error, "opening the first session again")
             })?;
         }
-        if state != Ok(ck::CKS_RW_USER_FUNCTIONS) {
+        let same_login = state == Ok(ck::CKS_RW_USER_FUNCTIONS);
+        if !same_login {
             self.log_in(*anchor)?;
         }
-        self.look_again(*anchor)
+        self.look_again(*anchor, same_login)
     }
 
-    /// Reads the KEKs again, unless another worker has since `seen`.
+    /// Reads the KEKs again, logging in first where the login is gone: what a
+    /// logged-out session shows is not what is there.
     pub(super) fn find_again(&self, seen: u64) -> Result<(), Fault> {
-        let anchor = self.anchor();
-        if self.epoch().number != seen {
-            return Ok(());
-        }
-        self.look_again(*anchor)
+        self.log_in_again(seen)
     }
 
     fn anchor(&self) -> MutexGuard<'_, CK_SESSION_HANDLE> {
@@ -159,30 +158,35 @@ impl Token {
             );
         }
         let (pin, generation) = self.pin.read().map_err(operator)?;
-        let guard = LoginGuard::begin(&self.ledger, &info, generation).map_err(operator)?;
+        let guard = LoginGuard::begin(&self.ledgers.join(ledger_name(&info)), &info, generation)
+            .map_err(operator)?;
         let outcome = match self.module.login(session, User::User, &pin) {
             Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
             other => other,
         };
         guard.end(outcome).map_err(operator)?;
-        outcome.map_err(|error| Fault::Operator {
-            token: self.name.clone(),
-            reason: format!(
-                "C_Login answered {}; put the right PIN into its source, it is not sent again before",
-                super::faults::ckr_name(error.rv)
-            ),
+        outcome.map_err(|error| match super::faults::classify(error) {
+            super::faults::FaultClass::Operator => Fault::Operator {
+                token: self.name.clone(),
+                reason: format!("C_Login answered {}; put the right PIN into its source, it is not sent again before", super::faults::ckr_name(error.rv)),
+            },
+            _ => Fault::call(&self.name, error, "logging in"),
         })
     }
 
-    fn look_again(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
+    fn look_again(&self, session: CK_SESSION_HANDLE, same_login: bool) -> Result<(), Fault> {
         let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
-        let catalog = Catalog::read(&self.module, session).map_err(fail)?;
-        if self.probe.get().is_none() {
-            if let Some(learned) = super::probe::probe(self, session, &catalog)? {
-                self.probe.get_or_init(|| learned);
-            }
+        let mut catalog = Catalog::read(&self.module, session).map_err(fail)?;
+        // Sessions and imported keys live as long as their epoch.
+        if same_login && self.epoch().number > 0 && self.epoch().catalog == catalog {
+            return Ok(());
         }
-        let canary = self.make_canary(session, &catalog)?;
+        let canary = self.make_canary(session, &mut catalog)?;
+        if self.probe.get().is_none()
+            && let Some(learned) = super::probe::probe(self, session, &catalog)?
+        {
+            self.probe.get_or_init(|| learned);
+        }
         let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         let number = epoch.number + 1;
         *epoch = Arc::new(Epoch {
@@ -193,43 +197,96 @@ impl Token {
         Ok(())
     }
 
+    /// A canary under the first KEK that opens one. A key that does not is
+    /// refused by name; that none does is the token's fault.
     fn make_canary(
         &self,
         session: CK_SESSION_HANDLE,
-        catalog: &Catalog,
+        catalog: &mut Catalog,
     ) -> Result<Option<Canary>, Fault> {
-        let Some((kek, custody)) = catalog.canary() else {
-            return Ok(None);
+        let mut failed = None;
+        while let Some((kek, custody)) = catalog.canary() {
+            let (hash, label) = (kek.hash, kek.label.clone());
+            let wrapped = self.wrap_nonsense(&kek.spki, self.profile.wrap_algorithm(), &[])?;
+            let canary = Canary {
+                kek: hash,
+                custody,
+                wrapped,
+            };
+            match self.sing(session, catalog, &canary) {
+                Ok(()) => return Ok(Some(canary)),
+                Err(error) => {
+                    let fault = Fault::call(
+                        &self.name,
+                        error,
+                        format!("opening the first canary under KEK {label}"),
+                    );
+                    catalog.refuse(&hash, &fault.to_string());
+                    failed.get_or_insert(fault);
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// A key that opens nothing, under a public key; it may as well come from here.
+    pub(super) fn wrap_nonsense(
+        &self,
+        spki: &[u8],
+        algorithm: WrapAlgorithm,
+        label: &[u8],
+    ) -> Result<Vec<u8>, Fault> {
+        let unsupported = |reason: String| Fault::Unsupported {
+            token: self.name.clone(),
+            reason,
         };
-        // Its key opens nothing, so it may as well come from here.
         let mut random = [0_u8; 32];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| Fault::Unsupported {
-            token: self.name.clone(),
-            reason: "the operating system gives no random numbers".to_owned(),
-        })?;
-        let wrapped = host::oaep_wrap(
-            &kek.spki,
-            self.profile.eedk.hash,
-            &[],
-            &random.to_vec().into(),
-        )
-        .map_err(|error| Fault::Unsupported {
-            token: self.name.clone(),
-            reason: format!("KEK {}: {error}", kek.label),
-        })?;
-        let canary = Canary {
-            kek: kek.hash,
-            custody,
-            wrapped,
+        aws_lc_rs::rand::fill(&mut random)
+            .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
+        host::oaep_wrap(spki, algorithm.hash, label, &random.to_vec().into())
+            .map_err(|error| unsupported(error.to_string()))
+    }
+
+    /// Whether an EEDK of this KEK, wrapped this way, opens at all.
+    pub(super) fn opens_any(
+        &self,
+        session: CK_SESSION_HANDLE,
+        catalog: &Catalog,
+        kek: &KekHash,
+        eedk: &crate::key::Eedk,
+    ) -> bool {
+        let Some((entry, handles)) = catalog.kek(kek) else {
+            return false;
         };
-        self.sing(session, catalog, &canary).map_err(|error| {
-            Fault::call(
-                &self.name,
-                error,
-                format!("opening the first canary under KEK {}", kek.label),
-            )
-        })?;
-        Ok(Some(canary))
+        let Some(private) = handles.private else {
+            return false;
+        };
+        let Ok(wrapped) = self.wrap_nonsense(&entry.spki, eedk.wrap(), eedk.oaep_label()) else {
+            return false;
+        };
+        let mechanism = oaep(eedk.wrap(), eedk.oaep_label());
+        match entry.private {
+            super::message::PrivateHalf::Serves {
+                custody: Custody::Host,
+                ..
+            } => self
+                .module
+                .decrypt(session, &mechanism, private, &wrapped)
+                .is_ok(),
+            super::message::PrivateHalf::Serves { .. }
+            | super::message::PrivateHalf::Absent
+            | super::message::PrivateHalf::Refused { .. } => self
+                .module
+                .unwrap(
+                    session,
+                    &mechanism,
+                    private,
+                    &wrapped,
+                    &self.unwrap_template(false),
+                )
+                .and_then(|key| self.module.destroy(session, key))
+                .is_ok(),
+        }
     }
 
     /// What the server is told of the token.
@@ -365,6 +422,17 @@ impl Token {
         }
         Ok(kek.clone())
     }
+}
+
+/// One ledger per token, whatever the configuration calls it.
+fn ledger_name(info: &TokenInfo) -> String {
+    let identity = TokenUri::of(info).to_string();
+    format!(
+        "{}.json",
+        hex::encode(Sha256::digest(identity))
+            .get(..16)
+            .unwrap_or("token")
+    )
 }
 
 /// The slot with the token of that URI; exactly one may match.

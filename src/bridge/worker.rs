@@ -104,8 +104,9 @@ impl Worker {
                     self.token.find_again(seen.unwrap_or_default())?;
                 }
                 FaultClass::Ambiguous => {
+                    let fault = self.bad_data(error, &what, op);
                     self.drop_session();
-                    return Err(self.bad_data(error, &what, op));
+                    return Err(fault);
                 }
                 FaultClass::NewSession
                 | FaultClass::Login
@@ -157,21 +158,41 @@ impl Worker {
         if sings { class } else { FaultClass::Restart }
     }
 
-    /// The token is well, so what it was given is not.
+    /// The token is well, so what it was given is not, or is beyond it.
     fn bad_data(&self, error: CallError, what: &str, op: &Op) -> Fault {
         let opened = match op {
-            Op::Resolve { kek, .. } | Op::Rekey { kek, .. } | Op::Prove { kek, .. } => Some(kek),
+            Op::Resolve { eedk, kek, .. }
+            | Op::Rekey { eedk, kek, .. }
+            | Op::Prove { eedk, kek, .. } => Some((eedk, kek)),
             Op::Create { .. } | Op::Canary | Op::Look | Op::Generate { .. } => None,
         };
-        match (opened, error.function) {
-            (Some(kek), "C_UnwrapKey" | "C_Decrypt") => Fault::BadEedk {
-                token: self.token.name.clone(),
-                kek: kek.to_string(),
-                function: error.function.to_owned(),
-                name: ckr_name(error.rv),
-            },
+        let token = self.token.name.clone();
+        match (opened, error.function, &self.session) {
+            (Some((eedk, kek)), "C_UnwrapKey" | "C_Decrypt", Some(session)) => {
+                if self
+                    .token
+                    .opens_any(session.handle, &session.epoch.catalog, kek, eedk)
+                {
+                    return Fault::BadEedk {
+                        token,
+                        kek: kek.to_string(),
+                        function: error.function.to_owned(),
+                        name: ckr_name(error.rv),
+                    };
+                }
+                Fault::Unsupported {
+                    token,
+                    reason: format!(
+                        "{}: {} answered {}, and it opens no EEDK that is wrapped by {} under that KEK",
+                        what,
+                        error.function,
+                        ckr_name(error.rv),
+                        eedk.wrap()
+                    ),
+                }
+            }
             _ => Fault::Call {
-                token: self.token.name.clone(),
+                token,
                 function: error.function.to_owned(),
                 name: ckr_name(error.rv),
                 what: what.to_owned(),

@@ -28,6 +28,14 @@ impl Tokens {
         &self.bridges
     }
 
+    /// Whether every token is ready now.
+    #[must_use]
+    pub fn all_ready(&self) -> bool {
+        self.bridges
+            .iter()
+            .all(|bridge| matches!(bridge.state(), TokenState::Ready { .. }))
+    }
+
     /// Whether any token is ready now.
     #[must_use]
     pub fn any_ready(&self) -> bool {
@@ -36,18 +44,15 @@ impl Tokens {
             .any(|bridge| matches!(bridge.state(), TokenState::Ready { .. }))
     }
 
-    /// The KEKs on all ready tokens, as last read.
+    /// The KEKs on all tokens, as last read.
     #[must_use]
     pub fn directory(&self, registry: Vec<RegisteredKek>) -> Directory {
+        // A token that is down still names its keys: they are not unknown,
+        // only out of reach, and a label on two keys stays ambiguous.
         let lists: Vec<(&str, Vec<KekOnToken>)> = self
             .bridges
             .iter()
-            .filter_map(|bridge| match bridge.state() {
-                TokenState::Ready { ready, .. } => Some((bridge.name(), ready.keks.clone())),
-                TokenState::Starting | TokenState::Failed { .. } | TokenState::Locked { .. } => {
-                    None
-                }
-            })
+            .filter_map(|bridge| Some((bridge.name(), bridge.state().found()?.keks.clone())))
             .collect();
         Directory::new(
             lists.iter().map(|(name, keks)| (*name, keks.as_slice())),
@@ -57,7 +62,7 @@ impl Tokens {
 
     /// Has every ready token read its KEKs again.
     pub async fn look_again(&self) {
-        join_all(self.bridges.iter().map(|bridge| bridge.ask(Op::Look))).await;
+        join_all(self.bridges.iter().map(|bridge| bridge.try_ask(Op::Look))).await;
     }
 
     /// Makes a KEK on the token of that name, or on the only one.
@@ -104,36 +109,51 @@ impl Tokens {
     }
 
     /// The bridges to try for a request that needs the private half of `kek`.
-    fn holders<'a>(&'a self, kek: &'a KekHash) -> impl Iterator<Item = &'a Bridge> {
+    fn holders<'a>(&'a self, kek: &'a KekHash) -> impl Iterator<Item = &'a Bridge> + Clone {
         self.bridges.iter().filter(|bridge| {
-            matches!(bridge.state(), TokenState::Ready { ready, .. }
-                if ready.keks.iter().any(|entry| entry.hash == *kek
-                    && !matches!(entry.private, PrivateHalf::Absent)))
+            bridge.state().found().is_some_and(|found| {
+                found.keks.iter().any(|entry| {
+                    entry.hash == *kek && !matches!(entry.private, PrivateHalf::Absent)
+                })
+            })
         })
     }
 
     /// Asks one bridge after another until one answers, or fails in a way
-    /// that is the request's own fault.
+    /// that is the request's own fault; first at once, and if all of them are
+    /// down, waiting for one to come back.
     async fn first<'a>(
-        bridges: impl Iterator<Item = &'a Bridge>,
+        bridges: impl Iterator<Item = &'a Bridge> + Clone,
         op: &Op,
         none: Fault,
     ) -> Result<(&'a Bridge, Reply), Fault> {
-        let mut last = none;
-        for bridge in bridges {
-            match bridge.ask(op.clone()).await {
+        let mut worst: Option<Fault> = None;
+        for bridge in bridges.clone() {
+            match bridge.try_ask(op.clone()).await {
                 Ok(reply) => return Ok((bridge, reply)),
-                Err(fault) if fault.elsewhere() => last = fault,
+                Err(fault) if fault.elsewhere() => worse(&mut worst, fault),
                 Err(fault) => return Err(fault),
             }
         }
-        Err(last)
+        if !worst.as_ref().is_some_and(Fault::passes) {
+            return Err(worst.unwrap_or(none));
+        }
+        for bridge in bridges {
+            match bridge.ask(op.clone()).await {
+                Ok(reply) => return Ok((bridge, reply)),
+                Err(fault) => worse(&mut worst, fault),
+            }
+        }
+        Err(worst.unwrap_or(none))
     }
 
     /// What to say where no token can be asked: why the first one is not ready.
     fn nobody(&self, kek: Option<&KekHash>) -> Fault {
         let unready = self.bridges.iter().find_map(|bridge| match bridge.state() {
-            TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => Some(why),
+            TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => Some(Fault::Down {
+                token: bridge.name().to_owned(),
+                reason: why.to_string(),
+            }),
             TokenState::Starting => Some(Fault::Down {
                 token: bridge.name().to_owned(),
                 reason: "it is still starting".to_owned(),
@@ -151,6 +171,14 @@ impl Tokens {
                 reason: "the configuration names no token".to_owned(),
             },
         }
+    }
+}
+
+/// Keeps the fault that leaves most hope: a token that is down may hold the
+/// key that the others do not.
+fn worse(worst: &mut Option<Fault>, fault: Fault) {
+    if worst.as_ref().is_none_or(|known| !known.passes()) {
+        *worst = Some(fault);
     }
 }
 
@@ -207,14 +235,10 @@ impl Keystore for Tokens {
                     .any(|holder| holder.name() == bridge.name())
             })
         };
-        let ready = |bridge: &&Bridge| matches!(bridge.state(), TokenState::Ready { .. });
-        let (near, far): (Vec<&Bridge>, Vec<&Bridge>) = self
-            .bridges
-            .iter()
-            .filter(ready)
-            .partition(|bridge| holds(bridge));
-        let order = near.into_iter().chain(far);
-        match Self::first(order, &op, self.nobody(None)).await? {
+        let (near, far): (Vec<&Bridge>, Vec<&Bridge>) =
+            self.bridges.iter().partition(|bridge| holds(bridge));
+        let order: Vec<&Bridge> = near.into_iter().chain(far).collect();
+        match Self::first(order.iter().copied(), &op, self.nobody(None)).await? {
             (
                 bridge,
                 Reply::Created {

@@ -113,7 +113,11 @@ async fn run(
     Extension(Operator(operator)): Extension<Operator>,
     Json(command): Json<Command>,
 ) -> axum::response::Response {
-    match admin::execute(&service, &operator, command).await {
+    let work = {
+        let service = Arc::clone(&service);
+        async move { admin::execute(&service, &operator, command).await }
+    };
+    match service.to_the_end(work).await {
         Ok(reply) => Json(reply).into_response(),
         Err(problem) => problem.into_response(),
     }

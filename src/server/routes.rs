@@ -142,7 +142,11 @@ async fn create(
     Extension(peer): Extension<PeerId>,
     Body(request): Body<CreateRequest>,
 ) -> Response {
-    respond(service.create(&peer, &request).await)
+    let verb = {
+        let service = Arc::clone(&service);
+        async move { service.create(&peer, &request).await }
+    };
+    respond(service.to_the_end(verb).await)
 }
 
 /// The data key of a cartridge that exists.
@@ -153,7 +157,11 @@ async fn resolve(
     Extension(peer): Extension<PeerId>,
     Body(request): Body<ResolveRequest>,
 ) -> Response {
-    respond(service.resolve(&peer, &request).await)
+    let verb = {
+        let service = Arc::clone(&service);
+        async move { service.resolve(&peer, &request).await }
+    };
+    respond(service.to_the_end(verb).await)
 }
 
 /// The same data key under other KEKs; the data stays as it is.
@@ -164,7 +172,11 @@ async fn rekey(
     Extension(peer): Extension<PeerId>,
     Body(request): Body<RekeyRequest>,
 ) -> Response {
-    respond(service.rekey(&peer, &request).await)
+    let verb = {
+        let service = Arc::clone(&service);
+        async move { service.rekey(&peer, &request).await }
+    };
+    respond(service.to_the_end(verb).await)
 }
 
 /// The drive has stored the EEDKs, or has not.
@@ -175,7 +187,11 @@ async fn confirm(
     Extension(peer): Extension<PeerId>,
     Body(request): Body<ConfirmRequest>,
 ) -> Response {
-    respond(service.confirm(&peer, &request).await)
+    let verb = {
+        let service = Arc::clone(&service);
+        async move { service.confirm(&peer, &request).await }
+    };
+    respond(service.to_the_end(verb).await)
 }
 
 /// A challenge for a drive's session key, good once, for 60 s.
