@@ -95,6 +95,7 @@ fn generous() -> PolicyConfig {
 fn shown(drive: &TestDrive) -> DriveInRequest {
     DriveInRequest {
         serial: drive.soft.serial().clone(),
+        stores_eedks: true,
         public_key: Some(Base64(drive.soft.public_key_spki().to_vec())),
         session_key: None,
     }
@@ -573,6 +574,11 @@ async fn softhsm_in_its_container_conforms() {
     the_whole_list(Kind::Softhsm).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn softhsm_in_the_bridge_conforms() {
+    the_whole_list(Kind::SofthsmInProcess).await;
+}
+
 /// Two KEKs on two tokens: each EEDK is proved where its private half is.
 async fn two_tokens_share_a_cartridge(kind: Kind) {
     let (one, two) = (Hsm::new(kind, "one").await, Hsm::new(kind, "two").await);
@@ -636,7 +642,9 @@ async fn host_custody_serves_t10_drives(kind: Kind) {
     bench.kek("TOKENKEK", "main", Custody::Token).await;
     let forms = match kind {
         Kind::Embedded => vec![ekm::key::SedkForm::T10Plain],
-        Kind::Softhsm => vec![ekm::key::SedkForm::T10Wrapped, ekm::key::SedkForm::T10Plain],
+        Kind::Softhsm | Kind::SofthsmInProcess => {
+            vec![ekm::key::SedkForm::T10Wrapped, ekm::key::SedkForm::T10Plain]
+        }
     };
     for (n, form) in (1..).zip(forms) {
         let mut a = drive(bench.directory.path(), n, form);
@@ -646,6 +654,7 @@ async fn host_custody_serves_t10_drives(kind: Kind) {
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: a.soft.serial().clone(),
+                stores_eedks: true,
                 public_key: None,
                 session_key: None,
             },

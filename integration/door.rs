@@ -252,6 +252,7 @@ impl HouseDrive {
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: self.serial.clone(),
+                stores_eedks: true,
                 public_key: Some(Base64(self.soft.public_key_spki().to_vec())),
                 session_key: None,
             },
@@ -960,7 +961,10 @@ async fn a_second_server_on_the_same_state_is_refused() {
     let second = house.run(&["serve"]);
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.contains("in use by another ekm process"), "{said}");
+    assert!(
+        said.contains("another ekm process works on this site"),
+        "{said}"
+    );
     // The first one is none the worse.
     let mut client = house.client_of(&serving, &drive.identity);
     created(&mut client, &drive).await;

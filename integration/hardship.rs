@@ -21,6 +21,7 @@ fn request(drive: &TestDrive) -> CreateRequest {
         request_id: Uuid::new_v4(),
         drive: DriveInRequest {
             serial: drive.soft.serial().clone(),
+            stores_eedks: true,
             public_key: None,
             session_key: None,
         },

@@ -10,7 +10,12 @@
     reason = "a test that meets the unexpected should stop there"
 )]
 
+mod site;
 mod support;
 
+mod budget;
 mod conformance;
+mod door;
 mod hardship;
+mod openssl;
+mod secrecy;

@@ -3,7 +3,6 @@
 //! while it writes. `integration/power_cut/README.md` says what such a cut
 //! loses.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -33,13 +32,38 @@ const SERIAL: &str = "000007800001";
 
 /// What a client was told.
 #[derive(Debug)]
-enum Promise {
-    Created { dki: String, eedks: Vec<String> },
-    Confirmed { dki: String },
+struct Promise {
+    request: String,
+    dki: String,
+    what: What,
 }
 
-/// What clients were told, by request.
-type Promises = BTreeMap<String, Promise>;
+#[derive(Debug)]
+enum What {
+    /// A data key, with the digests of its EEDKs.
+    Created(Vec<String>),
+    Confirmed,
+}
+
+impl Promise {
+    /// What a line of the writer promises.
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (request, dki, what) = match words.as_slice() {
+            ["ANSWER", request, dki, eedks @ ..] => {
+                let eedks = eedks.iter().map(|eedk| (*eedk).to_owned());
+                (request, dki, What::Created(eedks.collect()))
+            }
+            ["CONFIRMED", request, dki] => (request, dki, What::Confirmed),
+            _ => return None,
+        };
+        Some(Self {
+            request: (*request).to_owned(),
+            dki: (*dki).to_owned(),
+            what,
+        })
+    }
+}
 
 #[test]
 fn every_answer_outlives_a_power_cut() {
@@ -49,7 +73,7 @@ fn every_answer_outlives_a_power_cut() {
     let mut dice = Dice::from_time();
     let start = Instant::now();
     let machine = Machine::new();
-    let mut promises = Promises::new();
+    let mut promises = Vec::new();
     let mut last = 0;
     for round in 1..=ROUNDS {
         let mut boot = machine.boot(round, true);
@@ -347,19 +371,22 @@ impl Boot {
     }
 
     /// Reads so many answers, waits a little and cuts the power.
-    fn cut_after(mut self, wanted: u64, milliseconds: u64, promises: &mut Promises) {
+    fn cut_after(mut self, wanted: u64, milliseconds: u64, promises: &mut Vec<Promise>) {
         let mut read = 0;
         while read < wanted {
             let Some(line) = self.line() else {
                 panic!("it ended after {read} answers: {}", self.tail());
             };
             assert!(!line.starts_with("guest: exit"), "{}", self.tail());
-            read += u64::from(promised(&line, promises));
+            if let Some(promise) = Promise::parse(&line) {
+                promises.push(promise);
+                read += 1;
+            }
         }
         std::thread::sleep(Duration::from_millis(milliseconds));
         self.cut();
         while let Some(line) = self.line() {
-            promised(&line, promises);
+            promises.extend(Promise::parse(&line));
         }
     }
 
@@ -408,29 +435,6 @@ fn alive(group: &str) -> bool {
     })
 }
 
-/// Takes a line that promises something in; false where it promises nothing.
-fn promised(line: &str, promises: &mut Promises) -> bool {
-    let words: Vec<&str> = line.split(' ').collect();
-    let (request, promise) = match words.as_slice() {
-        ["ANSWER", request, dki, eedks @ ..] => (
-            request,
-            Promise::Created {
-                dki: (*dki).to_owned(),
-                eedks: eedks.iter().map(|eedk| (*eedk).to_owned()).collect(),
-            },
-        ),
-        ["CONFIRMED", request, dki] => (
-            request,
-            Promise::Confirmed {
-                dki: (*dki).to_owned(),
-            },
-        ),
-        _ => return false,
-    };
-    promises.insert((*request).to_owned(), promise);
-    true
-}
-
 /// What the disk held after a boot.
 struct Kept {
     volumes: Vec<VolumeKey>,
@@ -441,29 +445,20 @@ struct Kept {
 
 impl Kept {
     /// Every promise has its records and its rows.
-    fn holds(&self, promises: &Promises) {
-        for (request, promise) in promises {
-            match promise {
-                Promise::Created { dki, eedks } => {
+    fn holds(&self, promises: &[Promise]) {
+        for Promise { request, dki, what } in promises {
+            let volume = self.volume(dki);
+            let stored = volume.eedks.iter().map(|stored| stored.eedk.digest());
+            let stored: Vec<String> = stored.map(hex::encode).collect();
+            match what {
+                What::Created(eedks) => {
+                    assert_eq!(eedks.len(), 2, "create {request}");
+                    assert_eq!(stored, *eedks, "data key {dki}");
                     self.recorded(request, "create", dki, eedks);
-                    let volume = self.volume(dki);
-                    let stored: Vec<String> = volume
-                        .eedks
-                        .iter()
-                        .map(|stored| hex::encode(stored.eedk.digest()))
-                        .collect();
-                    assert_eq!(stored, *eedks, "EEDKs of data key {dki}");
-                    assert_eq!(eedks.len(), 2);
                 }
-                Promise::Confirmed { dki } => {
-                    let volume = self.volume(dki);
+                What::Confirmed => {
                     assert_eq!(volume.state, EedkState::Confirmed, "data key {dki}");
-                    let eedks: Vec<String> = volume
-                        .eedks
-                        .iter()
-                        .map(|stored| hex::encode(stored.eedk.digest()))
-                        .collect();
-                    self.recorded(request, "confirm", dki, &eedks);
+                    self.recorded(request, "confirm", dki, &stored);
                 }
             }
         }

@@ -111,8 +111,8 @@ impl Site {
             serial: row.serial,
             change: Box::new(DriveChange {
                 wwn: row.wwn,
-                kek1: Some(row.kek1),
-                kek2: Some(row.kek2),
+                kek1: admin::Change::given(row.kek1),
+                kek2: admin::Change::given(row.kek2),
                 key: Some(row.key),
                 form: Some(row.form),
                 custody: Some(row.custody),

@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     Embedded,
     /// SoftHSM behind p11-kit, in a container.
     Softhsm,
+    /// SoftHSM, loaded into the bridge.
+    SofthsmInProcess,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
         match self {
             Self::Embedded => "embedded",
             Self::Softhsm => "p11-kit-remote",
+            Self::SofthsmInProcess => "softhsm2",
         }
     }
 
@@ -58,12 +61,13 @@ impl Kind {
     pub(crate) fn form(self) -> SedkForm {
         match self {
             Self::Embedded => SedkForm::T10Wrapped,
-            Self::Softhsm => SedkForm::RsaOaepSha1,
+            Self::Softhsm | Self::SofthsmInProcess => SedkForm::RsaOaepSha1,
         }
     }
 }
 
-/// What keeps a remote token running.
+/// What keeps a remote token running; dropping it stops the token.
+#[expect(dead_code, reason = "a container is held for its drop")]
 enum Remote {
     None,
     Container(Box<ContainerAsync<GenericImage>>),
@@ -84,7 +88,7 @@ pub(crate) struct Hsm {
     pub(crate) kind: Kind,
     pub(crate) label: String,
     pub(crate) directory: TempDir,
-    remote: Remote,
+    _remote: Remote,
 }
 
 impl Hsm {
@@ -94,14 +98,14 @@ impl Hsm {
         write_private(&directory.path().join("pin"), PIN);
         write_private(&directory.path().join("so-pin"), "12345678");
         let remote = match kind {
-            Kind::Embedded => Remote::None,
+            Kind::Embedded | Kind::SofthsmInProcess => Remote::None,
             Kind::Softhsm => softhsm(directory.path()).await,
         };
         let hsm = Self {
             kind,
             label: label.to_owned(),
             directory,
-            remote,
+            _remote: remote,
         };
         hsm.init();
         hsm
@@ -161,6 +165,10 @@ impl Hsm {
                     vec![("KRYOPTIC_CONF", conf.display().to_string())],
                 )
             }
+            Kind::SofthsmInProcess => (
+                "/usr/lib/softhsm/libsofthsm2.so".into(),
+                vec![("SOFTHSM2_CONF", format!("{dir}/softhsm2.conf"))],
+            ),
             Kind::Softhsm => (
                 P11_KIT_CLIENT.into(),
                 vec![(
@@ -188,14 +196,6 @@ impl Hsm {
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The container, where there is one.
-    pub(crate) fn container(&self) -> Option<&ContainerAsync<GenericImage>> {
-        match &self.remote {
-            Remote::Container(container) => Some(container),
-            Remote::None | Remote::Local(_) => None,
-        }
     }
 }
 

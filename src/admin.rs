@@ -21,16 +21,47 @@ use crate::volser::Volser;
 /// Modulus lengths that KEKs are made with.
 pub const KEK_BITS: [u32; 3] = [2048, 3072, 4096];
 
+/// A change of a value that may be there or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change<T> {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It goes.
+    Clear,
+    /// It becomes this.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// A value that was given is set; one that was not stays.
+    #[must_use]
+    pub fn given(value: Option<T>) -> Self {
+        value.map_or(Self::Keep, Self::Set)
+    }
+
+    fn of(self, old: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => old,
+            Self::Clear => None,
+            Self::Set(new) => Some(new),
+        }
+    }
+}
+
 /// A change of one drive; what is `None` stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DriveChange {
     /// World-wide name.
     pub wwn: Option<Wwn>,
-    /// First KEK; `Some(None)` takes it away.
-    pub kek1: Option<Option<KekRef>>,
-    /// Second KEK; `Some(None)` takes it away.
-    pub kek2: Option<Option<KekRef>>,
+    /// First KEK.
+    #[serde(default)]
+    pub kek1: Change<KekRef>,
+    /// Second KEK.
+    #[serde(default)]
+    pub kek2: Change<KekRef>,
     /// How its key is trusted.
     pub key: Option<DriveKey>,
     /// SEDK form.
@@ -151,13 +182,18 @@ pub async fn execute(
                     format!("drive {serial} is in the table already; change it with ekm drive mod"),
                 ));
             }
+            // Session keys are of the 3592's plain kind.
+            let form = match change.key {
+                Some(DriveKey::Certified) => SedkForm::RsaOaepSha1,
+                Some(DriveKey::Pinned(_) | DriveKey::None) | None => SedkForm::T10Wrapped,
+            };
             let fresh = Drive {
                 serial,
                 wwn: None,
                 kek1: None,
                 kek2: None,
                 key: DriveKey::None,
-                form: SedkForm::T10Wrapped,
+                form,
                 custody: Custody::Token,
                 speakers: Vec::new(),
                 state: DriveState::Active,
@@ -233,8 +269,8 @@ async fn put_drive(
         accept,
     } = change;
     drive.wwn = wwn.or(drive.wwn);
-    drive.kek1 = kek1.unwrap_or(drive.kek1);
-    drive.kek2 = kek2.unwrap_or(drive.kek2);
+    drive.kek1 = kek1.of(drive.kek1);
+    drive.kek2 = kek2.of(drive.kek2);
     drive.key = key.unwrap_or(drive.key);
     drive.form = form.unwrap_or(drive.form);
     drive.custody = custody.unwrap_or(drive.custody);
@@ -481,4 +517,20 @@ fn no_drive(serial: &DriveSerial) -> Problem {
 
 fn conflict(code: EkmCode, detail: String) -> Problem {
     Problem::new(code, 409, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taking_a_kek_away_survives_the_socket() {
+        let change = DriveChange {
+            kek1: Change::Clear,
+            ..DriveChange::default()
+        };
+        let text = serde_json::to_string(&change).unwrap();
+        let back: DriveChange = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.kek1, back.kek2), (Change::Clear, Change::Keep));
+    }
 }

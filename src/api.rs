@@ -67,10 +67,14 @@ pub struct DriveInRequest {
     /// Its serial, 12 characters.
     #[schema(value_type = String)]
     pub serial: DriveSerial,
-    /// The wrapping key that it shows (page 0031h), SubjectPublicKeyInfo DER.
+    /// The wrapping key that it shows (page 0031h), SubjectPublicKeyInfo DER;
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<Base64>,
-    /// Or a session key that it signed with the server's challenge.
+    /// Whether it stores EEDKs on the cartridge itself (page 0010h, MAXIMUM
+    /// EEDK COUNT); then the SPOUT page of a create carries them.
+    #[serde(default)]
+    pub stores_eedks: bool,
+    /// or a session key that it signed with the server's challenge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_key: Option<SessionKeyInRequest>,
 }

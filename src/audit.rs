@@ -62,7 +62,7 @@ impl<T> Audited<T> {
 pub enum AuditError {
     /// Another process has the log open for writing.
     #[error(
-        "audit log {dir} is in use by another ekm process: stop that one, or let it do the work"
+        "another ekm process works on this site (it holds the audit log {dir}): a server that runs, or one that is just starting; stop it, or try again in a moment"
     )]
     Locked {
         /// The log's directory.

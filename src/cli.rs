@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
 
 /// Something was checked and found wrong; it has been said already.
 #[derive(Debug)]
@@ -148,15 +149,16 @@ pub fn run() -> ExitCode {
 fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
     match noun {
         Noun::Bridge => {
-            log(tracing::Level::INFO);
+            log(LevelFilter::INFO);
             Ok(crate::bridge::process::run()?)
         }
         Noun::Serve(serve) => {
-            log(tracing::Level::INFO);
+            log(LevelFilter::INFO);
             serve.run(context)
         }
         other => {
-            log(tracing::Level::ERROR);
+            // What matters of it comes back as the command's own error.
+            log(LevelFilter::OFF);
             match other {
                 Noun::Config(config) => config.run(context),
                 Noun::Slot(slot) => slot.run(context),
@@ -190,7 +192,7 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
 
 /// Log events go to standard error; `RUST_LOG` says which, and
 /// `EKM_LOG_FORMAT=json` makes them JSON.
-fn log(level: tracing::Level) {
+fn log(level: LevelFilter) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(level.into())
         .from_env_lossy();

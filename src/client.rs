@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -172,26 +172,7 @@ impl KeyClient {
             .body(Full::new(body))
             .map_err(|error| self.answer(error))?;
         let server = self.server.clone();
-        let exchange = async {
-            let mut open = match self.open.take().filter(|open| !open.is_closed()) {
-                Some(open) => open,
-                None => self.connect().await?,
-            };
-            open.ready().await.map_err(|error| self.reach(error))?;
-            let response = open
-                .send_request(request)
-                .await
-                .map_err(|error| self.reach(error))?;
-            let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), ANSWER)
-                .collect()
-                .await
-                .map_err(|error| self.answer(error))?
-                .to_bytes();
-            self.open = Some(open);
-            Ok((status, body))
-        };
-        tokio::time::timeout(PATIENCE, exchange)
+        tokio::time::timeout(PATIENCE, self.exchange(request))
             .await
             .unwrap_or_else(|_| {
                 Err(ClientError::Reach {
@@ -199,6 +180,43 @@ impl KeyClient {
                     reason: format!("no answer within {} s", PATIENCE.as_secs()),
                 })
             })
+    }
+
+    async fn exchange(
+        &mut self,
+        request: hyper::Request<Full<Bytes>>,
+    ) -> Result<(u16, Bytes), ClientError> {
+        // A server may end a connection that waits, so the first failure on
+        // one that was used before tells nothing. Requests carry their id:
+        // asking again is safe.
+        if let Some(mut used) = self.open.take()
+            && used.ready().await.is_ok()
+            && let Ok(response) = used.send_request(request.clone()).await
+        {
+            return self.take(used, response).await;
+        }
+        let mut fresh = self.connect().await?;
+        fresh.ready().await.map_err(|error| self.reach(error))?;
+        let response = fresh
+            .send_request(request)
+            .await
+            .map_err(|error| self.reach(error))?;
+        self.take(fresh, response).await
+    }
+
+    async fn take(
+        &mut self,
+        open: SendRequest<Full<Bytes>>,
+        response: hyper::Response<Incoming>,
+    ) -> Result<(u16, Bytes), ClientError> {
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), ANSWER)
+            .collect()
+            .await
+            .map_err(|error| self.answer(error))?
+            .to_bytes();
+        self.open = Some(open);
+        Ok((status, body))
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {

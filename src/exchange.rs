@@ -105,7 +105,7 @@ pub enum ExchangeError {
         /// The KEK's label.
         kek: String,
         /// Why.
-        fault: Fault,
+        fault: Box<Fault>,
     },
     /// The operating system gives no random numbers.
     #[error("the operating system gives no random numbers")]
@@ -262,7 +262,10 @@ async fn prove(
                 {
                     Ok((proof, custody)) if proof == expected => Ok((true, custody)),
                     Ok(_) => Err(ExchangeError::NotProved { kek }),
-                    Err(fault) => Err(ExchangeError::Unprovable { kek, fault }),
+                    Err(fault) => Err(ExchangeError::Unprovable {
+                        kek,
+                        fault: Box::new(fault),
+                    }),
                 }
             }),
     )

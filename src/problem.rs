@@ -175,13 +175,12 @@ impl From<&ExchangeError> for Problem {
             }
             ExchangeError::NotProved { .. } => Self::internal(error.to_string()),
             // The cartridge is not to blame: it was never written.
-            ExchangeError::Unprovable {
-                fault: Fault::BadEedk { .. } | Fault::NotTried { .. },
-                ..
-            } => Self::internal(error.to_string()),
-            ExchangeError::Unprovable { fault, .. } => Self {
-                detail: error.to_string(),
-                ..Self::from(fault)
+            ExchangeError::Unprovable { fault, .. } => match **fault {
+                Fault::BadEedk { .. } | Fault::NotTried { .. } => Self::internal(error.to_string()),
+                _ => Self {
+                    detail: error.to_string(),
+                    ..Self::from(&**fault)
+                },
             },
             ExchangeError::NoRandom => Self::internal(error.to_string()),
         }

@@ -6,44 +6,34 @@
 
 mod answer;
 mod challenge;
+mod known;
 mod turns;
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::api::{
-    self, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyAnswer,
-    RekeyRequest, ResolveAnswer, ResolveRequest,
+    ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, RekeyAnswer, RekeyRequest,
+    ResolveAnswer, ResolveRequest,
 };
 use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome};
-use crate::bridge::message::Provenance;
 use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
-use crate::key::{Eedk, SedkForm};
-use crate::keystore::{Custody, Directory, KekError, Tokens};
+use crate::key::Eedk;
+use crate::keystore::Tokens;
 use crate::policy::{
-    AcceptUnknown, DriveClaim, GrantedKek, KeyClaim, Known, PolicyConfig, Presented, Purpose,
-    Readable, Refusal, SessionKeyClaim, authorize_confirm, authorize_create, authorize_rekey,
-    authorize_resolve, certified,
+    DriveClaim, GrantedKek, KeyClaim, PolicyConfig, Presented, Purpose, Readable,
+    authorize_confirm, authorize_create, authorize_rekey, authorize_resolve,
 };
 use crate::problem::{EkmCode, Problem};
-use crate::store::{
-    Defaults, Drive, DriveKey, DriveState, Issuance, Origin, RegisteredKek, RequestKey, Store,
-    StoreError, StoredEedk, VolumeKey,
-};
-use crate::tls::{PeerId, Role};
+use crate::store::{Issuance, Origin, RequestKey, Store, StoreError, StoredEedk, VolumeKey};
+use crate::tls::PeerId;
 use answer::{create_answer, marks, presented_marks, rekey_answer, resolve_answer};
 use challenge::Challenges;
+use known::DriveCa;
 use tokio::sync::RwLock;
 use turns::Turns;
-
-/// Shortest time between two searches of the tokens for a label that is not known.
-const SEARCH: Duration = Duration::from_secs(1);
-
-/// Most drives that wait for an operator.
-const PENDING: usize = 256;
 
 /// What a verb answers.
 pub type Answer<T> = Result<Audited<T>, Problem>;
@@ -61,43 +51,6 @@ pub struct Service {
     challenges: Challenges,
     searched: Mutex<Option<Instant>>,
     under_way: Arc<RwLock<()>>,
-}
-
-/// Where the drive CA and the revocation list are. Read when a session key
-/// asks, so that a revocation counts at once.
-#[derive(Debug)]
-struct DriveCa {
-    roots: Option<PathBuf>,
-    crl: Option<PathBuf>,
-}
-
-impl DriveCa {
-    /// The CA's certificates and the revocation list, PEM.
-    async fn read(&self) -> Result<Option<Vec<u8>>, Problem> {
-        let Some(roots) = &self.roots else {
-            return Ok(None);
-        };
-        let mut pem = Vec::new();
-        for path in [Some(roots), self.crl.as_ref()].into_iter().flatten() {
-            let text = tokio::fs::read(path).await.map_err(|error| {
-                tracing::error!(path = %path.display(), %error, "the drive CA cannot be read");
-                Problem::unavailable(
-                    "the drive CA or its revocation list cannot be read; the server's log says why",
-                )
-            })?;
-            pem.extend_from_slice(&text);
-            pem.push(b'\n');
-        }
-        Ok(Some(pem))
-    }
-}
-
-/// What is looked up for one request.
-struct Looked {
-    drive_ca: Option<Vec<u8>>,
-    drive: Option<Drive>,
-    directory: Directory,
-    defaults: Defaults,
 }
 
 impl Service {
@@ -258,7 +211,13 @@ impl Service {
             })
             .await
             .map_err(|error| unstored(&error))?;
-        create_answer(request.request_id, issued.dki, &eedks, issued.sedk)
+        create_answer(
+            request.request_id,
+            issued.dki,
+            &eedks,
+            issued.sedk,
+            request.drive.stores_eedks,
+        )
     }
 
     /// The answer to a create was lost: the same data key, wrapped again for the drive.
@@ -299,6 +258,7 @@ impl Service {
             earlier.dki,
             &earlier.eedks,
             resolved.sedk,
+            request.drive.stores_eedks,
         )
     }
 
@@ -538,255 +498,6 @@ impl Service {
                 "this request id was used before for another request; use a new one",
             )),
             None => Ok(None),
-        }
-    }
-
-    async fn presented(&self, eedks: &[api::Base64]) -> Result<Vec<Presented>, Problem> {
-        let decoded =
-            api::eedks(eedks).map_err(|reason| Problem::new(EkmCode::EE23, 400, reason))?;
-        let mut presented = Vec::with_capacity(decoded.len());
-        for eedk in decoded {
-            let origin = match &eedk {
-                Ok(eedk) => self
-                    .store
-                    .issued(&eedk.digest())
-                    .await
-                    .map_err(|error| unstored(&error))?,
-                Err(_) => None,
-            };
-            presented.push(Presented { eedk, origin });
-        }
-        Ok(presented)
-    }
-
-    /// Where the data key that the EEDKs name comes from, if it is known here.
-    async fn origin(&self, presented: &[Presented]) -> Result<Option<Origin>, Problem> {
-        for eedk in presented.iter().filter_map(|one| one.eedk.as_ref().ok()) {
-            let known = self
-                .store
-                .origin(&eedk.dki())
-                .await
-                .map_err(|error| unstored(&error))?;
-            if known.is_some() {
-                return Ok(known);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Pins the label of a KEK that is written under for the first time.
-    async fn register(&self, granted: &[GrantedKek]) -> Result<(), Problem> {
-        if granted.iter().all(|granted| granted.registered) {
-            return Ok(());
-        }
-        let directory = self.directory().await?;
-        for granted in granted.iter().filter(|granted| !granted.registered) {
-            let known = directory
-                .by_label(&granted.kek.label)
-                .map_err(|error| Problem::from(&Refusal::Kek(error)))?;
-            self.store
-                .register_kek(&RegisteredKek {
-                    label: known.label.clone(),
-                    hash: known.hash,
-                    spki: known.spki.clone(),
-                    bits: known.bits,
-                    token: known.tokens.first().cloned().unwrap_or_default(),
-                    custody: known.custody.unwrap_or(Custody::Token),
-                    provenance: known.provenance.unwrap_or(Provenance::Imported),
-                })
-                .await
-                .map_err(|error| unstored(&error))?;
-        }
-        Ok(())
-    }
-
-    fn claim(&self, drive: &DriveInRequest) -> Result<DriveClaim, Problem> {
-        let session = match &drive.session_key {
-            None => None,
-            Some(session) => {
-                if !self.challenges.take(&session.challenge.0) {
-                    return Err(Problem::new(
-                        EkmCode::EE2B,
-                        403,
-                        "the session key's challenge was not given by this server, was used already or is older than 60 s; ask for a new one",
-                    ));
-                }
-                Some(SessionKeyClaim {
-                    spki: session.public_key.0.clone(),
-                    signature: session.signature.0.clone(),
-                    certificate: session.certificate.0.clone(),
-                    challenge: session.challenge.0.clone(),
-                })
-            }
-        };
-        Ok(DriveClaim {
-            serial: drive.serial.clone(),
-            key: KeyClaim {
-                wrapping: drive.public_key.as_ref().map(|key| key.0.clone()),
-                session,
-            },
-        })
-    }
-
-    /// Looks up what the policy needs and has it judge; looks at the tokens
-    /// again where a label is not known, and at the drive where it is not.
-    async fn judge<T>(
-        &self,
-        peer: &PeerId,
-        claim: &DriveClaim,
-        judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
-    ) -> Result<T, Problem> {
-        let looked = self
-            .look(&claim.serial, claim.key.session.is_some())
-            .await?;
-        let verdict = judge(self.known(&looked));
-        let verdict = match verdict {
-            Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => judge(
-                self.known(
-                    &self
-                        .look(&claim.serial, claim.key.session.is_some())
-                        .await?,
-                ),
-            ),
-            Err(Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_))
-                if self.may_search() =>
-            {
-                self.tokens.look_again().await;
-                judge(
-                    self.known(
-                        &self
-                            .look(&claim.serial, claim.key.session.is_some())
-                            .await?,
-                    ),
-                )
-            }
-            verdict => verdict,
-        };
-        verdict.map_err(|refusal| {
-            // The key may be on a token that is not ready: that is not the request's fault.
-            if !self.tokens.all_ready()
-                && matches!(refusal, Refusal::Kek(_) | Refusal::Unreadable(_))
-            {
-                return Problem::unavailable(format!(
-                    "not every token is ready (ekm token status); {refusal}"
-                ));
-            }
-            Problem::from(&refusal)
-        })
-    }
-
-    fn may_search(&self) -> bool {
-        let mut searched = self.searched.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = searched.is_none_or(|last| last.elapsed() >= SEARCH);
-        if due {
-            *searched = Some(Instant::now());
-        }
-        due
-    }
-
-    /// Gives an unknown drive a row where the rules say so; true where it is worth asking again.
-    async fn take_in(&self, peer: &PeerId, claim: &DriveClaim) -> Result<bool, Problem> {
-        let itself = peer.role() == Role::Drive && peer.name() == claim.serial.as_str();
-        if self.policy.accept_unknown_drives == AcceptUnknown::Reject
-            || !(itself || self.policy.speaks_for(peer, &claim.serial))
-        {
-            return Ok(false);
-        }
-        let drive_ca = self.drive_ca.read().await?;
-        let signed = claim.key.session.is_some();
-        let vouched = signed && certified(claim, drive_ca.as_deref()).is_ok();
-        let (key, state) = match self.policy.accept_unknown_drives {
-            AcceptUnknown::Reject => return Ok(false),
-            AcceptUnknown::Accept if vouched => (DriveKey::Certified, DriveState::Active),
-            AcceptUnknown::Accept => return Ok(false),
-            AcceptUnknown::Pending if vouched => (DriveKey::Certified, DriveState::Pending),
-            AcceptUnknown::Pending if signed => return Ok(false),
-            AcceptUnknown::Pending => {
-                let key = match &claim.key.wrapping {
-                    Some(spki) => DriveKey::Pinned(spki.clone()),
-                    None => DriveKey::None,
-                };
-                (key, DriveState::Pending)
-            }
-        };
-        let waiting = self
-            .store
-            .drives()
-            .await
-            .map_err(|error| unstored(&error))?;
-        let waiting = waiting
-            .iter()
-            .filter(|drive| drive.state == DriveState::Pending)
-            .count();
-        if state == DriveState::Pending && waiting >= PENDING {
-            tracing::warn!(drive = %claim.serial, waiting, "an unknown drive was not noted: too many wait already (ekm drive list)");
-            return Ok(false);
-        }
-        let drive = Drive {
-            serial: claim.serial.clone(),
-            wwn: None,
-            kek1: None,
-            kek2: None,
-            key,
-            form: SedkForm::RsaOaepSha1,
-            custody: Custody::Token,
-            speakers: Vec::new(),
-            state,
-        };
-        // One that an operator deleted stays deleted.
-        let added = self
-            .store
-            .discover_drive(&drive)
-            .await
-            .map_err(|error| unstored(&error))?;
-        if added {
-            let mut event = Event::new(
-                Kind::ResourceManagement,
-                "drive-discovered",
-                Outcome::Success,
-            );
-            event.peer = Some(peer.to_string());
-            event.drive = Some(claim.serial.to_string());
-            event.detail = Some(format!("{state:?}").to_lowercase());
-            self.audit
-                .record(event)
-                .await
-                .map_err(|error| unrecorded(&error))?;
-        }
-        Ok(added)
-    }
-
-    async fn look(&self, serial: &DriveSerial, signed: bool) -> Result<Looked, Problem> {
-        let fail = |error: StoreError| unstored(&error);
-        Ok(Looked {
-            drive_ca: if signed {
-                self.drive_ca.read().await?
-            } else {
-                None
-            },
-            drive: self.store.drive(serial).await.map_err(fail)?,
-            directory: self.directory().await?,
-            defaults: self.store.defaults().await.map_err(fail)?,
-        })
-    }
-
-    /// All KEKs that are known now.
-    ///
-    /// # Errors
-    /// The state cannot be read.
-    pub async fn directory(&self) -> Result<Directory, Problem> {
-        let registry: Vec<RegisteredKek> =
-            self.store.keks().await.map_err(|error| unstored(&error))?;
-        Ok(self.tokens.directory(registry))
-    }
-
-    fn known<'a>(&'a self, looked: &'a Looked) -> Known<'a> {
-        Known {
-            config: &self.policy,
-            drive: looked.drive.as_ref(),
-            directory: &looked.directory,
-            defaults: &looked.defaults,
-            drive_ca: looked.drive_ca.as_deref(),
         }
     }
 

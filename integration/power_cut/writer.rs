@@ -130,7 +130,7 @@ impl Writer {
                 continue;
             }
             let confirm = ConfirmRequest {
-                request_id: Uuid::new_v4(),
+                request_id: answer.request_id,
                 serial: self.drive.serial.clone(),
                 dki: answer.dki,
                 stored: true,

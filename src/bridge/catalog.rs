@@ -53,7 +53,13 @@ impl Catalog {
             match catalog.handles.get_mut(&found.hash) {
                 Some(handles) if wraps => handles.public = Some(object),
                 Some(_) => {}
-                None => catalog.add(found, &certificates, PrivateHalf::Absent, object),
+                None => {
+                    let hash = found.hash;
+                    catalog.add(found, &certificates, PrivateHalf::Absent, object);
+                    if let Some(handles) = catalog.handles.get_mut(&hash).filter(|_| !wraps) {
+                        handles.public = None;
+                    }
+                }
             }
         }
         catalog.keks.sort_by(|a, b| {

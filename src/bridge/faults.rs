@@ -6,6 +6,7 @@
 //! SoftHSM, `CKR_DEVICE_ERROR` on Kryoptic) are [`FaultClass::Ambiguous`]:
 //! the canary decides, so that a bad cartridge never takes a token down.
 
+use cryptoki::error::{Rv, RvError};
 use cryptoki_sys as ck;
 use serde::{Deserialize, Serialize};
 
@@ -383,6 +384,26 @@ pub fn ckr_name(rv: CK_RV) -> String {
     )
 }
 
+/// What the standard says of a code, in its first sentence (PKCS#11 v2.40, 5.1).
+#[must_use]
+pub fn ckr_meaning(rv: CK_RV) -> Option<String> {
+    match Rv::from(rv) {
+        Rv::Ok | Rv::Error(RvError::VendorDefined(_)) => None,
+        Rv::Error(error) => {
+            let text = error.to_string();
+            let sentence = text.split_inclusive(". ").next().unwrap_or_default();
+            Some(sentence.trim().trim_end_matches('.').to_owned())
+        }
+    }
+}
+
+fn quoted(meaning: &Option<String>) -> String {
+    meaning
+        .as_ref()
+        .map(|meaning| format!(" ({meaning})"))
+        .unwrap_or_default()
+}
+
 /// The class of a failed call.
 #[must_use]
 pub fn classify(error: CallError) -> FaultClass {
@@ -411,7 +432,7 @@ fn class_of(rv: CK_RV) -> FaultClass {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Fault {
     /// A PKCS#11 call failed.
-    #[error("token {token}: {function} answered {name} ({what})")]
+    #[error("token {token}: {what}: {function} answered {name}{}", quoted(meaning))]
     Call {
         /// The token's configured name.
         token: String,
@@ -419,6 +440,8 @@ pub enum Fault {
         function: String,
         /// The `CKR_` name.
         name: String,
+        /// The code in the standard's words, where it has some.
+        meaning: Option<String>,
         /// What was being done, with the key's label.
         what: String,
         /// What follows from it.
@@ -513,6 +536,7 @@ impl Fault {
             token: token.to_owned(),
             function: error.function.to_owned(),
             name: ckr_name(error.rv),
+            meaning: ckr_meaning(error.rv),
             what: what.into(),
             class: classify(error),
         }

@@ -99,3 +99,12 @@ pub(super) fn encrypt_block(
         .map_err(|_| HostError::Encrypt)?;
     Ok(encrypted)
 }
+
+/// Writes over the stack below the caller, where a data key and its AES
+/// schedule were moved about.
+#[inline(never)]
+pub(super) fn scrub_stack() {
+    let mut below = [0xff_u8; 32 * 1024];
+    zeroize::Zeroize::zeroize(&mut below);
+    std::hint::black_box(&below);
+}

@@ -42,11 +42,9 @@ impl PinSource {
     pub fn generation(&self) -> Option<String> {
         match self {
             Self::File(path) => std::fs::metadata(path).ok().map(|meta| generation(&meta)),
-            Self::Credential(name) => {
-                let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
-                let path = Path::new(&folder).join(name);
-                std::fs::metadata(path).ok().map(|meta| generation(&meta))
-            }
+            // systemd makes the file anew at each start of the service, so its
+            // time tells nothing: a refused one waits for the operator.
+            Self::Credential(name) => Some(format!("credential {name}")),
             Self::Env(name) => Some(format!("env {name}")),
         }
     }
@@ -156,13 +154,18 @@ impl Pin {
         match self {
             // A typed PIN is new each time: the operator is there and answers for it.
             Self::Given(pin) => Ok((pin.clone(), format!("typed {}", uuid::Uuid::new_v4()))),
-            Self::Source(PinSource::File(path)) => read_file(path),
+            Self::Source(PinSource::File(path)) => {
+                private(path)?;
+                read_file(path)
+            }
             Self::Source(PinSource::Credential(name)) => {
                 let folder =
                     std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| PinError::Missing {
                         what: format!("the systemd credential {name} (CREDENTIALS_DIRECTORY)"),
                     })?;
-                read_file(&Path::new(&folder).join(name))
+                // systemd guards the folder; the file may well be mode 0440.
+                let (pin, _) = read_file(&Path::new(&folder).join(name))?;
+                Ok((pin, format!("credential {name}")))
             }
             Self::Source(PinSource::Env(name)) => {
                 let text = std::env::var(name).map_err(|_| PinError::Missing {
@@ -175,6 +178,21 @@ impl Pin {
     }
 }
 
+fn private(path: &Path) -> Result<(), PinError> {
+    let meta = std::fs::metadata(path).map_err(|source| PinError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mode = meta.mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(PinError::Exposed {
+        path: path.to_owned(),
+        mode,
+    })
+}
+
 fn read_file(path: &Path) -> Result<(SecretString, String), PinError> {
     let fail = |source| PinError::Read {
         path: path.to_owned(),
@@ -182,13 +200,6 @@ fn read_file(path: &Path) -> Result<(SecretString, String), PinError> {
     };
     let file = File::open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
-    let mode = meta.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(PinError::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
-    }
     let mut text = Zeroizing::new(String::with_capacity(512));
     file.take(MAX_PIN + 2)
         .read_to_string(&mut text)

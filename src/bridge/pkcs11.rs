@@ -868,12 +868,12 @@ impl Module {
     /// # Errors
     /// The module's code.
     pub fn random(&self, session: CK_SESSION_HANDLE, bytes: usize) -> Call<SecretSlice<u8>> {
-        let mut out = vec![0_u8; bytes];
+        let mut out = Zeroizing::new(vec![0_u8; bytes]);
         call!(
             self,
             C_GenerateRandom(session, out.as_mut_ptr(), ulong(bytes))
         )?;
-        Ok(SecretSlice::from(out))
+        Ok(SecretSlice::from(std::mem::take(&mut *out)))
     }
 }
 

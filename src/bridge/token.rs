@@ -466,7 +466,7 @@ fn find_slot(
         None => Err(Fault::Down {
             token: name.to_owned(),
             reason: format!(
-                "no initialised token matches {uri}; see ekm slot list, or make one with ekm slot init"
+                "no initialised token matches {uri}; is the HSM reachable? ekm slot list shows what is there, ekm slot init makes a token"
             ),
         }),
     }

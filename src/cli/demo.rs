@@ -385,6 +385,10 @@ impl Stage {
         state: &str,
         audit: &str,
     ) -> anyhow::Result<()> {
+        // A port that is free now; the drives that --keep leaves point at it.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
         let mut text = String::new();
         writeln!(
             text,
@@ -392,7 +396,7 @@ impl Stage {
         )?;
         writeln!(
             text,
-            "[server]\nlisten = \"127.0.0.1:0\"\ncertificate = \"tls/issued/server-ekm1.crt\"\nkey = \"tls/issued/server-ekm1.key\"\nclient_ca = \"tls/ca.crt\"\ncrl = \"tls/crl.pem\"\n"
+            "[server]\nlisten = \"127.0.0.1:{port}\"\ncertificate = \"tls/issued/server-ekm1.crt\"\nkey = \"tls/issued/server-ekm1.key\"\nclient_ca = \"tls/ca.crt\"\ncrl = \"tls/crl.pem\"\n"
         )?;
         writeln!(
             text,

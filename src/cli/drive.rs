@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::{Context, output, site};
-use crate::admin::{Command, DriveChange, Reply};
+use crate::admin::{Change, Command, DriveChange, Reply};
 use crate::bridge::message::Custody;
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekHash, KekRef, SedkForm};
@@ -106,8 +106,8 @@ impl Fields {
         };
         Ok(DriveChange {
             wwn,
-            kek1: kek1.map(Some),
-            kek2: kek2.map(Some),
+            kek1: Change::given(kek1),
+            kek2: Change::given(kek2),
             key,
             form,
             custody,
@@ -161,10 +161,10 @@ impl DriveCommand {
                 let mut change = fields.change()?;
                 change.accept = accept;
                 if no_kek1 {
-                    change.kek1 = Some(None);
+                    change.kek1 = Change::Clear;
                 }
                 if no_kek2 {
-                    change.kek2 = Some(None);
+                    change.kek2 = Change::Clear;
                 }
                 (
                     Command::DriveMod {
@@ -225,8 +225,8 @@ fn list(drives: &[Drive]) -> anyhow::Result<()> {
                 state(drive).to_owned(),
                 drive.form.to_string(),
                 drive.custody.to_string(),
-                kek(&drive.kek1),
-                kek(&drive.kek2),
+                kek(drive, &drive.kek1),
+                kek(drive, &drive.kek2),
                 fingerprint(&drive.key).chars().take(23).collect(),
             ]
         }),
@@ -244,8 +244,8 @@ fn show(drive: &Drive) -> anyhow::Result<()> {
                 .wwn
                 .map_or_else(|| "-".to_owned(), |wwn| wwn.to_string()),
         ),
-        ("kek1", kek(&drive.kek1)),
-        ("kek2", kek(&drive.kek2)),
+        ("kek1", kek(drive, &drive.kek1)),
+        ("kek2", kek(drive, &drive.kek2)),
         ("key", fingerprint(&drive.key)),
         ("form", drive.form.to_string()),
         ("custody", drive.custody.to_string()),
@@ -267,9 +267,13 @@ const fn state(drive: &Drive) -> &'static str {
     }
 }
 
-fn kek(kek: &Option<KekRef>) -> String {
-    kek.as_ref()
-        .map_or_else(|| "(default)".to_owned(), ToString::to_string)
+/// Levels never mix: a drive that names one label has one EEDK.
+fn kek(drive: &Drive, kek: &Option<KekRef>) -> String {
+    match kek {
+        Some(kek) => kek.to_string(),
+        None if drive.kek1.is_none() && drive.kek2.is_none() => "(default)".to_owned(),
+        None => "-".to_owned(),
+    }
 }
 
 fn fingerprint(key: &DriveKey) -> String {

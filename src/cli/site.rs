@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 
 use super::{Context, runtime};
-use crate::admin::{self, Command, Reply};
+use crate::admin::{self, Change, Command, Reply};
 use crate::bridge::supervisor::Program;
 use crate::config::Config;
 use crate::server::{self, OperatorError};
@@ -29,7 +29,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         Command::DriveDel { .. } | Command::DriveList | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
         Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
-            matches!(change.kek1, Some(Some(_))) || matches!(change.kek2, Some(Some(_)))
+            matches!(change.kek1, Change::Set(_)) || matches!(change.kek2, Change::Set(_))
         }
         Command::KekGenerate { .. } | Command::KekList | Command::TokenStatus => true,
     };

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{Context, eedk, output, runtime};
 use crate::api::{
-    Base64, ConfirmRequest, CreateRequest, DriveInRequest, RekeyRequest, ResolveRequest,
-    SecretBytes, SessionKeyInRequest,
+    Base64, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyRequest,
+    ResolveRequest, SecretBytes, SessionKeyInRequest,
 };
 use crate::client::KeyClient;
 use crate::drive::{DriveSerial, Wwn};
@@ -263,9 +263,11 @@ async fn shown(
     session: bool,
 ) -> anyhow::Result<DriveInRequest> {
     let serial = drive.serial().clone();
+    let stores_eedks = drive.kind().max_eedks() > 0;
     if !session {
         return Ok(DriveInRequest {
             serial,
+            stores_eedks,
             public_key: Some(Base64(drive.public_key_spki().to_vec())),
             session_key: None,
         });
@@ -274,6 +276,7 @@ async fn shown(
     let key = drive.session_key(&challenge)?;
     Ok(DriveInRequest {
         serial,
+        stores_eedks,
         public_key: None,
         session_key: Some(SessionKeyInRequest {
             public_key: Base64(key.spki),
@@ -340,6 +343,33 @@ fn write(
         };
         anyhow::Ok((client.create(&request).await?, request.request_id))
     })?;
+    let written = put_on_tape(at, drive, volser, existing, &answer);
+    let confirmed = runtime.block_on(confirm(
+        &mut client,
+        request_id,
+        serial,
+        answer.dki,
+        written.is_ok(),
+    ));
+    let bytes = written?;
+    confirmed.context("the cartridge is written; only telling the key server so failed")?;
+    eprintln_fields(&[
+        (
+            "wrote",
+            format!("{bytes} bytes to {}", at.cartridge.display()),
+        ),
+        ("data key", answer.dki.to_string()),
+    ])
+}
+
+/// Takes the key and writes standard input; the bytes written.
+fn put_on_tape(
+    at: &At,
+    drive: SoftDrive,
+    volser: Volser,
+    existing: Existing,
+    answer: &CreateAnswer,
+) -> anyhow::Result<u64> {
     let eedks = decode(answer.eedks.iter().map(|eedk| eedk.eedk.0.as_slice()))?;
     let key = take_key(drive, Medium::Blank, &answer.sedk, answer.spout.as_ref())?;
     let header = Header::new(volser, answer.dki, eedks)?;
@@ -350,14 +380,7 @@ fn write(
         .map(|meta| meta.len());
     let bytes = copy(&mut io::stdin().lock(), &mut cartridge, total, "writing")?;
     cartridge.commit()?;
-    runtime.block_on(confirm(&mut client, request_id, serial, answer.dki))?;
-    eprintln_fields(&[
-        (
-            "wrote",
-            format!("{bytes} bytes to {}", at.cartridge.display()),
-        ),
-        ("data key", answer.dki.to_string()),
-    ])
+    Ok(bytes)
 }
 
 async fn confirm(
@@ -365,16 +388,16 @@ async fn confirm(
     request_id: Uuid,
     serial: DriveSerial,
     dki: DataKeyId,
+    stored: bool,
 ) -> anyhow::Result<()> {
     client
         .confirm(&ConfirmRequest {
             request_id,
             serial,
             dki,
-            stored: true,
+            stored,
         })
-        .await
-        .context("the cartridge is written; only telling the key server so failed")?;
+        .await?;
     Ok(())
 }
 
@@ -431,12 +454,15 @@ fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
     let answer = runtime.block_on(client.rekey(&request))?;
     let eedks = decode(answer.eedks.iter().map(|eedk| eedk.eedk.0.as_slice()))?;
     rewrite_eedks(&at.cartridge, eedks)?;
-    runtime.block_on(confirm(
-        &mut client,
-        request.request_id,
-        request.serial,
-        answer.dki,
-    ))?;
+    runtime
+        .block_on(confirm(
+            &mut client,
+            request.request_id,
+            request.serial,
+            answer.dki,
+            true,
+        ))
+        .context("the cartridge is rekeyed; only telling the key server so failed")?;
     eprintln_fields(&[
         ("rekeyed", at.cartridge.display().to_string()),
         ("data key", answer.dki.to_string()),

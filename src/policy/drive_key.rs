@@ -81,7 +81,7 @@ pub fn certified(claim: &DriveClaim, drive_ca: Option<&[u8]>) -> Result<Vec<u8>,
     };
     let Some(roots) = drive_ca else {
         return Err(refuse(
-            "the server has no drive CA (tls.drive_ca in the configuration)".to_owned(),
+            "the server has no drive CA (server.drive_ca in the configuration)".to_owned(),
         ));
     };
     let drive =

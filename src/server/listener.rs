@@ -6,10 +6,12 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
 use super::routes;
@@ -70,7 +72,7 @@ pub(super) async fn accept(
             tls: Arc::clone(&tls),
             limits,
             stopped: stopped.clone(),
-            reloads: reloads.clone(),
+            reloads: from_now(&reloads),
         };
         connections.spawn(async move {
             connection.serve(stream, address).await;
@@ -79,6 +81,23 @@ pub(super) async fn accept(
     }
     drop(door);
     while connections.join_next().await.is_some() {}
+}
+
+type Handshaken = (TlsStream<TcpStream>, PeerId, Vec<CertificateDer<'static>>);
+
+/// Lets a handler ask whether its peer would still be let in: a request that
+/// began before a revocation must not bring a key after it.
+#[derive(Clone, Debug)]
+pub(super) struct Admission {
+    tls: Arc<ServerTls>,
+    chain: Arc<[CertificateDer<'static>]>,
+}
+
+impl Admission {
+    /// Whether the peer would be let in now.
+    pub(super) fn stands(&self) -> bool {
+        self.tls.admits(&self.chain)
+    }
 }
 
 struct Connection {
@@ -92,7 +111,7 @@ struct Connection {
 impl Connection {
     async fn serve(mut self, stream: TcpStream, address: std::net::SocketAddr) {
         let handshake = tokio::time::timeout(self.limits.handshake, self.handshake(stream));
-        let (stream, peer) = match handshake.await {
+        let (stream, peer, chain) = match handshake.await {
             Ok(Ok(ready)) => ready,
             Ok(Err(reason)) => {
                 tracing::warn!(%address, reason, "connection closed");
@@ -104,8 +123,13 @@ impl Connection {
             }
         };
         let router = self.router.clone();
+        let admission = Admission {
+            tls: Arc::clone(&self.tls),
+            chain: chain.into(),
+        };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(admission.clone());
             router.clone().oneshot(request)
         });
         let connection = hyper::server::conn::http1::Builder::new()
@@ -127,10 +151,7 @@ impl Connection {
         }
     }
 
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, PeerId), String> {
+    async fn handshake(&self, stream: TcpStream) -> Result<Handshaken, String> {
         // Answers are small, and the drive waits for each.
         drop(stream.set_nodelay(true));
         let mut first = [0_u8];
@@ -145,15 +166,25 @@ impl Connection {
             .accept(stream)
             .await
             .map_err(|error| format!("TLS handshake: {error}"))?;
-        let certificate = stream
+        let chain: Vec<CertificateDer<'static>> = stream
             .get_ref()
             .1
             .peer_certificates()
-            .and_then(|chain| chain.first())
-            .ok_or("the peer showed no certificate")?;
+            .unwrap_or_default()
+            .iter()
+            .map(|certificate| certificate.clone().into_owned())
+            .collect();
+        let certificate = chain.first().ok_or("the peer showed no certificate")?;
         let peer = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
-        Ok((stream, peer))
+        Ok((stream, peer, chain))
     }
+}
+
+/// The reloads that are still to come.
+fn from_now(reloads: &watch::Receiver<u64>) -> watch::Receiver<u64> {
+    let mut reloads = reloads.clone();
+    reloads.mark_unchanged();
+    reloads
 }
 
 /// Resolves when open connections should end after their request.

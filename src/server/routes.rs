@@ -14,6 +14,7 @@ use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 
+use super::listener::Admission;
 use crate::api::{
     Base64, ChallengeAnswer, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest,
     RekeyAnswer, RekeyRequest, ResolveAnswer, ResolveRequest,
@@ -92,8 +93,17 @@ where
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let admission = request.extensions().get::<Admission>().cloned();
         match Json::from_request(request, state).await {
-            Ok(Json(body)) => Ok(Self(body)),
+            // Now that the whole of it is here, however long that took.
+            Ok(Json(body)) if admission.is_some_and(|admission| admission.stands()) => {
+                Ok(Self(body))
+            }
+            Ok(_) => Err(Problem::new(
+                EkmCode::EE30,
+                403,
+                "the certificate that this connection was made with is no longer accepted",
+            )),
             Err(rejection) => {
                 let status = rejection.status();
                 let reason = rejection.body_text();

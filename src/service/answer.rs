@@ -22,8 +22,13 @@ pub(super) fn create_answer(
     dki: DataKeyId,
     stored: &[StoredEedk],
     sedk: Sedk,
+    drive_stores: bool,
 ) -> Result<CreateAnswer, Problem> {
-    let ders: Vec<&[u8]> = stored.iter().map(|stored| stored.eedk.as_der()).collect();
+    let ders: Vec<&[u8]> = stored
+        .iter()
+        .filter(|_| drive_stores)
+        .map(|stored| stored.eedk.as_der())
+        .collect();
     Ok(CreateAnswer {
         request_id,
         dki,

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use rustls::ServerConfig;
-use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
@@ -101,6 +102,17 @@ impl ServerTls {
         Arc::clone(&self.loaded().config)
     }
 
+    /// Whether a client that showed this chain when it connected would be let in now: not
+    /// revoked since, not expired, not of a CA that is gone.
+    pub fn admits(&self, chain: &[CertificateDer<'_>]) -> bool {
+        chain.split_first().is_some_and(|(end, intermediates)| {
+            self.loaded()
+                .verifier
+                .verify_client_cert(end, intermediates, UnixTime::now())
+                .is_ok()
+        })
+    }
+
     /// When the first of the server's own and the clients' CA certificates ends. TLS does not hold
     /// an ended CA certificate against a client; the operator should.
     pub fn expiry(&self) -> OffsetDateTime {
@@ -115,6 +127,7 @@ impl ServerTls {
 #[derive(Debug)]
 struct Loaded {
     config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
     certificate: String,
     expiry: OffsetDateTime,
 }
@@ -156,7 +169,7 @@ impl Loaded {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(identity)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&verifier))
             .with_single_cert(chain, private_key(key)?)
             .map_err(identity)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -164,6 +177,7 @@ impl Loaded {
         config.send_tls13_tickets = 0;
         Ok(Self {
             config: Arc::new(config),
+            verifier,
             certificate,
             expiry,
         })
@@ -172,7 +186,7 @@ impl Loaded {
 
 fn soonest_end(
     path: &Path,
-    certificates: &[rustls::pki_types::CertificateDer<'_>],
+    certificates: &[CertificateDer<'_>],
 ) -> Result<OffsetDateTime, TlsError> {
     certificates
         .iter()

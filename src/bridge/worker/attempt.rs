@@ -1,0 +1,541 @@
+//! The exchanges of one attempt, on one session.
+
+use cryptoki_sys as ck;
+use secrecy::{ExposeSecret, SecretSlice};
+
+use super::{During, Failure, Session};
+use crate::bridge::faults::Fault;
+use crate::bridge::host;
+use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Recipient, Reply, WrapUnder};
+use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism};
+use crate::bridge::profile::Sensitive;
+use crate::bridge::token::{Token, oaep};
+use crate::key::{DataKeyId, Eedk, KekHash, OaepHash, Sedk, SedkForm, WrapAlgorithm};
+use crate::t10::{WrappedKey, WrappedKeyLabel};
+
+/// Public keys that one session keeps imported. A small token's session
+/// objects are scarce, and a server's busiest drives are few.
+const IMPORTED: usize = 32;
+
+/// The token and one session on it, for the length of one attempt.
+pub(super) struct At<'a> {
+    pub(super) token: &'a Token,
+    pub(super) session: &'a mut Session,
+}
+
+/// An EEDK's KEK, looked up and allowed to open it.
+struct Opener {
+    label: String,
+    private: CK_OBJECT_HANDLE,
+    custody: Custody,
+}
+
+impl At<'_> {
+    pub(super) fn create(
+        &mut self,
+        dki: DataKeyId,
+        keks: &[WrapUnder],
+        drive: &Recipient,
+        custody: Custody,
+        block: &[u8; 16],
+    ) -> Result<Reply, Failure> {
+        if self.makes(drive.form) {
+            let key = self
+                .token
+                .module
+                .generate_key(
+                    self.session.handle,
+                    &Mechanism::Plain(ck::CKM_AES_KEY_GEN),
+                    &Token::generate_template(),
+                )
+                .during(|| "generating the data key".to_owned())?;
+            let made = self.issue(key, dki, keks, drive, block);
+            self.destroy_after(key, made)
+                .map(|(eedks, sedk, proof)| Reply::Created {
+                    eedks,
+                    sedk,
+                    proof,
+                    custody: Custody::Token,
+                })
+        } else if custody == Custody::Host {
+            let key = self
+                .token
+                .module
+                .random(self.session.handle, 32)
+                .during(|| "generating the data key".to_owned())?;
+            Ok(Reply::Created {
+                eedks: self.eedks_in_host(&key, dki, keks)?,
+                sedk: self.sedk_in_host(&key, drive)?,
+                proof: self.block_in_host(&key, block)?,
+                custody: Custody::Host,
+            })
+        } else {
+            Err(self.cannot_make(drive.form).into())
+        }
+    }
+
+    fn issue(
+        &mut self,
+        key: CK_OBJECT_HANDLE,
+        dki: DataKeyId,
+        keks: &[WrapUnder],
+        drive: &Recipient,
+        block: &[u8; 16],
+    ) -> Result<(Vec<Eedk>, Sedk, [u8; 16]), Failure> {
+        let eedks = self.eedks_on_token(key, dki, keks)?;
+        let sedk = self.sedk_on_token(key, drive)?;
+        Ok((eedks, sedk, self.block_on_token(key, block)?))
+    }
+
+    pub(super) fn resolve(
+        &mut self,
+        eedk: &Eedk,
+        kek: &KekHash,
+        drive: &Recipient,
+        custody: Custody,
+    ) -> Result<Reply, Failure> {
+        let opener = self.opener(eedk, kek, custody)?;
+        match opener.custody {
+            Custody::Token if self.makes(drive.form) => {
+                let key = self.unwrap(&opener, eedk, false)?;
+                let made = self.sedk_on_token(key, drive);
+                let sedk = self.destroy_after(key, made)?;
+                Ok(Reply::Resolved { sedk, custody: Custody::Token })
+            }
+            Custody::Token => Err(Fault::Unsupported {
+                token: self.token.name.clone(),
+                reason: format!(
+                    "KEK {} opens only inside the token, and the token cannot make an SEDK of form {}; enrol the drive in a form that it can ({}), or write such cartridges under a KEK generated with --custody host",
+                    opener.label, drive.form, self.forms()
+                ),
+            }
+            .into()),
+            Custody::Host => {
+                let key = self.decrypt(&opener, eedk)?;
+                let sedk = self.sedk_in_host(&key, drive)?;
+                Ok(Reply::Resolved { sedk, custody: Custody::Host })
+            }
+        }
+    }
+
+    pub(super) fn rekey(
+        &mut self,
+        eedk: &Eedk,
+        kek: &KekHash,
+        keks: &[WrapUnder],
+        custody: Custody,
+        block: &[u8; 16],
+    ) -> Result<Reply, Failure> {
+        let opener = self.opener(eedk, kek, custody)?;
+        match opener.custody {
+            Custody::Token => {
+                let key = self.unwrap(&opener, eedk, true)?;
+                let made = self
+                    .eedks_on_token(key, eedk.dki(), keks)
+                    .and_then(|eedks| Ok((eedks, self.block_on_token(key, block)?)));
+                let (eedks, proof) = self.destroy_after(key, made)?;
+                Ok(Reply::Rekeyed {
+                    eedks,
+                    proof,
+                    custody: Custody::Token,
+                })
+            }
+            Custody::Host => {
+                let key = self.decrypt(&opener, eedk)?;
+                Ok(Reply::Rekeyed {
+                    eedks: self.eedks_in_host(&key, eedk.dki(), keks)?,
+                    proof: self.block_in_host(&key, block)?,
+                    custody: Custody::Host,
+                })
+            }
+        }
+    }
+
+    pub(super) fn prove(
+        &mut self,
+        eedk: &Eedk,
+        kek: &KekHash,
+        custody: Custody,
+        block: &[u8; 16],
+    ) -> Result<Reply, Failure> {
+        let opener = self.opener(eedk, kek, custody)?;
+        let proof = match opener.custody {
+            Custody::Token => {
+                let key = self.unwrap(&opener, eedk, true)?;
+                let made = self.block_on_token(key, block);
+                self.destroy_after(key, made)?
+            }
+            Custody::Host => {
+                let key = self.decrypt(&opener, eedk)?;
+                self.block_in_host(&key, block)?
+            }
+        };
+        Ok(Reply::Proved {
+            proof,
+            custody: opener.custody,
+        })
+    }
+
+    pub(super) fn canary(&self) -> Result<Reply, Failure> {
+        let Some(canary) = &self.session.epoch.canary else {
+            return Ok(Reply::Canary(false));
+        };
+        match self
+            .token
+            .sing(self.session.handle, &self.session.epoch.catalog, canary)
+        {
+            Ok(()) => Ok(Reply::Canary(true)),
+            Err(error) => Err(Failure::Call(error, "opening the canary".to_owned())),
+        }
+    }
+
+    fn opener(&self, eedk: &Eedk, kek: &KekHash, custody: Custody) -> Result<Opener, Fault> {
+        let token = self.token.name.clone();
+        let missing = || Fault::NoKek {
+            token: Some(token.clone()),
+            kek: kek.to_string(),
+        };
+        let (entry, handles): (&KekOnToken, _) =
+            self.session.epoch.catalog.kek(kek).ok_or_else(missing)?;
+        let needs = match &entry.private {
+            PrivateHalf::Absent => return Err(missing()),
+            PrivateHalf::Refused { reason, .. } => {
+                return Err(Fault::Refused {
+                    token,
+                    label: entry.label.to_string(),
+                    reason: reason.clone(),
+                });
+            }
+            PrivateHalf::Serves { custody, .. } => *custody,
+        };
+        let label = entry.label.to_string();
+        if needs == Custody::Host && custody == Custody::Token {
+            return Err(Fault::Unsupported {
+                token,
+                reason: format!(
+                    "KEK {label} was made for custody host, and this drive is not enrolled for it (ekm drive mod SERIAL --custody host)"
+                ),
+            });
+        }
+        let private = handles.private.ok_or_else(missing)?;
+        let expected = usize::try_from(entry.bits / 8).unwrap_or_default();
+        if eedk.wrapped().len() != expected {
+            return Err(Fault::BadEedk {
+                token,
+                kek: kek.to_string(),
+                function: "length check".to_owned(),
+                name: format!(
+                    "{} bytes where the KEK gives {expected}",
+                    eedk.wrapped().len()
+                ),
+            });
+        }
+        Ok(Opener {
+            label,
+            private,
+            custody: needs,
+        })
+    }
+
+    fn unwrap(
+        &self,
+        opener: &Opener,
+        eedk: &Eedk,
+        proof: bool,
+    ) -> Result<CK_OBJECT_HANDLE, Failure> {
+        let module = &self.token.module;
+        let key = module
+            .unwrap(
+                self.session.handle,
+                &oaep(eedk.wrap(), eedk.oaep_label()),
+                opener.private,
+                eedk.wrapped(),
+                &self.token.unwrap_template(proof),
+            )
+            .during(|| format!("opening an EEDK under KEK {}", opener.label))?;
+        if self.token.profile.data_key.sensitive == Sensitive::SetAfter {
+            let set = module
+                .set_attributes(
+                    self.session.handle,
+                    key,
+                    &[Attr::flag(ck::CKA_SENSITIVE, true)],
+                )
+                .during(|| "making the data key sensitive".to_owned());
+            if let Err(failure) = set {
+                let _ = module.destroy(self.session.handle, key);
+                return Err(failure);
+            }
+        }
+        Ok(key)
+    }
+
+    fn decrypt(&self, opener: &Opener, eedk: &Eedk) -> Result<SecretSlice<u8>, Failure> {
+        let key = self
+            .token
+            .module
+            .decrypt(
+                self.session.handle,
+                &oaep(eedk.wrap(), eedk.oaep_label()),
+                opener.private,
+                eedk.wrapped(),
+            )
+            .during(|| format!("opening an EEDK under KEK {} in host custody", opener.label))?;
+        if key.expose_secret().len() != 32 {
+            return Err(Fault::BadEedk {
+                token: self.token.name.clone(),
+                kek: opener.label.clone(),
+                function: "length check".to_owned(),
+                name: format!(
+                    "{} bytes inside where a data key has 32",
+                    key.expose_secret().len()
+                ),
+            }
+            .into());
+        }
+        Ok(key)
+    }
+
+    /// Destroys the data key whatever came of it. Its session would take it
+    /// along, but sessions live for days.
+    fn destroy_after<T>(
+        &self,
+        key: CK_OBJECT_HANDLE,
+        made: Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let destroyed = self
+            .token
+            .module
+            .destroy(self.session.handle, key)
+            .during(|| "destroying the data key's object".to_owned());
+        let made = made?;
+        destroyed.map(|()| made)
+    }
+
+    fn eedks_on_token(
+        &mut self,
+        key: CK_OBJECT_HANDLE,
+        dki: DataKeyId,
+        keks: &[WrapUnder],
+    ) -> Result<Vec<Eedk>, Failure> {
+        let algorithm = self.token.profile.wrap_algorithm();
+        let mechanism = oaep(algorithm, dki.as_bytes());
+        keks.iter()
+            .map(|kek| {
+                let public = match self.session.epoch.catalog.kek(&kek.hash) {
+                    Some((_, handles)) if handles.public.is_some() => handles.public,
+                    _ => None,
+                };
+                let public = match public {
+                    Some(handle) => handle,
+                    None => self.import(&kek.spki)?,
+                };
+                let wrapped = self
+                    .token
+                    .module
+                    .wrap(self.session.handle, &mechanism, public, key)
+                    .during(|| format!("wrapping the data key under KEK {}", kek.id))?;
+                self.eedk(dki, kek, algorithm, wrapped)
+            })
+            .collect()
+    }
+
+    fn eedks_in_host(
+        &self,
+        key: &SecretSlice<u8>,
+        dki: DataKeyId,
+        keks: &[WrapUnder],
+    ) -> Result<Vec<Eedk>, Failure> {
+        let algorithm = self.token.profile.wrap_algorithm();
+        let label: &[u8] = if algorithm.labelled {
+            dki.as_bytes()
+        } else {
+            &[]
+        };
+        keks.iter()
+            .map(|kek| {
+                let wrapped = host::oaep_wrap(&kek.spki, algorithm.hash, label, key)
+                    .map_err(|error| self.host_fault(error, &format!("KEK {}", kek.id)))?;
+                self.eedk(dki, kek, algorithm, wrapped)
+            })
+            .collect()
+    }
+
+    fn eedk(
+        &self,
+        dki: DataKeyId,
+        kek: &WrapUnder,
+        algorithm: WrapAlgorithm,
+        wrapped: Vec<u8>,
+    ) -> Result<Eedk, Failure> {
+        Eedk::new(dki, kek.id.clone(), algorithm, wrapped).map_err(|error| {
+            Fault::Unsupported {
+                token: self.token.name.clone(),
+                reason: format!("KEK {}: {error}", kek.id),
+            }
+            .into()
+        })
+    }
+
+    fn sedk_on_token(&mut self, key: CK_OBJECT_HANDLE, drive: &Recipient) -> Result<Sedk, Failure> {
+        let (algorithm, label) = self.drive_wrap(drive)?;
+        let public = self.import(&drive.spki)?;
+        let wrapped = self
+            .token
+            .module
+            .wrap(self.session.handle, &oaep(algorithm, &label), public, key)
+            .during(|| "wrapping the data key for the drive".to_owned())?;
+        self.sedk(drive, wrapped)
+    }
+
+    fn sedk_in_host(&self, key: &SecretSlice<u8>, drive: &Recipient) -> Result<Sedk, Failure> {
+        if drive.form == SedkForm::T10Plain {
+            return self.sedk(drive, key.expose_secret().to_vec());
+        }
+        let (algorithm, label) = self.drive_wrap(drive)?;
+        let wrapped = host::oaep_wrap(&drive.spki, algorithm.hash, &label, key)
+            .map_err(|error| self.host_fault(error, "the drive's key"))?;
+        self.sedk(drive, wrapped)
+    }
+
+    /// OAEP of an SEDK form, and its label.
+    fn drive_wrap(&self, drive: &Recipient) -> Result<(WrapAlgorithm, Vec<u8>), Fault> {
+        match drive.form {
+            SedkForm::T10Wrapped => {
+                let label = self.t10_label(drive)?;
+                Ok((
+                    WrapAlgorithm {
+                        hash: OaepHash::Sha256,
+                        labelled: true,
+                    },
+                    label.bytes(),
+                ))
+            }
+            SedkForm::RsaOaepSha1 => Ok((
+                WrapAlgorithm {
+                    hash: OaepHash::Sha1,
+                    labelled: false,
+                },
+                Vec::new(),
+            )),
+            SedkForm::T10Plain => Err(self.cannot_make(drive.form)),
+        }
+    }
+
+    fn t10_label(&self, drive: &Recipient) -> Result<WrappedKeyLabel, Fault> {
+        drive
+            .wwn
+            .map(WrappedKeyLabel::new)
+            .ok_or_else(|| Fault::Unsupported {
+                token: self.token.name.clone(),
+                reason: "form t10-02h binds the key to the drive's WWN, and the drive table has none (ekm drive mod SERIAL --wwn W)".to_owned(),
+            })
+    }
+
+    fn sedk(&self, drive: &Recipient, wrapped: Vec<u8>) -> Result<Sedk, Failure> {
+        let wrapped = SecretSlice::from(wrapped);
+        let bad = |reason: String| Fault::Unsupported {
+            token: self.token.name.clone(),
+            reason: format!("the drive's key does not fit form {}: {reason}", drive.form),
+        };
+        let bytes = match drive.form {
+            SedkForm::T10Wrapped => {
+                WrappedKey::new(self.t10_label(drive)?, wrapped.expose_secret())
+                    .map_err(|error| bad(error.to_string()))?
+                    .encode()
+                    .into()
+            }
+            SedkForm::RsaOaepSha1 | SedkForm::T10Plain => wrapped,
+        };
+        Ok(Sedk::new(drive.form, bytes).map_err(|error| bad(error.to_string()))?)
+    }
+
+    fn block_on_token(&self, key: CK_OBJECT_HANDLE, block: &[u8; 16]) -> Result<[u8; 16], Failure> {
+        self.token
+            .module
+            .encrypt_block(
+                self.session.handle,
+                &Mechanism::Plain(ck::CKM_AES_ECB),
+                key,
+                block,
+            )
+            .during(|| "encrypting the proof block".to_owned())
+    }
+
+    fn block_in_host(&self, key: &SecretSlice<u8>, block: &[u8; 16]) -> Result<[u8; 16], Failure> {
+        Ok(host::encrypt_block(key, block)
+            .map_err(|error| self.host_fault(error, "the proof block"))?)
+    }
+
+    /// The handle of a public key on this session, imported if need be.
+    fn import(&mut self, spki: &[u8]) -> Result<CK_OBJECT_HANDLE, Failure> {
+        let hash = KekHash::of_spki(spki);
+        let imported = &mut self.session.imported;
+        if let Some(index) = imported.iter().position(|(known, _)| *known == hash) {
+            let entry = imported.remove(index);
+            imported.push(entry);
+            return Ok(entry.1);
+        }
+        if imported.len() >= IMPORTED {
+            let (_, oldest) = imported.remove(0);
+            self.token
+                .module
+                .destroy(self.session.handle, oldest)
+                .during(|| "forgetting an old public key".to_owned())?;
+        }
+        let numbers =
+            host::numbers(spki).map_err(|error| self.host_fault(error, "a public key"))?;
+        let handle = self
+            .token
+            .module
+            .create_object(
+                self.session.handle,
+                &[
+                    Attr::ulong(ck::CKA_CLASS, ck::CKO_PUBLIC_KEY),
+                    Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_RSA),
+                    Attr::flag(ck::CKA_TOKEN, false),
+                    Attr::flag(ck::CKA_PRIVATE, false),
+                    Attr::flag(ck::CKA_WRAP, true),
+                    Attr::flag(ck::CKA_ENCRYPT, false),
+                    Attr::flag(ck::CKA_VERIFY, false),
+                    Attr::bytes(ck::CKA_MODULUS, numbers.modulus),
+                    Attr::bytes(ck::CKA_PUBLIC_EXPONENT, numbers.exponent),
+                ],
+            )
+            .during(|| "importing a public key".to_owned())?;
+        self.session.imported.push((hash, handle));
+        Ok(handle)
+    }
+
+    fn makes(&self, form: SedkForm) -> bool {
+        self.token.profile.drive.forms.contains(&form)
+    }
+
+    fn forms(&self) -> String {
+        let forms: Vec<String> = self
+            .token
+            .profile
+            .drive
+            .forms
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        forms.join(", ")
+    }
+
+    fn cannot_make(&self, form: SedkForm) -> Fault {
+        Fault::Unsupported {
+            token: self.token.name.clone(),
+            reason: format!(
+                "it cannot make an SEDK of form {form} itself; enrol the drive in a form that it can ({}), or for custody host (ekm drive mod SERIAL --custody host)",
+                self.forms()
+            ),
+        }
+    }
+
+    fn host_fault(&self, error: host::HostError, what: &str) -> Fault {
+        Fault::Unsupported {
+            token: self.token.name.clone(),
+            reason: format!("{what}: {error}"),
+        }
+    }
+}
