@@ -16,6 +16,8 @@ mod support;
 mod budget;
 mod conformance;
 mod door;
+mod drill;
 mod hardship;
 mod openssl;
+mod power_cut;
 mod secrecy;

@@ -90,6 +90,7 @@ impl Stage {
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: self.drive.soft.serial().clone(),
+                stores_eedks: true,
                 public_key: Some(Base64(self.drive.soft.public_key_spki().to_vec())),
                 session_key: None,
             },
@@ -161,7 +162,7 @@ fn decrypt(directory: &Path, key: &Path, hash: &str, label: &[u8]) -> Output {
 fn oaep(kind: Kind, dki: &[u8]) -> (&'static str, &[u8]) {
     match kind {
         Kind::Embedded => ("sha256", dki),
-        Kind::Softhsm => ("sha1", &[]),
+        Kind::Softhsm | Kind::SofthsmInProcess => ("sha1", &[]),
     }
 }
 

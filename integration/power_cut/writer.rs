@@ -65,6 +65,7 @@ async fn main() -> Outcome<()> {
     let writer = Arc::new(Writer {
         drive: DriveInRequest {
             serial: drive.serial().clone(),
+            stores_eedks: true,
             public_key: Some(Base64(drive.public_key_spki().to_vec())),
             session_key: None,
         },

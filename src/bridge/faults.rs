@@ -6,7 +6,7 @@
 //! SoftHSM, `CKR_DEVICE_ERROR` on Kryoptic) are [`FaultClass::Ambiguous`]:
 //! the canary decides, so that a bad cartridge never takes a token down.
 
-use cryptoki::error::{Rv, RvError};
+use cryptoki::error::Rv;
 use cryptoki_sys as ck;
 use serde::{Deserialize, Serialize};
 
@@ -384,24 +384,18 @@ pub fn ckr_name(rv: CK_RV) -> String {
     )
 }
 
-/// What the standard says of a code, in its first sentence (PKCS#11 v2.40, 5.1).
-#[must_use]
-pub fn ckr_meaning(rv: CK_RV) -> Option<String> {
-    match Rv::from(rv) {
-        Rv::Ok | Rv::Error(RvError::VendorDefined(_)) => None,
-        Rv::Error(error) => {
+/// What the standard says of a code (PKCS#11 v2.40, 5.1), in its first
+/// sentence and in parentheses; nothing for a vendor's own.
+fn meaning(name: &str) -> String {
+    let known = TABLE.iter().find(|(_, known, _)| *known == name);
+    match known.map(|(rv, _, _)| Rv::from(*rv)) {
+        Some(Rv::Error(error)) => {
             let text = error.to_string();
             let sentence = text.split_inclusive(". ").next().unwrap_or_default();
-            Some(sentence.trim().trim_end_matches('.').to_owned())
+            format!(" ({})", sentence.trim().trim_end_matches('.'))
         }
+        Some(Rv::Ok) | None => String::new(),
     }
-}
-
-fn quoted(meaning: &Option<String>) -> String {
-    meaning
-        .as_ref()
-        .map(|meaning| format!(" ({meaning})"))
-        .unwrap_or_default()
 }
 
 /// The class of a failed call.
@@ -432,7 +426,7 @@ fn class_of(rv: CK_RV) -> FaultClass {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Fault {
     /// A PKCS#11 call failed.
-    #[error("token {token}: {what}: {function} answered {name}{}", quoted(meaning))]
+    #[error("token {token}: {what}: {function} answered {name}{}", meaning(name))]
     Call {
         /// The token's configured name.
         token: String,
@@ -440,8 +434,6 @@ pub enum Fault {
         function: String,
         /// The `CKR_` name.
         name: String,
-        /// The code in the standard's words, where it has some.
-        meaning: Option<String>,
         /// What was being done, with the key's label.
         what: String,
         /// What follows from it.
@@ -536,7 +528,6 @@ impl Fault {
             token: token.to_owned(),
             function: error.function.to_owned(),
             name: ckr_name(error.rv),
-            meaning: ckr_meaning(error.rv),
             what: what.into(),
             class: classify(error),
         }

@@ -8,7 +8,7 @@
 //! time, size and inode); nothing that is derived from the PIN.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -136,7 +136,9 @@ pub enum PinError {
         what: &'static str,
     },
     /// The ledger cannot be kept, so no login is tried.
-    #[error("cannot keep the login ledger {path}: {source}; no login was tried")]
+    #[error(
+        "cannot keep the login ledger {path}: {source}; no login was tried; if the file is damaged and the PIN is right, remove it"
+    )]
     Ledger {
         /// The file.
         path: PathBuf,
@@ -252,8 +254,8 @@ struct Login {
 /// One login attempt that the ledger knows of. Held until its end is written.
 #[derive(Debug)]
 pub struct LoginGuard {
-    // Locked: one login leader per token over all processes of this host.
-    file: File,
+    // One login leader per token over all processes of this host.
+    _lock: File,
     path: PathBuf,
     entry: Entry,
     login: Login,
@@ -279,30 +281,18 @@ impl LoginGuard {
             path: ledger.to_owned(),
             source,
         };
-        let fresh = !ledger.exists();
-        let mut file = OpenOptions::new()
-            .read(true)
+        let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(ledger)
+            .open(ledger.with_extension("lock"))
             .map_err(fail)?;
-        if fresh {
-            // The name must be there after a power cut, or "pending" is forgotten.
-            if let Some(folder) = ledger.parent() {
-                File::open(folder)
-                    .and_then(|folder| folder.sync_all())
-                    .map_err(fail)?;
-            }
-        }
-        file.lock().map_err(fail)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(fail)?;
-        let entry: Entry = if text.trim().is_empty() {
-            Entry::default()
-        } else {
-            serde_json::from_str(&text).map_err(|error| fail(error.into()))?
+        lock.lock().map_err(fail)?;
+        let entry: Entry = match std::fs::read(ledger) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| fail(error.into()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Entry::default(),
+            Err(error) => return Err(fail(error)),
         };
         let login = Login {
             serial: token.serial.clone(),
@@ -332,7 +322,7 @@ impl LoginGuard {
             ));
         }
         let mut guard = Self {
-            file,
+            _lock: lock,
             path: ledger.to_owned(),
             entry,
             login,
@@ -363,18 +353,15 @@ impl LoginGuard {
         self.write()
     }
 
-    fn write(&mut self) -> Result<(), PinError> {
+    fn write(&self) -> Result<(), PinError> {
         let fail = |source| PinError::Ledger {
             path: self.path.clone(),
             source,
         };
         let text = serde_json::to_vec(&self.entry).map_err(|error| fail(error.into()))?;
-        self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
-        self.file.write_all(&text).map_err(fail)?;
-        self.file
-            .set_len(u64::try_from(text.len()).unwrap_or(u64::MAX))
-            .map_err(fail)?;
-        self.file.sync_all().map_err(fail)
+        // Whole or not at all, also when the power goes: a ledger that does
+        // not read would hold every PIN back.
+        crate::files::write_private(&self.path, &text).map_err(fail)
     }
 }
 

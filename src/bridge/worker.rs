@@ -113,7 +113,6 @@ impl Worker {
                         token: self.token.name.clone(),
                         function: error.function.to_owned(),
                         name: ckr_name(error.rv),
-                        meaning: super::faults::ckr_meaning(error.rv),
                         what,
                         class,
                     });
@@ -190,7 +189,6 @@ impl Worker {
                 token,
                 function: error.function.to_owned(),
                 name: ckr_name(error.rv),
-                meaning: super::faults::ckr_meaning(error.rv),
                 what: what.to_owned(),
                 class: FaultClass::Request,
             },

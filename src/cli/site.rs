@@ -24,7 +24,6 @@ pub(super) fn execute(context: &Context, command: Command) -> anyhow::Result<Rep
 
 async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
     let program = Program::own().context("cannot find the ekm executable")?;
-    let service = server::open(config, &program).await?;
     let needs_tokens = match &command {
         Command::DriveDel { .. } | Command::DriveList | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
@@ -33,14 +32,18 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         }
         Command::KekGenerate { .. } | Command::KekList | Command::TokenStatus => true,
     };
-    if needs_tokens {
-        let tolerant = matches!(command, Command::TokenStatus);
-        for bridge in service.tokens().bridges() {
-            if let Err(fault) = bridge.settled().await
-                && !tolerant
-            {
-                bail!(fault);
-            }
+    let mut config = config.clone();
+    if !needs_tokens {
+        // A bridge that is ended in the middle of its login leaves the PIN held back.
+        config.tokens.clear();
+    }
+    let service = server::open(&config, &program).await?;
+    let tolerant = matches!(command, Command::TokenStatus);
+    for bridge in service.tokens().bridges() {
+        if let Err(fault) = bridge.settled().await
+            && !tolerant
+        {
+            bail!(fault);
         }
     }
     let user = rustix::process::getuid().as_raw();

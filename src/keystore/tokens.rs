@@ -1,5 +1,7 @@
 //! All configured tokens, each behind its bridge.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures_util::future::join_all;
 
@@ -26,6 +28,13 @@ impl Tokens {
     #[must_use]
     pub fn bridges(&self) -> &[Bridge] {
         &self.bridges
+    }
+
+    /// Waits for tokens that are starting, up to the time given.
+    pub async fn started(&self, patience: Duration) {
+        let settled = join_all(self.bridges.iter().map(Bridge::settled));
+        // Those that are not there by then are judged as they are.
+        drop(tokio::time::timeout(patience, settled).await);
     }
 
     /// Whether every token is ready now.

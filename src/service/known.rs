@@ -23,6 +23,9 @@ use crate::tls::{PeerId, Role};
 /// Shortest time between two searches of the tokens for a label that is not known.
 const SEARCH: Duration = Duration::from_secs(1);
 
+/// How long a request waits for tokens that are starting; a drive waits for minutes.
+const STARTING: Duration = Duration::from_secs(15);
+
 /// Most drives that wait for an operator.
 const PENDING: usize = 256;
 
@@ -159,6 +162,7 @@ impl Service {
         claim: &DriveClaim,
         judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
     ) -> Result<T, Problem> {
+        self.tokens.started(STARTING).await;
         let looked = self
             .look(&claim.serial, claim.key.session.is_some())
             .await?;
