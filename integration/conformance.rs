@@ -5,15 +5,17 @@ use ekm::api::{
     ResolveAnswer, ResolveRequest,
 };
 use ekm::drive::DriveSerial;
-use ekm::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KekRef, WrapAlgorithm};
+use ekm::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KekRef, SedkForm, WrapAlgorithm};
 use ekm::keystore::Custody;
 use ekm::policy::{PeerRule, PolicyConfig, UnprovedKeks};
 use ekm::problem::{EkmCode, Problem};
+use ekm::softdrive::{DriveKind, Medium, Target};
 use ekm::store::{Defaults, EedkState};
+use ekm::t10::{Cdb, OutPage};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use crate::support::{Bench, Hsm, Kind, TestDrive, drive};
+use crate::support::{Bench, Hsm, Kind, TestDrive, drive, drive_of};
 
 /// Two KEKs on one token, two enrolled drives.
 struct Stage {
@@ -713,4 +715,41 @@ async fn host_custody_on_the_embedded_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn host_custody_on_softhsm() {
     host_custody_serves_t10_drives(Kind::Softhsm).await;
+}
+
+/// An LTO drive has no room for EEDKs of its own, and refuses a page that carries them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_lto_drive_takes_the_page_of_a_create() {
+    let stage = Stage::new(Kind::Embedded).await;
+    stage.bench.kek("HOSTKEK", "main", Custody::Host).await;
+    for (n, kind, form, kek) in [
+        (71, DriveKind::Lto, SedkForm::T10Wrapped, "KEK1"),
+        (72, DriveKind::LtoPlain, SedkForm::T10Plain, "HOSTKEK"),
+    ] {
+        let mut lto = drive_of(stage.bench.directory.path(), n, form, kind);
+        if form == SedkForm::T10Plain {
+            lto.row.custody = Custody::Host;
+        }
+        stage.bench.enrol(&lto).await;
+        let mut request = CreateRequest {
+            request_id: Uuid::new_v4(),
+            drive: shown(&lto),
+            volser: "LTO001".parse().unwrap(),
+            kek1: Some(kek.parse().unwrap()),
+            kek2: None,
+        };
+        request.drive.stores_eedks = false;
+        let answer = stage.bench.service.create(&lto.peer, &request).await;
+        let answer = answer.unwrap().into_inner();
+        let key = data_key(&lto, &answer.sedk);
+        let page = answer.spout.unwrap().0;
+        let page = page.expose_secret();
+        let cdb = Cdb::write(OutPage::SetDataEncryption, page.len().try_into().unwrap());
+        let mut target = Target::new(lto.soft);
+        target.load(Medium::Blank);
+        target.spout(&cdb.encode(), page).unwrap();
+        assert_eq!(target.data_key().unwrap().expose_secret(), &key);
+        // The EEDKs are in the answer all the same, for whoever keeps them.
+        assert_eq!(answer.eedks.len(), 1);
+    }
 }

@@ -282,16 +282,22 @@ pub(crate) struct TestDrive {
 
 /// Makes drive number `n` in a directory, enrolled by its public key.
 pub(crate) fn drive(directory: &Path, n: u32, form: SedkForm) -> TestDrive {
+    let kind = match form {
+        SedkForm::T10Plain => DriveKind::LtoPlain,
+        SedkForm::T10Wrapped | SedkForm::RsaOaepSha1 => DriveKind::Enterprise,
+    };
+    drive_of(directory, n, form, kind)
+}
+
+/// Makes a drive of that kind.
+pub(crate) fn drive_of(directory: &Path, n: u32, form: SedkForm, kind: DriveKind) -> TestDrive {
     let serial: DriveSerial = format!("{n:012}").parse().unwrap();
     let soft = SoftDrive::init(
         &directory.join(format!("drive{n}")),
         &Init {
             serial: serial.clone(),
             wwn: format!("50050763{n:08X}").parse().unwrap(),
-            kind: match form {
-                SedkForm::T10Plain => DriveKind::LtoPlain,
-                SedkForm::T10Wrapped | SedkForm::RsaOaepSha1 => DriveKind::Enterprise,
-            },
+            kind,
         },
     )
     .unwrap();
