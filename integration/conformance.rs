@@ -643,9 +643,9 @@ async fn host_custody_serves_t10_drives(kind: Kind) {
     bench.kek("HOSTKEK", "main", Custody::Host).await;
     bench.kek("TOKENKEK", "main", Custody::Token).await;
     let forms = match kind {
-        Kind::Embedded => vec![ekm::key::SedkForm::T10Plain],
+        Kind::Embedded => vec![SedkForm::T10Plain],
         Kind::Softhsm | Kind::SofthsmInProcess => {
-            vec![ekm::key::SedkForm::T10Wrapped, ekm::key::SedkForm::T10Plain]
+            vec![SedkForm::T10Wrapped, SedkForm::T10Plain]
         }
     };
     for (n, form) in (1..).zip(forms) {
