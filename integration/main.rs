@@ -14,9 +14,11 @@ mod site;
 mod support;
 
 mod budget;
+mod cli;
 mod conformance;
 mod door;
 mod drill;
+mod enrolment;
 mod hardship;
 mod openssl;
 mod power_cut;

@@ -268,6 +268,13 @@ async fn put_drive(
         speakers,
         accept,
     } = change;
+    let named: Vec<KekRef> = [&kek1, &kek2]
+        .into_iter()
+        .filter_map(|kek| match kek {
+            Change::Set(kek) => Some(kek.clone()),
+            Change::Keep | Change::Clear => None,
+        })
+        .collect();
     drive.wwn = wwn.or(drive.wwn);
     drive.kek1 = kek1.of(drive.kek1);
     drive.kek2 = kek2.of(drive.kek2);
@@ -278,7 +285,7 @@ async fn put_drive(
     if accept {
         drive.state = DriveState::Active;
     }
-    check(service, &drive).await?;
+    check(service, &drive, &named).await?;
     let mut event = event(action, operator);
     event.drive = Some(drive.serial.to_string());
     event.keks = labels(&drive.kek1, &drive.kek2);
@@ -292,7 +299,7 @@ async fn put_drive(
 }
 
 /// A row that could never serve is refused now, not at three in the morning.
-async fn check(service: &Service, drive: &Drive) -> Result<(), Problem> {
+async fn check(service: &Service, drive: &Drive, named: &[KekRef]) -> Result<(), Problem> {
     let refuse = |reason: &str| {
         Err(conflict(
             EkmCode::EE25,
@@ -329,7 +336,7 @@ async fn check(service: &Service, drive: &Drive) -> Result<(), Problem> {
         );
     }
     let directory = service.directory().await?;
-    for kek in [&drive.kek1, &drive.kek2].into_iter().flatten() {
+    for kek in named {
         directory
             .by_label(&kek.label)
             .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;

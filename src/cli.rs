@@ -140,7 +140,7 @@ pub fn run() -> ExitCode {
         Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed too; there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "ekm: {error:#}");
+            let _ = writeln!(std::io::stderr(), "ekm: {}", told(&error));
             ExitCode::FAILURE
         }
     }
@@ -172,13 +172,10 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
                 Noun::Audit(audit) => audit.run(context),
                 Noun::Demo(demo) => demo.run(),
                 Noun::Completions { shell } => {
-                    clap_complete::generate(
-                        shell,
-                        &mut Cli::command(),
-                        "ekm",
-                        &mut std::io::stdout(),
-                    );
-                    Ok(())
+                    // It panics where writing fails.
+                    let mut script = Vec::new();
+                    clap_complete::generate(shell, &mut Cli::command(), "ekm", &mut script);
+                    Ok(std::io::stdout().write_all(&script)?)
                 }
                 Noun::Man { directory } => {
                     std::fs::create_dir_all(&directory)?;
@@ -209,6 +206,20 @@ fn log(level: LevelFilter) {
     };
     // A second start would be within one process, whose first log goes on.
     drop(started);
+}
+
+/// An error and its causes, each once: many of ours name their cause already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        if told.is_empty() {
+            cause
+        } else if told.contains(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
 }
 
 fn broken_pipe(error: &anyhow::Error) -> bool {

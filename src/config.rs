@@ -293,6 +293,13 @@ impl Config {
                 server.max_connections
             ));
         }
+        // Most bytes of a Unix socket's name (unix(7)), its final zero not counted.
+        if self.socket().as_os_str().len() > 107 {
+            faults.push(format!(
+                "state: {} is longer than the 107 bytes that a socket's name may have; choose a shorter directory",
+                self.socket().display()
+            ));
+        }
         if tokens.is_empty() {
             faults.push("tokens: at least one [[tokens]] is needed".to_owned());
         }

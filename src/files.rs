@@ -1,7 +1,7 @@
 //! Files that must survive a power cut, or must not be read by others.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -36,12 +36,22 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The operating system's, or that it is longer.
 pub fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let length = fs::metadata(path)?.len();
-    if length > limit {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut content = Vec::new();
+    // A pipe or device has no length that could be looked at.
+    (&file)
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut content)?;
+    let got = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    if got > limit {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("it has {length} bytes where at most {limit} are expected"),
+            format!(
+                "it has {} bytes where at most {limit} are expected",
+                length.max(got)
+            ),
         ));
     }
-    fs::read(path)
+    Ok(content)
 }

@@ -234,6 +234,13 @@ impl Writer {
         let mut current = LogEnd::open(number, path, files.is_empty())?;
         if files.is_empty() {
             sync_dir(dir)?;
+        } else {
+            // A writer that was killed may have left lines that are in no
+            // disk's memory yet; what follows them must not outlive them.
+            current
+                .file
+                .sync_all()
+                .map_err(AuditError::file("sync", &current.path))?;
         }
         let recovered = walked
             .torn

@@ -55,6 +55,10 @@ impl Audit {
                         verified.head_hash
                     )),
                     Err(error @ AuditError::File { .. }) => Err(error.into()),
+                    Err(error) if context.json => {
+                        output::json(&serde_json::json!({ "fault": error.to_string() }))?;
+                        Err(Found.into())
+                    }
                     Err(error) => {
                         output::say(&format!("{}: {error}", directory.display()))?;
                         Err(Found.into())

@@ -45,7 +45,15 @@ impl Config {
                         ))
                     }
                     Err(error @ (ConfigError::Faults { .. } | ConfigError::Syntax { .. })) => {
-                        output::say(&error.to_string())?;
+                        if context.json {
+                            let faults = match &error {
+                                ConfigError::Faults { faults, .. } => faults.clone(),
+                                other => vec![other.to_string()],
+                            };
+                            output::json(&serde_json::json!({ "faults": faults }))?;
+                        } else {
+                            output::say(&error.to_string())?;
+                        }
                         Err(Found.into())
                     }
                     Err(error) => Err(error.into()),

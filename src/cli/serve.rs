@@ -40,8 +40,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let server = Server::bind(config, service).await?;
     let address = server.address()?;
     tracing::info!(%address, "listening");
-    // For whoever started it with port 0.
-    output::say(&format!("listening on https://{address}"))?;
+    // For whoever started it with port 0; a server goes on when nobody reads it.
+    drop(output::say(&format!("listening on https://{address}")));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);

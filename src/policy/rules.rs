@@ -144,11 +144,11 @@ impl PolicyConfig {
                 create_keks,
                 rekey_keks,
             } = rule;
-            let named = peer
-                .strip_suffix(":*")
-                .map_or(peer.as_str(), |_| peer.as_str());
-            let example = named.replace(":*", ":x");
-            if example.parse::<PeerId>().is_err() {
+            let known = match peer.strip_suffix(":*") {
+                Some(role) => role.parse::<Role>().is_ok(),
+                None => peer.parse::<PeerId>().is_ok(),
+            };
+            if !known {
                 faults.push(format!(
                     "policy.peers: {peer:?} is no peer; write for example proxy:library1 or proxy:*"
                 ));

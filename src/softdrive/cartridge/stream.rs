@@ -12,10 +12,7 @@ use aws_lc_rs::{
 use secrecy::{ExposeSecret, SecretBox};
 use subtle::ConstantTimeEq;
 
-use super::{
-    CartridgeError, Header,
-    header::{SLOT_LEN, Slot},
-};
+use super::{CartridgeError, Header, header::Slot};
 
 /// Encrypts what is written to it onto a cartridge.
 ///
@@ -42,8 +39,9 @@ impl<W: Write> CartridgeWriter<W> {
         let mut salt = [0; SALT_LEN];
         rand::fill(&mut salt).map_err(|_| CartridgeError::Crypto)?;
         let (cipher, check) = Cipher::derive(&salt, header, key)?;
-        output.write_all(&Slot::first(header).encode()?)?;
-        output.write_all(&[0; SLOT_LEN])?;
+        let slot = Slot::first(header).encode()?;
+        output.write_all(&slot)?;
+        output.write_all(&slot)?;
         output.write_all(&salt)?;
         output.write_all(&check)?;
         Ok(Self {

@@ -210,6 +210,8 @@ fn other_files_are_refused() {
 fn damaged_headers_are_refused() {
     let mut bad = written(5);
     bad[20] ^= 1;
+    read(&bad).unwrap();
+    bad[SLOT_LEN + 20] ^= 1;
     assert!(matches!(read(&bad), Err(CartridgeError::Header)));
 }
 
