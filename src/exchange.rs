@@ -164,28 +164,44 @@ pub async fn resolve(
     grant: &ResolveGrant,
 ) -> Result<Resolved, ExchangeError> {
     let mut failures = grant.unreadable().to_vec();
-    for readable in grant.readable() {
-        match keystore
-            .resolve(
+    for patient in [false, true] {
+        let before = failures.len();
+        for readable in grant.readable() {
+            let asked = keystore.resolve(
                 &readable.eedk,
                 &readable.kek,
                 grant.drive(),
                 grant.custody(),
-            )
-            .await
-        {
-            Ok((sedk, place)) => {
-                return Ok(Resolved {
-                    opened: readable.index,
-                    sedk,
-                    place,
-                    failures,
-                });
+                patient,
+            );
+            match asked.await {
+                Ok((sedk, place)) => {
+                    return Ok(Resolved {
+                        opened: readable.index,
+                        sedk,
+                        place,
+                        failures,
+                    });
+                }
+                Err(fault) => failures.push(fault),
             }
-            Err(fault) => failures.push(fault),
+        }
+        if patient || !wait(&mut failures, before) {
+            break;
         }
     }
     Err(ExchangeError::NoneOpens(failures))
+}
+
+/// Whether any of the faults since may pass, so that the EEDKs are worth
+/// trying once more; then those faults are forgotten. No token is waited for
+/// before every EEDK was tried: the other may open at once.
+fn wait(failures: &mut Vec<Fault>, since: usize) -> bool {
+    let passes = failures.iter().skip(since).any(Fault::passes);
+    if passes {
+        failures.truncate(since);
+    }
+    passes
 }
 
 /// Puts a data key under other KEKs.
@@ -203,38 +219,43 @@ pub async fn rekey(
         .map(|granted| granted.kek.clone())
         .collect();
     let mut failures = grant.unreadable().to_vec();
-    for readable in grant.readable() {
-        match keystore
-            .rekey(
+    for patient in [false, true] {
+        let before = failures.len();
+        for readable in grant.readable() {
+            let asked = keystore.rekey(
                 &readable.eedk,
                 &readable.kek,
                 &keks,
                 grant.custody(),
                 fresh.block,
-            )
-            .await
-        {
-            Ok(wrapped) => {
-                let proof = prove(
-                    keystore,
-                    grant.keks(),
-                    grant.custody(),
-                    fresh.block,
-                    &wrapped,
-                )
-                .await?;
-                return Ok(Rekeyed {
-                    opened: readable.index,
-                    eedks: wrapped.eedks,
-                    proved: proof.proved,
-                    place: Place {
-                        custody: proof.custody,
-                        ..wrapped.place
-                    },
-                    failures,
-                });
+                patient,
+            );
+            match asked.await {
+                Ok(wrapped) => {
+                    let proof = prove(
+                        keystore,
+                        grant.keks(),
+                        grant.custody(),
+                        fresh.block,
+                        &wrapped,
+                    )
+                    .await?;
+                    return Ok(Rekeyed {
+                        opened: readable.index,
+                        eedks: wrapped.eedks,
+                        proved: proof.proved,
+                        place: Place {
+                            custody: proof.custody,
+                            ..wrapped.place
+                        },
+                        failures,
+                    });
+                }
+                Err(fault) => failures.push(fault),
             }
-            Err(fault) => failures.push(fault),
+        }
+        if patient || !wait(&mut failures, before) {
+            break;
         }
     }
     Err(ExchangeError::NoneOpens(failures))

@@ -74,16 +74,19 @@ pub trait Keystore: Send + Sync {
         block: [u8; 16],
     ) -> Result<(Wrapped, Sedk), Fault>;
 
-    /// The data key of an EEDK, for a drive.
+    /// The data key of an EEDK, for a drive. With `patient` a token that is
+    /// down is waited for.
     async fn resolve(
         &self,
         eedk: &Eedk,
         kek: &KekHash,
         drive: &Recipient,
         custody: Custody,
+        patient: bool,
     ) -> Result<(Sedk, Place), Fault>;
 
-    /// The data key of an EEDK, under other KEKs, and `block` encrypted under it.
+    /// The data key of an EEDK, under other KEKs, and `block` encrypted under
+    /// it. With `patient` a token that is down is waited for.
     async fn rekey(
         &self,
         eedk: &Eedk,
@@ -91,6 +94,7 @@ pub trait Keystore: Send + Sync {
         keks: &[WrapKek],
         custody: Custody,
         block: [u8; 16],
+        patient: bool,
     ) -> Result<Wrapped, Fault>;
 
     /// `block` encrypted under the data key that an EEDK holds, and where that

@@ -92,27 +92,46 @@ pub struct Server {
     stop_time: Duration,
 }
 
-impl Server {
-    /// Opens the doors. A socket that is left from a server that died is replaced.
+/// The drives' door and its certificates, open before anything is started: a
+/// wrong path or a busy port must not end a token's first login half-way.
+#[derive(Debug)]
+pub struct Door {
+    tls: ServerTls,
+    listener: TcpListener,
+}
+
+impl Door {
+    /// Loads the certificates and takes the address.
     ///
     /// # Errors
-    /// Certificates, address or socket.
-    pub async fn bind(config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
+    /// Certificates or address.
+    pub async fn open(config: &Config) -> Result<Self, ServerError> {
         let server = &config.server;
         let tls = ServerTls::load(&server.tls_paths())?;
-        let door =
+        let listener =
             TcpListener::bind(server.listen)
                 .await
                 .map_err(|source| ServerError::Listen {
                     place: server.listen.to_string(),
                     source,
                 })?;
-        let operators = operator::listen(&config.socket())?;
+        Ok(Self { tls, listener })
+    }
+}
+
+impl Server {
+    /// Puts a service behind its doors. An operators' socket that is left from
+    /// a server that died is replaced.
+    ///
+    /// # Errors
+    /// The socket.
+    pub fn new(door: Door, config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
+        let server = &config.server;
         Ok(Self {
             service,
-            tls: Arc::new(tls),
-            door,
-            operators,
+            tls: Arc::new(door.tls),
+            door: door.listener,
+            operators: operator::listen(&config.socket())?,
             limits: listener::Limits {
                 connections: server.max_connections,
                 handshake: Duration::from_secs(server.handshake_seconds),

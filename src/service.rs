@@ -379,6 +379,9 @@ impl Service {
             .map(|stored| stored.eedk.dki())
             .ok_or_else(|| Problem::internal("the token made no EEDK"))?;
         event.eedks = marks(&fresh);
+        for mark in &mut event.eedks {
+            mark.foreign = source != Some(Origin::Ours);
+        }
         event.token = Some(rekeyed.place.token.clone());
         event.custody = Some(rekeyed.place.custody.to_string());
         event.detail = failures(&rekeyed.failures);

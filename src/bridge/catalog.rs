@@ -26,7 +26,7 @@ pub(super) struct Handles {
 }
 
 /// Everything on a token that can be named as a KEK.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Catalog {
     pub(super) keks: Vec<KekOnToken>,
     handles: HashMap<KekHash, Handles>,
@@ -114,7 +114,10 @@ impl Catalog {
         match private {
             PrivateHalf::Absent => handles.public = Some(object),
             PrivateHalf::Refused { .. } => handles.private = None,
-            PrivateHalf::Serves { .. } if serves => handles.private = Some(object),
+            // The half whose attributes were taken, not a twin's.
+            PrivateHalf::Serves { .. } if serves => {
+                handles.private.get_or_insert(object);
+            }
             PrivateHalf::Serves { .. } => {}
         }
     }

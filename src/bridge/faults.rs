@@ -551,9 +551,9 @@ impl Fault {
     #[must_use]
     pub const fn elsewhere(&self) -> bool {
         match self {
-            Self::Call { class, .. } => !matches!(class, Request),
             Self::NotTried { .. } => false,
-            Self::BadEedk { .. }
+            Self::Call { .. }
+            | Self::BadEedk { .. }
             | Self::NoKek { .. }
             | Self::Refused { .. }
             | Self::Unsupported { .. }

@@ -36,18 +36,27 @@ pub enum PinSource {
     Env(String),
 }
 
-impl PinSource {
-    /// What tells whether the source has changed; none where that cannot be seen.
-    #[must_use]
-    pub fn generation(&self) -> Option<String> {
-        match self {
-            Self::File(path) => std::fs::metadata(path).ok().map(|meta| generation(&meta)),
-            // systemd makes the file anew at each start of the service, so its
-            // time tells nothing: a refused one waits for the operator.
-            Self::Credential(name) => Some(format!("credential {name}")),
-            Self::Env(name) => Some(format!("env {name}")),
-        }
+/// What changes when an operator does something about a PIN that is held
+/// back: its file, the file's mode, or a ledger.
+#[must_use]
+pub fn mended(source: Option<&PinSource>, ledgers: &Path) -> Vec<String> {
+    let file = match source {
+        Some(PinSource::File(path)) => std::fs::metadata(path).ok(),
+        Some(PinSource::Credential(_) | PinSource::Env(_)) | None => None,
+    };
+    let stamp = |meta: &std::fs::Metadata| {
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        format!("{} {changed:?} {:o}", generation(meta), meta.mode())
+    };
+    let mut stamps: Vec<String> = file.iter().map(stamp).collect();
+    let entries = std::fs::read_dir(ledgers).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "json")) {
+        let meta = entry.metadata().ok();
+        let meta = meta.as_ref().map(stamp).unwrap_or_default();
+        stamps.push(format!("{} {meta}", entry.path().display()));
     }
+    stamps.sort();
+    stamps
 }
 
 fn generation(meta: &std::fs::Metadata) -> String {
@@ -333,23 +342,29 @@ impl LoginGuard {
         Ok(guard)
     }
 
-    /// Writes down how the login ended. A failure that was not about the PIN
-    /// leaves it free to be sent again.
+    /// Writes down how the login ended. Where the answer does not tell whether
+    /// the PIN was right, it stays pending, as if nobody had seen the answer.
     ///
     /// # Errors
     /// The ledger cannot be written.
     pub fn end(mut self, outcome: Result<(), CallError>) -> Result<(), PinError> {
-        self.entry.pending = None;
-        self.entry.unseen = 0;
+        use super::faults::{FaultClass, classify};
         match outcome {
             Ok(()) => {
                 self.entry.accepted = Some(self.login.clone());
                 self.entry.refused = None;
             }
-            Err(error) if pin_free(error) => {}
             // A vendor's own code may well be his word for a wrong PIN.
-            Err(_) => self.entry.refused = Some(self.login.clone()),
+            Err(error)
+                if classify(error) == FaultClass::Operator
+                    || error.rv >= cryptoki_sys::CKR_VENDOR_DEFINED =>
+            {
+                self.entry.refused = Some(self.login.clone());
+            }
+            Err(_) => return Ok(()),
         }
+        self.entry.pending = None;
+        self.entry.unseen = 0;
         self.write()
     }
 
@@ -363,15 +378,6 @@ impl LoginGuard {
         // not read would hold every PIN back.
         crate::files::write_private(&self.path, &text).map_err(fail)
     }
-}
-
-/// Whether a failed login certainly was not about the PIN.
-fn pin_free(error: CallError) -> bool {
-    use super::faults::{FaultClass, classify};
-    matches!(
-        classify(error),
-        FaultClass::Restart | FaultClass::NewSession | FaultClass::Login | FaultClass::Find
-    ) || error.rv == cryptoki_sys::CKR_DEVICE_ERROR
 }
 
 #[cfg(test)]
@@ -418,6 +424,33 @@ mod tests {
             LoginGuard::begin(&ledger, &token(), "1".into()),
             Err(PinError::Held { .. })
         ));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_tell_leaves_the_pin_pending() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = dir.path().join("ledger");
+        let lost = Err(CallError {
+            function: "C_Login",
+            rv: cryptoki_sys::CKR_DEVICE_ERROR,
+        });
+        let guard = LoginGuard::begin(&ledger, &token(), "1".into()).unwrap();
+        guard.end(lost).unwrap();
+        assert!(matches!(
+            LoginGuard::begin(&ledger, &token(), "1".into()),
+            Err(PinError::Held { .. })
+        ));
+        // One that was accepted once is repeated, but not for ever.
+        let guard = LoginGuard::begin(&ledger, &token(), "2".into()).unwrap();
+        guard.end(Ok(())).unwrap();
+        let sent = (0..20)
+            .take_while(|_| {
+                LoginGuard::begin(&ledger, &token(), "2".into())
+                    .and_then(|guard| guard.end(lost))
+                    .is_ok()
+            })
+            .count();
+        assert_eq!(sent, 1 + usize::try_from(UNSEEN).unwrap());
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub fn run() -> io::Result<()> {
         profile,
         task,
     } = hello;
+    watch(socket.try_clone()?)?;
     let loaded = load(&name, &profile);
     match task {
         Task::List => answer(
@@ -71,6 +72,27 @@ pub fn run() -> io::Result<()> {
             }
         }
     }
+}
+
+/// Ends the process when the server has gone, whatever the other threads wait for.
+fn watch(socket: UnixStream) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    std::thread::Builder::new()
+        .name("server watch".to_owned())
+        .spawn(move || {
+            loop {
+                // No event is asked for: that the other end closed is always told.
+                let mut polled = [PollFd::new(&socket, PollFlags::empty())];
+                let woken = poll(&mut polled, None);
+                let gone = polled
+                    .iter()
+                    .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR));
+                if woken.is_ok() && gone {
+                    end();
+                }
+            }
+        })?;
+    Ok(())
 }
 
 fn answer(socket: &mut UnixStream, result: Result<Reply, Fault>) -> io::Result<()> {

@@ -12,7 +12,7 @@ use cryptoki_sys as ck;
 use sha2::{Digest, Sha256};
 
 use super::catalog::{self, Catalog};
-use super::faults::Fault;
+use super::faults::{Fault, FaultClass, classify};
 use super::host;
 use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
 use super::pin::{LoginGuard, Pin};
@@ -37,6 +37,8 @@ const MECHANISMS: &[(ck::CK_MECHANISM_TYPE, &str)] = &[
 pub(super) struct Epoch {
     pub(super) number: u64,
     pub(super) catalog: Catalog,
+    // Before any key was refused for not opening a canary.
+    as_read: Catalog,
     pub(super) canary: Option<Canary>,
 }
 
@@ -82,6 +84,7 @@ impl Token {
             epoch: RwLock::new(Arc::new(Epoch {
                 number: 0,
                 catalog: Catalog::default(),
+                as_read: Catalog::default(),
                 canary: None,
             })),
             name,
@@ -139,9 +142,16 @@ impl Token {
     }
 
     fn log_in(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
-        let operator = |error: super::pin::PinError| Fault::Operator {
-            token: self.name.clone(),
-            reason: error.to_string(),
+        let operator = |error: super::pin::PinError| match error {
+            // No PIN was sent; the disk may have room again later.
+            super::pin::PinError::Ledger { .. } => Fault::Down {
+                token: self.name.clone(),
+                reason: error.to_string(),
+            },
+            other => Fault::Operator {
+                token: self.name.clone(),
+                reason: other.to_string(),
+            },
         };
         if self.module.session_state(session) == Ok(ck::CKS_RW_USER_FUNCTIONS) {
             return Ok(());
@@ -165,8 +175,8 @@ impl Token {
             other => other,
         };
         guard.end(outcome).map_err(operator)?;
-        outcome.map_err(|error| match super::faults::classify(error) {
-            super::faults::FaultClass::Operator => Fault::Operator {
+        outcome.map_err(|error| match classify(error) {
+            FaultClass::Operator => Fault::Operator {
                 token: self.name.clone(),
                 reason: format!("C_Login answered {}; put the right PIN into its source, it is not sent again before", super::faults::ckr_name(error.rv)),
             },
@@ -178,9 +188,10 @@ impl Token {
         let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
         let mut catalog = Catalog::read(&self.module, session).map_err(fail)?;
         // Sessions and imported keys live as long as their epoch.
-        if same_login && self.epoch().number > 0 && self.epoch().catalog == catalog {
+        if same_login && self.epoch().number > 0 && self.epoch().as_read == catalog {
             return Ok(());
         }
+        let as_read = catalog.clone();
         let canary = self.make_canary(session, &mut catalog)?;
         if self.probe.get().is_none()
             && let Some(learned) = super::probe::probe(self, session, &catalog)?
@@ -192,6 +203,7 @@ impl Token {
         *epoch = Arc::new(Epoch {
             number,
             catalog,
+            as_read,
             canary,
         });
         Ok(())
@@ -221,6 +233,10 @@ impl Token {
                         error,
                         format!("opening the first canary under KEK {label}"),
                     );
+                    // Anything else is no word about this key.
+                    if !matches!(classify(error), FaultClass::Request | FaultClass::Ambiguous) {
+                        return Err(fault);
+                    }
                     catalog.refuse(&hash, &fault.to_string());
                     failed.get_or_insert(fault);
                 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Context, output, runtime};
 use crate::bridge::supervisor::Program;
 use crate::config::Config;
-use crate::server::{self, Server};
+use crate::server::{self, Door, Server};
 
 /// Opens the state, starts a bridge per token and listens. It starts also
 /// while no token is ready, and says so on /readyz.
@@ -36,8 +36,9 @@ impl Serve {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
+    let door = Door::open(config).await?;
     let service = Arc::new(server::open(config, &Program::own()?).await?);
-    let server = Server::bind(config, service).await?;
+    let server = Server::new(door, config, service)?;
     let address = server.address()?;
     tracing::info!(%address, "listening");
     // For whoever started it with port 0; a server goes on when nobody reads it.

@@ -1,10 +1,11 @@
 //! Where an operator's command runs: in the server, if one runs, else here.
 
 use anyhow::{Context as _, bail};
+use futures_util::future::join_all;
 
 use super::{Context, runtime};
 use crate::admin::{self, Change, Command, Reply};
-use crate::bridge::supervisor::Program;
+use crate::bridge::supervisor::{Bridge, Program};
 use crate::config::Config;
 use crate::server::{self, OperatorError};
 
@@ -39,8 +40,10 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
     }
     let service = server::open(&config, &program).await?;
     let tolerant = matches!(command, Command::TokenStatus);
-    for bridge in service.tokens().bridges() {
-        if let Err(fault) = bridge.settled().await
+    // All of them, before one's fault ends the others in the middle of a login.
+    let settled = join_all(service.tokens().bridges().iter().map(Bridge::settled)).await;
+    for outcome in settled {
+        if let Err(fault) = outcome
             && !tolerant
         {
             bail!(fault);

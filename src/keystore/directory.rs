@@ -101,7 +101,9 @@ impl Directory {
                         refused: Vec::new(),
                         attributes: Vec::new(),
                         certificate: kek.certificate.clone(),
-                        registered: registry.iter().any(|row| row.hash == kek.hash),
+                        registered: registry
+                            .iter()
+                            .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label)),
                     });
                     keks.len() - 1
                 });

@@ -134,6 +134,7 @@ impl Tokens {
     async fn first<'a>(
         bridges: impl Iterator<Item = &'a Bridge> + Clone,
         op: &Op,
+        patient: bool,
         none: Fault,
     ) -> Result<(&'a Bridge, Reply), Fault> {
         let mut worst: Option<Fault> = None;
@@ -144,7 +145,7 @@ impl Tokens {
                 Err(fault) => return Err(fault),
             }
         }
-        if !worst.as_ref().is_some_and(Fault::passes) {
+        if !(patient && worst.as_ref().is_some_and(Fault::passes)) {
             return Err(worst.unwrap_or(none));
         }
         for bridge in bridges {
@@ -183,10 +184,15 @@ impl Tokens {
     }
 }
 
-/// Keeps the fault that leaves most hope: a token that is down may hold the
-/// key that the others do not.
+/// Keeps the fault that tells most. One token that is well and holds the KEK
+/// settles that an EEDK is bad; else one that is down leaves most hope.
 fn worse(worst: &mut Option<Fault>, fault: Fault) {
-    if worst.as_ref().is_none_or(|known| !known.passes()) {
+    let settled = |fault: &Fault| matches!(fault, Fault::BadEedk { .. });
+    let hopeful = |known: &Fault| known.passes() && !settled(&fault);
+    if worst
+        .as_ref()
+        .is_none_or(|known| !settled(known) && !hopeful(known))
+    {
         *worst = Some(fault);
     }
 }
@@ -247,7 +253,7 @@ impl Keystore for Tokens {
         let (near, far): (Vec<&Bridge>, Vec<&Bridge>) =
             self.bridges.iter().partition(|bridge| holds(bridge));
         let order: Vec<&Bridge> = near.into_iter().chain(far).collect();
-        match Self::first(order.iter().copied(), &op, self.nobody(None)).await? {
+        match Self::first(order.iter().copied(), &op, true, self.nobody(None)).await? {
             (
                 bridge,
                 Reply::Created {
@@ -274,6 +280,7 @@ impl Keystore for Tokens {
         kek: &KekHash,
         drive: &Recipient,
         custody: Custody,
+        patient: bool,
     ) -> Result<(Sedk, Place), Fault> {
         let op = Op::Resolve {
             eedk: eedk.clone(),
@@ -281,7 +288,7 @@ impl Keystore for Tokens {
             drive: drive.clone(),
             custody,
         };
-        match Self::first(self.holders(kek), &op, self.nobody(Some(kek))).await? {
+        match Self::first(self.holders(kek), &op, patient, self.nobody(Some(kek))).await? {
             (bridge, Reply::Resolved { sedk, custody }) => Ok((sedk, place(bridge, custody))),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
         }
@@ -294,6 +301,7 @@ impl Keystore for Tokens {
         keks: &[WrapKek],
         custody: Custody,
         block: [u8; 16],
+        patient: bool,
     ) -> Result<Wrapped, Fault> {
         let op = Op::Rekey {
             eedk: eedk.clone(),
@@ -302,7 +310,7 @@ impl Keystore for Tokens {
             custody,
             block,
         };
-        match Self::first(self.holders(kek), &op, self.nobody(Some(kek))).await? {
+        match Self::first(self.holders(kek), &op, patient, self.nobody(Some(kek))).await? {
             (
                 bridge,
                 Reply::Rekeyed {
@@ -332,7 +340,7 @@ impl Keystore for Tokens {
             custody,
             block,
         };
-        match Self::first(self.holders(kek), &op, self.nobody(Some(kek))).await? {
+        match Self::first(self.holders(kek), &op, true, self.nobody(Some(kek))).await? {
             (_, Reply::Proved { proof, custody }) => Ok((proof, custody)),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
         }

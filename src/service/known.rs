@@ -192,7 +192,10 @@ impl Service {
         verdict.map_err(|refusal| {
             // The key may be on a token that is not ready: that is not the request's fault.
             if !self.tokens.all_ready()
-                && matches!(refusal, Refusal::Kek(_) | Refusal::Unreadable(_))
+                && matches!(
+                    refusal,
+                    Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_)
+                )
             {
                 return Problem::unavailable(format!(
                     "not every token is ready (ekm token status); {refusal}"

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Interval, interval_at};
 use super::{Asked, GRACE, Program, QUEUE, START, TokenState, receive, send};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Custody, Hello, Op, Ready, Reply, Request, Response};
-use crate::bridge::pin::Pin;
+use crate::bridge::pin::{Pin, mended};
 
 /// Time between two canaries.
 const CANARY: Duration = Duration::from_secs(5);
@@ -48,6 +48,8 @@ pub(super) struct Keeper {
     pub(super) queue: mpsc::Receiver<Asked>,
     pub(super) publish: watch::Sender<TokenState>,
     pause: Duration,
+    // As it was before the last bridge ended.
+    stamped: Vec<String>,
 }
 
 impl Keeper {
@@ -64,6 +66,7 @@ impl Keeper {
             queue,
             publish,
             pause: PAUSES.0,
+            stamped: Vec::new(),
         }
     }
 
@@ -92,6 +95,7 @@ impl Keeper {
                     last,
                 });
                 drop(unanswered);
+                self.stamped = self.stamp();
                 if !self.refuse_until_mended(&why).await {
                     return;
                 }
@@ -213,16 +217,15 @@ impl Keeper {
         }
     }
 
-    /// Refuses everything until the PIN's source changes: true then, false
-    /// when nobody asks any more.
+    /// Refuses everything until the operator has done something about the
+    /// PIN: true then, false when nobody asks any more.
     async fn refuse_until_mended(&mut self, why: &Fault) -> bool {
-        let generation = self.generation();
         let mut look = tokio::time::interval(MENDED);
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    if self.generation() != generation {
-                        tracing::info!(token = self.hello.name, "the PIN's source has changed; trying again");
+                    if self.stamp() != self.stamped {
+                        tracing::info!(token = self.hello.name, "the PIN's file or its ledger has changed; trying again");
                         return true;
                     }
                 }
@@ -234,22 +237,30 @@ impl Keeper {
         }
     }
 
-    fn generation(&self) -> Option<String> {
+    fn stamp(&self) -> Vec<String> {
         match &self.hello.task {
             message::Task::Serve {
                 pin: Pin::Source(source),
+                ledgers,
                 ..
-            } => source.generation(),
-            message::Task::Serve { .. } | message::Task::List | message::Task::Init { .. } => None,
+            } => mended(Some(source), ledgers),
+            message::Task::Serve { ledgers, .. } => mended(None, ledgers),
+            message::Task::List | message::Task::Init { .. } => Vec::new(),
         }
     }
 }
 
 /// Whether trying again could do harm, or cannot help.
-const fn locks(why: &Fault) -> bool {
+fn locks(why: &Fault) -> bool {
     match why {
         Fault::Operator { .. } => true,
-        Fault::Call { class, .. } => matches!(class, FaultClass::Operator),
+        // Other calls that want an operator concern the one request.
+        Fault::Call {
+            class: FaultClass::Operator,
+            function,
+            ..
+        } => function.eq_ignore_ascii_case("C_Login"),
+        Fault::Call { .. } => false,
         Fault::BadEedk { .. }
         | Fault::NotTried { .. }
         | Fault::NoKek { .. }
@@ -304,8 +315,11 @@ impl Run<'_> {
                 let Some(Asked { op, until, reply }) = asked else {
                     return Ok(Some(Ended::Unwanted));
                 };
-                // Whoever asked may have gone, or waited long enough.
-                if !reply.is_closed() && Instant::now() < until {
+                if Instant::now() >= until {
+                    let seconds = self.keeper.hello.profile.session.deadline_seconds;
+                    let token = self.keeper.hello.name.clone();
+                    drop(reply.send(Err(Fault::Deadline { token, seconds })));
+                } else if !reply.is_closed() {
                     self.put(op, until, Some(reply)).await?;
                 }
             }
