@@ -48,7 +48,7 @@ pub(super) struct Keeper {
     pub(super) queue: mpsc::Receiver<Asked>,
     pub(super) publish: watch::Sender<TokenState>,
     pause: Duration,
-    // As it was before the last bridge ended.
+    // As it was when the token was locked.
     stamped: Vec<String>,
 }
 
