@@ -12,6 +12,7 @@ use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
 use ekm::problem::EkmCode;
 use ekm::store::Defaults;
+use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
 use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for};
@@ -165,11 +166,8 @@ async fn a_killed_bridge_costs_no_request_and_comes_back() {
     bench.enrol(&a).await;
     bench.service.create(&a.peer, &request(&a)).await.unwrap();
     let pid = bridge_pid(&bench);
-    let killed = Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status()
-        .unwrap();
-    assert!(killed.success());
+    let bridge = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    kill_process(bridge, Signal::KILL).unwrap();
     // Asked at once: the request waits for the next bridge.
     bench.service.create(&a.peer, &request(&a)).await.unwrap();
     assert_ne!(bridge_pid(&bench), pid);

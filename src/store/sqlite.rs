@@ -51,7 +51,12 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let pool = SqlitePoolOptions::new()
-            .max_connections(4)
+            // One: two connections that close at the same moment can deadlock
+            // in SQLite (unixClose against the exclusive lock of WalClose,
+            // seen with the bundled version), and there is one writer anyway.
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .connect_with(options)
             .await
             .map_err(|source| StoreError::Database {
