@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::door::{House, HouseDrive, Serving};
-use crate::support::{PIN, example, write_private};
+use crate::support::{EKM, PIN, example, write_private};
 
 /// Everything that a command said; never a PIN.
 fn said(output: &Output) -> String {
@@ -648,10 +648,7 @@ fn a_file_without_an_end_is_not_read_into_memory() {
     for command in ["eedk show /dev/zero", "config check /dev/zero"] {
         let output = Command::new("sh")
             .arg("-c")
-            .arg(format!(
-                "ulimit -v 4000000; exec {} {command}",
-                crate::support::EKM
-            ))
+            .arg(format!("ulimit -v 4000000; exec {} {command}", EKM))
             .current_dir(house.at(""))
             .output()
             .unwrap();
@@ -1065,4 +1062,20 @@ fn the_authority_names_what_it_cannot_do() {
     assert_eq!(mode("tls/issued/proxy-x.key"), 0o600);
     let mut file = std::fs::File::open(house.at("tls/ca.key")).unwrap();
     file.seek(SeekFrom::Start(0)).unwrap();
+}
+
+#[test]
+fn the_demo_does_the_whole_job_on_either_software_token() {
+    for profile in ["embedded", "softhsm2"] {
+        let output = Command::new(EKM)
+            .args(["demo", "--profile", profile])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{profile}: {said}\n{complained}");
+        for line in ["compared byte by byte", "EF01", "EE32", "audit: good"] {
+            assert!(said.contains(line), "{profile}: no {line:?} in\n{said}");
+        }
+    }
 }
