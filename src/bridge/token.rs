@@ -112,8 +112,10 @@ impl Token {
         self.module.open_session(self.slot)
     }
 
-    /// Logs in again, unless another worker has since `seen`.
-    pub(super) fn log_in_again(&self, seen: u64) -> Result<(), Fault> {
+    /// Reads the KEKs again, unless another worker has since `seen`; logging in
+    /// first where the login is gone, since what a logged-out session shows is
+    /// not what is there.
+    pub(super) fn renew(&self, seen: u64) -> Result<(), Fault> {
         let mut anchor = self.anchor();
         if self.epoch().number != seen {
             return Ok(());
@@ -129,12 +131,6 @@ impl Token {
             self.log_in(*anchor)?;
         }
         self.look_again(*anchor, same_login)
-    }
-
-    /// Reads the KEKs again, logging in first where the login is gone: what a
-    /// logged-out session shows is not what is there.
-    pub(super) fn find_again(&self, seen: u64) -> Result<(), Fault> {
-        self.log_in_again(seen)
     }
 
     fn anchor(&self) -> MutexGuard<'_, CK_SESSION_HANDLE> {
@@ -386,7 +382,7 @@ impl Token {
         };
         let seen = self.epoch();
         // Read again first: another program may have made the label since.
-        self.find_again(seen.number)?;
+        self.renew(seen.number)?;
         if let Some(kek) = self
             .epoch()
             .catalog
@@ -417,7 +413,7 @@ impl Token {
                     format!("generating KEK {label}, RSA-{bits}"),
                 )
             })?;
-        self.find_again(self.epoch().number)?;
+        self.renew(self.epoch().number)?;
         let epoch = self.epoch();
         let kek = epoch
             .catalog

@@ -89,13 +89,9 @@ impl Worker {
             let seen = self.session.as_ref().map(|session| session.epoch.number);
             match class {
                 FaultClass::NewSession if !last => self.drop_session(),
-                FaultClass::Login if !last => {
+                FaultClass::Login | FaultClass::Find if !last => {
                     self.drop_session();
-                    self.token.log_in_again(seen.unwrap_or_default())?;
-                }
-                FaultClass::Find if !last => {
-                    self.drop_session();
-                    self.token.find_again(seen.unwrap_or_default())?;
+                    self.token.renew(seen.unwrap_or_default())?;
                 }
                 FaultClass::Ambiguous => {
                     let fault = self.bad_data(error, &what, op);
@@ -266,7 +262,7 @@ impl Worker {
             } => at.prove(eedk, kek, *custody, block),
             Op::Canary => at.canary(),
             Op::Look => {
-                token.find_again(at.session.epoch.number)?;
+                token.renew(at.session.epoch.number)?;
                 Ok(Reply::Ready(token.ready()))
             }
             Op::Generate {

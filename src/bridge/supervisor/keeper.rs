@@ -259,7 +259,7 @@ fn locks(why: &Fault) -> bool {
             class: FaultClass::Operator,
             function,
             ..
-        } => function.eq_ignore_ascii_case("C_Login"),
+        } => function == "C_Login",
         Fault::Call { .. } => false,
         Fault::BadEedk { .. }
         | Fault::NotTried { .. }
