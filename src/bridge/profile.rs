@@ -130,7 +130,10 @@ pub struct KekProfile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionProfile {
-    /// Threads of the bridge, each with a session of its own.
+    /// Bridge processes that drive the token, each with as many workers. More than one is for a
+    /// module that does one exchange at a time, whatever the number of sessions.
+    pub processes: usize,
+    /// Threads of one such process, each with a session of its own.
     pub workers: usize,
     /// Longest time that one exchange may take before the module counts as hung, seconds.
     pub deadline_seconds: u64,
@@ -216,6 +219,9 @@ impl HsmProfile {
                 reason,
             })
         };
+        if !(1..=16).contains(&profile.session.processes) {
+            return fault("session.processes must be 1 to 16");
+        }
         if !(1..=64).contains(&profile.session.workers) {
             return fault("session.workers must be 1 to 64");
         }
