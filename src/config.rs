@@ -317,6 +317,9 @@ impl Config {
             match HsmProfile::load(&token.profile) {
                 Err(error) => faults.push(format!("tokens {name}: {error}")),
                 Ok(profile) => {
+                    if let Err(error) = profile.serves() {
+                        faults.push(format!("tokens {name}: {error}"));
+                    }
                     let text = toml::to_string(&profile).unwrap_or_default();
                     let wants =
                         profile.module.library == "embedded" || text.contains("{directory}");
@@ -408,9 +411,11 @@ impl TokenConfig {
             path: ledgers.to_owned(),
             source,
         })?;
+        let profile = self.settled_profile()?;
+        profile.serves()?;
         Ok(Hello {
             name: self.name.clone(),
-            profile: self.settled_profile()?,
+            profile,
             task: Task::Serve {
                 token: self.uri.clone(),
                 pin: Pin::Source(self.pin.clone()),

@@ -12,7 +12,7 @@ use cryptoki_sys as ck;
 use super::host;
 use super::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
-use super::profile::HsmProfile;
+use super::profile::{HsmProfile, Send};
 use crate::key::{KekHash, KeyLabel};
 
 /// Modulus lengths of KEKs, bits: those that an EEDK has room for.
@@ -33,8 +33,8 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    /// Reads the token.
-    pub(super) fn read(module: &Module, session: CK_SESSION_HANDLE) -> Call<Self> {
+    /// Reads the token; `host_only` where it opens EEDKs by `C_Decrypt` alone.
+    pub(super) fn read(module: &Module, session: CK_SESSION_HANDLE, host_only: bool) -> Call<Self> {
         let mut catalog = Self::default();
         let certificates = Certificates::read(module, session)?;
         for object in rsa_objects(module, session, ck::CKO_PRIVATE_KEY)? {
@@ -42,7 +42,7 @@ impl Catalog {
                 continue;
             };
             let attributes = attributes(module, session, object)?;
-            let private = judge(&attributes, found.bits);
+            let private = judge(&attributes, found.bits, host_only);
             catalog.add(found, &certificates, private, object);
         }
         for object in rsa_objects(module, session, ck::CKO_PUBLIC_KEY)? {
@@ -266,7 +266,7 @@ fn attributes(
 }
 
 /// Whether a private key may serve, and for what.
-fn judge(attributes: &KekAttributes, bits: u32) -> PrivateHalf {
+fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf {
     let refuse = |reason: &str| PrivateHalf::Refused {
         reason: reason.to_owned(),
         attributes: *attributes,
@@ -281,8 +281,13 @@ fn judge(attributes: &KekAttributes, bits: u32) -> PrivateHalf {
         return refuse("CKA_EXTRACTABLE is not false, so it can be wrapped out of the token");
     }
     let custody = match (attributes.unwrap, attributes.decrypt) {
-        (Some(true), _) => Custody::Token,
+        (Some(true), _) if !host_only => Custody::Token,
         (_, Some(true)) => Custody::Host,
+        _ if host_only => {
+            return refuse(
+                "CKA_DECRYPT is not true, and this product opens EEDKs by C_Decrypt alone",
+            );
+        }
         _ => {
             return refuse("neither CKA_UNWRAP nor CKA_DECRYPT is true, so it cannot open an EEDK");
         }
@@ -304,18 +309,30 @@ fn judge(attributes: &KekAttributes, bits: u32) -> PrivateHalf {
 }
 
 /// Template of a new KEK's public half.
-pub(super) fn public_template(label: &KeyLabel, id: &[u8], bits: u32) -> Vec<Attr> {
-    vec![
+pub(super) fn public_template(
+    label: &KeyLabel,
+    id: &[u8],
+    bits: u32,
+    profile: &HsmProfile,
+) -> Vec<Attr> {
+    let mut template = vec![
         Attr::flag(ck::CKA_TOKEN, true),
         Attr::flag(ck::CKA_PRIVATE, false),
         Attr::bytes(ck::CKA_LABEL, label.as_str()),
         Attr::bytes(ck::CKA_ID, id),
         Attr::ulong(ck::CKA_MODULUS_BITS, ck::CK_ULONG::from(bits)),
         Attr::bytes(ck::CKA_PUBLIC_EXPONENT, [1, 0, 1]),
-        Attr::flag(ck::CKA_WRAP, true),
-        Attr::flag(ck::CKA_ENCRYPT, false),
-        Attr::flag(ck::CKA_VERIFY, false),
-    ]
+    ];
+    uses(
+        &mut template,
+        profile,
+        &[
+            (ck::CKA_WRAP, true),
+            (ck::CKA_ENCRYPT, false),
+            (ck::CKA_VERIFY, false),
+        ],
+    );
+    template
 }
 
 /// Template of a new KEK's private half.
@@ -332,20 +349,34 @@ pub(super) fn private_template(
         Attr::bytes(ck::CKA_ID, id),
         Attr::flag(ck::CKA_SENSITIVE, true),
         Attr::flag(ck::CKA_EXTRACTABLE, false),
-        Attr::flag(ck::CKA_UNWRAP, custody == Custody::Token),
-        Attr::flag(ck::CKA_DECRYPT, custody == Custody::Host),
-        Attr::flag(ck::CKA_SIGN, false),
     ];
-    if profile.kek.frozen == super::profile::Send::Send {
+    uses(
+        &mut template,
+        profile,
+        &[
+            (ck::CKA_UNWRAP, custody == Custody::Token),
+            (ck::CKA_DECRYPT, custody == Custody::Host),
+            (ck::CKA_SIGN, false),
+        ],
+    );
+    if profile.kek.frozen == Send::Send {
         template.push(Attr::flag(ck::CKA_MODIFIABLE, false));
     }
-    if profile.kek.unwrap_template == super::profile::Send::Send && custody == Custody::Token {
+    if profile.kek.unwrap_template == Send::Send && custody == Custody::Token {
         template.push(Attr::template(
             ck::CKA_UNWRAP_TEMPLATE,
             vec![Attr::flag(ck::CKA_SENSITIVE, true)],
         ));
     }
     template
+}
+
+/// What a key is for and, unless the token refuses to hear it, what it is not for.
+fn uses(template: &mut Vec<Attr>, profile: &HsmProfile, flags: &[(ck::CK_ATTRIBUTE_TYPE, bool)]) {
+    let wanted = flags
+        .iter()
+        .filter(|(_, on)| *on || profile.kek.denied_uses == Send::Send);
+    template.extend(wanted.map(|(kind, on)| Attr::flag(*kind, *on)));
 }
 
 #[cfg(test)]
@@ -395,7 +426,7 @@ mod tests {
                 "CKA_UNWRAP",
             ),
         ] {
-            match judge(&attributes, 3072) {
+            match judge(&attributes, 3072, false) {
                 PrivateHalf::Refused { reason, .. } => assert!(reason.contains(name), "{reason}"),
                 other => panic!("{name}: {other:?}"),
             }
@@ -404,7 +435,7 @@ mod tests {
 
     #[test]
     fn provenance_follows_the_attributes() {
-        let provenance = |attributes| match judge(&attributes, 3072) {
+        let provenance = |attributes| match judge(&attributes, 3072, false) {
             PrivateHalf::Serves { provenance, .. } => provenance,
             other => panic!("{other:?}"),
         };
@@ -423,5 +454,23 @@ mod tests {
             }),
             Provenance::Imported
         );
+    }
+
+    #[test]
+    fn a_token_that_only_decrypts_keeps_its_keks_in_host_custody() {
+        let both = KekAttributes {
+            decrypt: Some(true),
+            ..GOOD
+        };
+        for (host_only, expected) in [(true, Custody::Host), (false, Custody::Token)] {
+            match judge(&both, 3072, host_only) {
+                PrivateHalf::Serves { custody, .. } => assert_eq!(custody, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        match judge(&GOOD, 3072, true) {
+            PrivateHalf::Refused { reason, .. } => assert!(reason.contains("CKA_DECRYPT")),
+            other => panic!("{other:?}"),
+        }
     }
 }

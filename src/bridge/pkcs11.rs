@@ -285,6 +285,8 @@ pub enum User {
     User,
     /// `CKU_SO`, only for initialising a token
     SecurityOfficer,
+    /// A vendor's own, from 0x80000000 on
+    Vendor(u32),
 }
 
 /// A loaded module. Its function list is valid for as long as it lives.
@@ -542,6 +544,7 @@ impl Module {
         let user = match user {
             User::User => ck::CKU_USER,
             User::SecurityOfficer => ck::CKU_SO,
+            User::Vendor(number) => ck::CK_USER_TYPE::from(number),
         };
         let (pin, pin_len) = pin_parts(pin);
         call!(self, C_Login(session, user, pin, pin_len))

@@ -9,16 +9,36 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::pkcs11::User;
 use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
+macro_rules! shipped {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../hsm-profiles/", $name, ".toml")))),*]
+    };
+}
+
 /// The profiles that are compiled in: name and text.
-const SHIPPED: &[(&str, &str)] = &[
-    ("embedded", include_str!("../../hsm-profiles/embedded.toml")),
-    ("softhsm2", include_str!("../../hsm-profiles/softhsm2.toml")),
-    (
-        "p11-kit-remote",
-        include_str!("../../hsm-profiles/p11-kit-remote.toml"),
-    ),
+const SHIPPED: &[(&str, &str)] = shipped![
+    "embedded",
+    "softhsm2",
+    "p11-kit-remote",
+    "opencryptoki-soft",
+    "opencryptoki-cca",
+    "opencryptoki-ep11",
+    "opencryptoki-icsf",
+    "nss",
+    "tpm2-pkcs11",
+    "luna",
+    "nshield",
+    "utimaco",
+    "aws-cloudhsm",
+    "securosys",
+    "fortanix",
+    "marvell",
+    "yubihsm2",
+    "nethsm",
+    "google-kms",
 ];
 
 /// How to drive one product.
@@ -31,8 +51,15 @@ pub struct HsmProfile {
     pub description: String,
     /// Which version was checked, when and by what; or that it was not.
     pub verified: String,
+    /// Why `ekm` cannot use the product. Its slots can be listed, and no more.
+    // Never skipped: the bridge's messages carry no field names.
+    #[serde(default)]
+    pub unsupported: Option<String>,
     /// The library and its surroundings.
     pub module: ModuleProfile,
+    /// Who logs in.
+    #[serde(default)]
+    pub login: LoginProfile,
     /// How EEDKs are wrapped.
     pub eedk: EedkProfile,
     /// What the token can wrap for a drive.
@@ -55,7 +82,6 @@ pub struct ModuleProfile {
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     /// `pReserved` of `C_Initialize`; `{directory}` as above.
-    // Never skipped: the bridge's messages carry no field names.
     #[serde(default)]
     pub reserved: Option<String>,
     /// Files to make in the token's directory if they are not there: name to content.
@@ -64,6 +90,37 @@ pub struct ModuleProfile {
     /// Folders to make in the token's directory if they are not there.
     #[serde(default)]
     pub folders: Vec<String>,
+}
+
+/// Who logs in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoginProfile {
+    /// `userType` of `C_Login`: 1 is `CKU_USER`, from 0x80000000 on they are a vendor's own.
+    pub user_type: u32,
+}
+
+impl LoginProfile {
+    const CKU_USER: u32 = 1;
+    const CKU_VENDOR_DEFINED: u32 = 0x8000_0000;
+
+    /// As `C_Login` takes it.
+    #[must_use]
+    pub const fn user(&self) -> User {
+        if self.user_type == Self::CKU_USER {
+            User::User
+        } else {
+            User::Vendor(self.user_type)
+        }
+    }
+}
+
+impl Default for LoginProfile {
+    fn default() -> Self {
+        Self {
+            user_type: Self::CKU_USER,
+        }
+    }
 }
 
 /// How EEDKs are wrapped: always `CKM_RSA_PKCS_OAEP`.
@@ -80,7 +137,7 @@ pub struct EedkProfile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DriveProfile {
-    /// SEDK forms that the token makes itself.
+    /// SEDK forms that the token makes itself; none where it cannot wrap and unwrap.
     pub forms: Vec<SedkForm>,
 }
 
@@ -116,12 +173,26 @@ pub struct DataKeyProfile {
     pub value_len: Send,
 }
 
+/// How KEKs come into the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Generate {
+    /// `C_GenerateKeyPair` with `CKM_RSA_PKCS_KEY_PAIR_GEN`.
+    Pkcs11,
+    /// Only with the vendor's own tools.
+    VendorTool,
+}
+
 /// Attributes of new KEKs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KekProfile {
+    /// How KEKs come into the token.
+    pub generate: Generate,
     /// Whether `CKA_UNWRAP_TEMPLATE { CKA_SENSITIVE }` is sent at generation.
     pub unwrap_template: Send,
+    /// Whether the uses that a KEK is not for are sent as well, as false.
+    pub denied_uses: Send,
     /// Whether `CKA_MODIFIABLE` false is sent, so that no usage flag can be turned on later.
     pub frozen: Send,
 }
@@ -135,6 +206,9 @@ pub struct SessionProfile {
     pub processes: usize,
     /// Threads of one such process, each with a session of its own.
     pub workers: usize,
+    /// Most sessions that the token allows; `None` where no limit is known.
+    #[serde(default)]
+    pub limit: Option<usize>,
     /// Longest time that one exchange may take before the module counts as hung, seconds.
     pub deadline_seconds: u64,
     /// Host-custody exchanges after which the bridge is started anew.
@@ -167,6 +241,14 @@ pub enum ProfileError {
         name: String,
         /// The cause, with the line.
         source: Box<toml::de::Error>,
+    },
+    /// The product cannot do what `ekm` needs.
+    #[error("profile {name}: ekm cannot use this product: {reason}")]
+    Unsupported {
+        /// Name.
+        name: String,
+        /// What it cannot do.
+        reason: String,
     },
     /// A value is out of its range.
     #[error("profile {name}: {reason}")]
@@ -213,37 +295,89 @@ impl HsmProfile {
             name: name.to_owned(),
             source: Box::new(source),
         })?;
-        let fault = |reason| {
-            Err(ProfileError::Value {
-                name: name.to_owned(),
-                reason,
-            })
-        };
-        if !(1..=16).contains(&profile.session.processes) {
-            return fault("session.processes must be 1 to 16");
-        }
-        if !(1..=64).contains(&profile.session.workers) {
-            return fault("session.workers must be 1 to 64");
-        }
-        if !(1..=300).contains(&profile.session.deadline_seconds) {
-            return fault("session.deadline_seconds must be 1 to 300");
-        }
-        if profile.session.host_exchanges == 0 {
-            return fault("session.host_exchanges must be 1 or more");
-        }
-        if profile.data_key.sensitive == Sensitive::SetAfter
-            && profile.kek.unwrap_template == Send::Send
+        profile.check().map_err(|reason| ProfileError::Value {
+            name: name.to_owned(),
+            reason,
+        })?;
+        Ok(profile)
+    }
+
+    /// Whether the values are in their ranges and fit together.
+    fn check(&self) -> Result<(), &'static str> {
+        let Self {
+            name: _,
+            description: _,
+            verified: _,
+            unsupported: _,
+            module: _,
+            login,
+            eedk: _,
+            drive,
+            data_key,
+            kek,
+            session,
+        } = self;
+        if login.user_type != LoginProfile::CKU_USER
+            && login.user_type < LoginProfile::CKU_VENDOR_DEFINED
         {
-            return fault(
-                "data_key.sensitive = \"set-after\" and kek.unwrap_template = \"send\" contradict each other: the KEK would refuse every unwrap",
+            return Err(
+                "login.user_type must be 1 (CKU_USER) or a vendor's own, 0x80000000 or more; ekm never serves as CKU_SO",
             );
         }
-        if profile.drive.forms.contains(&SedkForm::T10Plain) {
-            return fault(
+        if drive.forms.contains(&SedkForm::T10Plain) {
+            return Err(
                 "drive.forms: t10-00h is the key in clear and never made by a token; leave it out",
             );
         }
-        Ok(profile)
+        if data_key.sensitive == Sensitive::SetAfter && kek.unwrap_template == Send::Send {
+            return Err(
+                "data_key.sensitive = \"set-after\" and kek.unwrap_template = \"send\" contradict each other: the KEK would refuse every unwrap",
+            );
+        }
+        if kek.denied_uses == Send::Omit && !drive.forms.is_empty() {
+            return Err(
+                "kek.denied_uses = \"omit\" is for drive.forms = [] only: a KEK that may also decrypt or sign gives a data key out of the token",
+            );
+        }
+        if !(1..=16).contains(&session.processes) {
+            return Err("session.processes must be 1 to 16");
+        }
+        if !(1..=64).contains(&session.workers) {
+            return Err("session.workers must be 1 to 64");
+        }
+        // One more session in each process keeps the login.
+        let sessions = session.processes * (session.workers + 1);
+        if session.limit.is_some_and(|limit| sessions > limit) {
+            return Err(
+                "session.processes times (workers + 1) is more than session.limit, the sessions that the token allows",
+            );
+        }
+        if !(1..=300).contains(&session.deadline_seconds) {
+            return Err("session.deadline_seconds must be 1 to 300");
+        }
+        if session.host_exchanges == 0 {
+            return Err("session.host_exchanges must be 1 or more");
+        }
+        Ok(())
+    }
+
+    /// That the product can serve at all.
+    ///
+    /// # Errors
+    /// `Unsupported`, with what it cannot do.
+    pub fn serves(&self) -> Result<(), ProfileError> {
+        self.unsupported.as_ref().map_or(Ok(()), |reason| {
+            Err(ProfileError::Unsupported {
+                name: self.name.clone(),
+                reason: reason.clone(),
+            })
+        })
+    }
+
+    /// Whether the token can only decrypt, so that its KEKs are all of custody `host`.
+    #[must_use]
+    pub const fn host_only(&self) -> bool {
+        self.drive.forms.is_empty()
     }
 
     /// How this token wraps EEDKs.
@@ -302,6 +436,85 @@ mod tests {
         for name in HsmProfile::shipped() {
             assert_eq!(HsmProfile::load(name).unwrap().name, name);
         }
+    }
+
+    #[test]
+    fn every_file_of_the_folder_is_shipped_and_in_its_readme() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/hsm-profiles");
+        let readme = std::fs::read_to_string(format!("{folder}/README.md")).unwrap();
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .filter_map(|entry| {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                name.strip_suffix(".toml").map(str::to_owned)
+            })
+            .collect();
+        let mut shipped: Vec<&str> = HsmProfile::shipped().collect();
+        files.sort();
+        shipped.sort_unstable();
+        assert_eq!(files, shipped);
+        for name in shipped {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_profile_says_when_it_was_checked_or_that_it_was_not() {
+        for name in HsmProfile::shipped() {
+            let verified = HsmProfile::load(name).unwrap().verified;
+            let dated = verified.contains("20") && verified.contains("conformance tests");
+            assert!(
+                dated || verified.starts_with("NOT verified"),
+                "{name}: {verified}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_product_without_oaep_is_listed_and_never_served() {
+        let profile = HsmProfile::load("opencryptoki-icsf").unwrap();
+        let refused = profile.serves().unwrap_err().to_string();
+        assert!(refused.contains("CKM_RSA_PKCS_OAEP"), "{refused}");
+        assert!(HsmProfile::load("softhsm2").unwrap().serves().is_ok());
+    }
+
+    #[test]
+    fn values_that_do_not_fit_together_are_refused() {
+        let good = include_str!("../../hsm-profiles/softhsm2.toml");
+        for (field, wrong, reason) in [
+            ("processes = 1", "processes = 17", "session.processes"),
+            ("workers = 4", "workers = 0", "session.workers"),
+            ("workers = 4", "workers = 4\nlimit = 4", "session.limit"),
+            (
+                "sensitive = \"send\"",
+                "sensitive = \"set-after\"",
+                "contradict",
+            ),
+            (
+                "denied_uses = \"send\"",
+                "denied_uses = \"omit\"",
+                "denied_uses",
+            ),
+            ("[eedk]", "[login]\nuser_type = 0\n[eedk]", "CKU_SO"),
+            ("[eedk]", "[eedk]\nsource = 1", "unknown field"),
+        ] {
+            assert!(good.contains(field), "{field}");
+            let text = good.replacen(field, wrong, 1);
+            let error = HsmProfile::parse("changed", &text).unwrap_err();
+            let full = format!("{error}");
+            assert!(full.contains(reason), "{wrong}: {full}");
+        }
+    }
+
+    #[test]
+    fn a_vendors_user_type_is_taken() {
+        let text = include_str!("../../hsm-profiles/softhsm2.toml").replacen(
+            "[eedk]",
+            "[login]\nuser_type = 0x80000001\n[eedk]",
+            1,
+        );
+        let profile = HsmProfile::parse("changed", &text).unwrap();
+        assert_eq!(profile.login.user(), User::Vendor(0x8000_0001));
     }
 
     #[test]

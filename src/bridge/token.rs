@@ -19,7 +19,7 @@ use super::pin::{LoginGuard, Pin};
 use super::pkcs11::{
     Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, Mechanism, Module, TokenInfo, User,
 };
-use super::profile::{HsmProfile, Send as SendAttr};
+use super::profile::{Generate, HsmProfile, Send as SendAttr};
 use super::uri::TokenUri;
 use crate::key::{KekHash, KeyLabel, OaepHash, WrapAlgorithm};
 
@@ -166,7 +166,7 @@ impl Token {
         let (pin, generation) = self.pin.read().map_err(operator)?;
         let guard = LoginGuard::begin(&self.ledgers.join(ledger_name(&info)), &info, generation)
             .map_err(operator)?;
-        let outcome = match self.module.login(session, User::User, &pin) {
+        let outcome = match self.module.login(session, self.profile.login.user(), &pin) {
             Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
             other => other,
         };
@@ -182,7 +182,8 @@ impl Token {
 
     fn look_again(&self, session: CK_SESSION_HANDLE, same_login: bool) -> Result<(), Fault> {
         let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
-        let mut catalog = Catalog::read(&self.module, session).map_err(fail)?;
+        let mut catalog =
+            Catalog::read(&self.module, session, self.profile.host_only()).map_err(fail)?;
         // Sessions and imported keys live as long as their epoch.
         if same_login && self.epoch().number > 0 && self.epoch().as_read == catalog {
             return Ok(());
@@ -248,10 +249,7 @@ impl Token {
         algorithm: WrapAlgorithm,
         label: &[u8],
     ) -> Result<Vec<u8>, Fault> {
-        let unsupported = |reason: String| Fault::Unsupported {
-            token: self.name.clone(),
-            reason,
-        };
+        let unsupported = |reason: String| self.unsupported(reason);
         let mut random = [0_u8; 32];
         aws_lc_rs::rand::fill(&mut random)
             .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
@@ -298,6 +296,13 @@ impl Token {
                 )
                 .and_then(|key| self.module.destroy(session, key))
                 .is_ok(),
+        }
+    }
+
+    fn unsupported(&self, reason: String) -> Fault {
+        Fault::Unsupported {
+            token: self.name.clone(),
+            reason,
         }
     }
 
@@ -380,6 +385,18 @@ impl Token {
             label: label.to_string(),
             reason,
         };
+        if self.profile.kek.generate == Generate::VendorTool {
+            return Err(self.unsupported(format!(
+                "KEK {label} cannot be made through PKCS#11 on this product; make it with the vendor's tool (profile {}), and ekm finds it by its label",
+                self.profile.name
+            )));
+        }
+        if self.profile.host_only() && custody == Custody::Token {
+            return Err(self.unsupported(format!(
+                "KEK {label} would have to open EEDKs inside the token, and this product cannot unwrap and wrap (profile {}: drive.forms = []); make it with --custody host",
+                self.profile.name
+            )));
+        }
         let seen = self.epoch();
         // Read again first: another program may have made the label since.
         self.renew(seen.number)?;
@@ -403,7 +420,7 @@ impl Token {
             .generate_pair(
                 session,
                 &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
-                &catalog::public_template(label, &id, bits),
+                &catalog::public_template(label, &id, bits, &self.profile),
                 &catalog::private_template(label, &id, custody, &self.profile),
             )
             .map_err(|error| {

@@ -523,12 +523,20 @@ impl At<'_> {
     }
 
     fn cannot_make(&self, form: SedkForm) -> Fault {
-        Fault::Unsupported {
-            token: self.token.name.clone(),
-            reason: format!(
+        let reason = if self.token.profile.host_only() {
+            format!(
+                "it can only decrypt (profile {}: drive.forms = []), so it makes no SEDK of form {form} itself; enrol the drive for custody host (ekm drive mod SERIAL --custody host)",
+                self.token.profile.name
+            )
+        } else {
+            format!(
                 "it cannot make an SEDK of form {form} itself; enrol the drive in a form that it can ({}), or for custody host (ekm drive mod SERIAL --custody host)",
                 self.forms()
-            ),
+            )
+        };
+        Fault::Unsupported {
+            token: self.token.name.clone(),
+            reason,
         }
     }
 
