@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,11 +20,8 @@ use ekm::policy::{PeerRule, PolicyConfig};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
-use crate::support::{Bench, Hsm, Kind, TestDrive, drive, example, wait_for};
-
-#[path = "counting/names.rs"]
-mod names;
-use names::FUNCTIONS;
+use crate::faulty::Faulty;
+use crate::support::{Bench, Hsm, Kind, TestDrive, drive, wait_for};
 
 const DRIVES: u32 = 50;
 
@@ -48,9 +44,7 @@ const PROOF: usize = 4;
 const KEY_CHANGE: usize = 2;
 
 /// What a token was asked: a counter for each function, and a line for each call.
-struct Counted {
-    directory: PathBuf,
-}
+struct Counted(Faulty);
 
 /// A call as the log has it.
 #[derive(Clone, Debug)]
@@ -61,48 +55,21 @@ struct Call {
 }
 
 impl Counted {
-    /// The token, with the counting module between it and the bridge.
+    /// The token, with the faulty module between it and the bridge; all that it does is to count.
     fn between(hsm: &Hsm) -> (Self, TokenConfig) {
-        let counted = Self {
-            directory: hsm.directory.path().to_owned(),
-        };
-        let (module, environment) = hsm.module();
-        let mut config = hsm.config("main");
-        config.library = Some(example("libcounting.so").display().to_string());
-        config.environment = environment
-            .into_iter()
-            .chain([
-                ("COUNTING_MODULE", module.display().to_string()),
-                ("COUNTING_FILE", counted.path("counters")),
-                ("COUNTING_LOG", counted.path("calls")),
-            ])
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        (counted, config)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.directory.join(name).display().to_string()
+        let faulty = Faulty::before(hsm);
+        let config = faulty.config(hsm, "main");
+        (Self(faulty), config)
     }
 
     /// Number of calls of each function so far.
     fn counters(&self) -> BTreeMap<String, usize> {
-        let bytes = fs::read(self.path("counters")).unwrap();
-        let counts = bytes.chunks_exact(8).map(|count| {
-            let count = u64::from_ne_bytes(count.try_into().unwrap());
-            usize::try_from(count).unwrap()
-        });
-        FUNCTIONS
-            .iter()
-            .zip(counts)
-            .filter(|(_, count)| *count > 0)
-            .map(|(name, count)| ((*name).to_owned(), count))
-            .collect()
+        self.0.counters()
     }
 
     /// All calls that have returned so far.
     fn calls(&self) -> Vec<Call> {
-        let log = fs::read_to_string(self.path("calls")).unwrap();
+        let log = fs::read_to_string(self.0.log()).unwrap();
         log.lines()
             .map(|line| {
                 let [function, session, code] = *line.split(' ').collect::<Vec<_>>() else {

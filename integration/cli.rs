@@ -320,8 +320,8 @@ impl House {
         );
         std::fs::write(self.at("kryoptic.conf"), conf).unwrap();
         let rest = format!(
-            "library = \"{}\"\n[tokens.environment]\nCOUNTING_MODULE = \"{}\"\nCOUNTING_FILE = \"{}\"\nCOUNTING_LOG = \"{}\"\nKRYOPTIC_CONF = \"{}\"\n",
-            example("libcounting.so").display(),
+            "library = \"{}\"\n[tokens.environment]\nFAULTY_MODULE = \"{}\"\nFAULTY_DIRECTORY = \"{}\"\nFAULTY_LOG = \"{}\"\nKRYOPTIC_CONF = \"{}\"\n",
+            example("libfaulty.so").display(),
             example("libembedded.so").display(),
             self.at("count").display(),
             self.at("calls").display(),

@@ -10,6 +10,7 @@
     reason = "a test that meets the unexpected should stop there"
 )]
 
+mod faulty;
 mod site;
 mod support;
 

@@ -2,7 +2,7 @@
 //!
 //! `ekm` calls kryoptic's function list directly and exports nothing. Tests
 //! need the same token behind `dlopen`, to look at its database with another
-//! client and to put the counting module in front of it.
+//! client and to put the faulty module in front of it.
 #![expect(
     unsafe_code,
     reason = "a PKCS#11 module exports one C symbol by its name"

@@ -7,7 +7,10 @@
 //! hand MODULE TOKEN PINFILE import-public LABEL PKCS8.der
 //! hand MODULE TOKEN PINFILE delete-private LABEL
 //! hand MODULE TOKEN PINFILE attributes LABEL
+//! hand MODULE TOKEN PINFILE steps
 //! ```
+
+mod steps;
 
 use std::error::Error;
 
@@ -29,6 +32,9 @@ fn main() -> Outcome<()> {
     };
     let pkcs11 = Pkcs11::new(module)?;
     pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+    if let ["steps"] = verb {
+        return steps::run(&pkcs11, token);
+    }
     let session = open(&pkcs11, token, pin_file)?;
     match verb {
         ["import-private", label, key] => import(&session, label, &read(key)?, true),
