@@ -146,7 +146,7 @@ async fn a_bridge_is_renewed_after_its_share_of_host_custody() {
 
 fn bridge_pid(bench: &Bench) -> u32 {
     match bench.service.tokens().bridges()[0].state() {
-        TokenState::Ready { pid, .. } => pid,
+        TokenState::Ready { bridges, .. } => bridges[0],
         other => panic!("{other:?}"),
     }
 }

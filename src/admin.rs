@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Event, Kind, Outcome};
 use crate::bridge::message::Custody;
-use crate::bridge::supervisor::TokenState;
+use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekRef, KeyLabel, SedkForm};
 use crate::keystore::KnownKek;
@@ -131,14 +131,22 @@ pub enum Command {
 pub struct TokenStatus {
     /// Its configured name.
     pub name: String,
-    /// starting, ready, failed or locked.
+    /// starting, ready, degraded, failed or locked.
     pub state: String,
     /// Why it is not ready.
     pub why: Option<String>,
     /// Since when, RFC 3339.
     pub since: Option<String>,
-    /// The process that drives it.
-    pub bridge_pid: Option<u32>,
+    /// When a failed token is tried again, RFC 3339.
+    pub next: Option<String>,
+    /// The processes that drive it.
+    pub bridges: Vec<u32>,
+    /// Sessions of the bridge that has fewest, and how many the profile wants.
+    pub sessions: Option<(usize, usize)>,
+    /// Seconds since the token last proved that it works.
+    pub heard: Option<f64>,
+    /// What its flags say of the user PIN.
+    pub pin: Option<String>,
     /// Its PKCS#11 URI, once known.
     pub uri: Option<String>,
     /// Its KEKs.
@@ -446,30 +454,32 @@ async fn generate(
     Ok(Reply::Keks(made))
 }
 
-fn status(bridge: &crate::bridge::supervisor::Bridge) -> TokenStatus {
+fn status(bridge: &Bridge) -> TokenStatus {
     let state = bridge.state();
-    let word = state.word().to_owned();
     let time = |at: time::OffsetDateTime| {
         at.format(&time::format_description::well_known::Rfc3339)
             .ok()
     };
-    let (why, since, ready, bridge_pid) = match state {
-        TokenState::Starting => (None, None, None, None),
-        TokenState::Ready { ready, since, pid } => (None, time(since), Some(ready), Some(pid)),
-        TokenState::Failed { why, since, .. } | TokenState::Locked { why, since, .. } => {
-            (Some(why.to_string()), time(since), None, None)
-        }
+    let next = match &state {
+        TokenState::Failed { next, .. } => time(*next),
+        TokenState::Starting { .. }
+        | TokenState::Ready { .. }
+        | TokenState::Degraded { .. }
+        | TokenState::Locked { .. } => None,
     };
+    let ready = state.found().filter(|_| state.serves());
     TokenStatus {
         name: bridge.name().to_owned(),
-        state: word,
-        why,
-        since,
-        bridge_pid,
-        uri: ready
-            .as_ref()
-            .map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
-        keks: ready.as_ref().map_or(0, |ready| ready.keks.len()),
+        state: state.word().to_owned(),
+        why: state.why(),
+        since: time(state.since()),
+        next,
+        bridges: state.bridges().to_vec(),
+        sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
+        heard: bridge.heard().map(|age| age.as_secs_f64()),
+        pin: ready.map(|ready| ready.token.pin_words().to_owned()),
+        uri: ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
+        keks: ready.map_or(0, |ready| ready.keks.len()),
         forms: ready
             .and_then(|ready| ready.probe.clone())
             .map(|probe| probe.forms)

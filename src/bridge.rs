@@ -22,6 +22,7 @@ pub mod profile;
 pub mod supervisor;
 mod token;
 pub mod uri;
+mod which;
 mod worker;
 
 /// The modulus length of an RSA `SubjectPublicKeyInfo`, bits; none where it

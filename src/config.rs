@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::bridge::message::{Hello, Task};
 use crate::bridge::pin::{Pin, PinSource};
 use crate::bridge::profile::HsmProfile;
+use crate::bridge::supervisor::Rank;
 use crate::bridge::uri::TokenUri;
 use crate::policy::PolicyConfig;
 
@@ -86,8 +87,18 @@ pub struct TokenConfig {
     pub profile: String,
     /// Which token: a PKCS#11 URI, `pkcs11:token=…;serial=…`.
     pub uri: TokenUri,
+    /// The serials that it may have, the preferred first, where the nodes of a
+    /// cluster show one label and a serial each.
+    #[serde(default)]
+    pub serials: Vec<String>,
     /// Where its user PIN comes from.
     pub pin: PinSource,
+    /// Tokens of the lowest number that serve are used, the next only where none does.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
+    /// Its share of the work among tokens of its priority.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
     /// What `{directory}` of the profile stands for; where the embedded token keeps its keys.
     #[serde(default)]
     pub directory: Option<PathBuf>,
@@ -105,6 +116,14 @@ fn default_node() -> String {
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 3801))
+}
+
+const fn default_priority() -> u8 {
+    1
+}
+
+const fn default_weight() -> u32 {
+    1
 }
 
 const fn default_connections() -> usize {
@@ -314,6 +333,20 @@ impl Config {
             if tokens.iter().take(index).any(|other| other.name == *name) {
                 faults.push(format!("tokens: the name {name} is given twice"));
             }
+            if !(1..=1000).contains(&token.weight) {
+                faults.push(format!(
+                    "tokens {name}: weight {} is not 1 to 1000",
+                    token.weight
+                ));
+            }
+            if token.serials.iter().any(String::is_empty) {
+                faults.push(format!("tokens {name}: a serial is empty"));
+            }
+            if !token.serials.is_empty() && token.uri.has_serial() {
+                faults.push(format!(
+                    "tokens {name}: the URI names a serial and serials names others; leave one of them out"
+                ));
+            }
             match HsmProfile::load(&token.profile) {
                 Err(error) => faults.push(format!("tokens {name}: {error}")),
                 Ok(profile) => {
@@ -376,7 +409,10 @@ impl TokenConfig {
             name,
             profile,
             uri: _,
+            serials: _,
             pin: _,
+            priority: _,
+            weight: _,
             directory,
             library,
             environment,
@@ -401,6 +437,15 @@ impl TokenConfig {
         Ok(profile)
     }
 
+    /// Where it stands among the others.
+    #[must_use]
+    pub const fn rank(&self) -> Rank {
+        Rank {
+            priority: self.priority,
+            weight: self.weight,
+        }
+    }
+
     /// What its bridge is told, with the PIN guard's files in `ledgers`.
     ///
     /// # Errors
@@ -418,6 +463,7 @@ impl TokenConfig {
             profile,
             task: Task::Serve {
                 token: self.uri.clone(),
+                serials: self.serials.clone(),
                 pin: Pin::Source(self.pin.clone()),
                 ledgers: ledgers.to_owned(),
             },

@@ -76,7 +76,9 @@ pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerE
     let bridges = config
         .tokens
         .iter()
-        .map(|token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?)))
+        .map(
+            |token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?).ranked(token.rank())),
+        )
         .collect::<Result<Vec<_>, TokenConfigError>>()?;
     Ok(Service::new(config, store, audit, Tokens::new(bridges)))
 }

@@ -512,7 +512,7 @@ impl Service {
         if self.audit.has_failed() {
             return Err("the audit log has failed; see the server's log and restart it".to_owned());
         }
-        if !self.tokens.any_ready() {
+        if !self.tokens.any_serves() {
             let states: Vec<String> = self
                 .tokens
                 .bridges()

@@ -84,6 +84,9 @@ pub enum Task {
     Serve {
         /// Which token.
         token: TokenUri,
+        /// The serials that it may have, in order of preference; none where the
+        /// URI alone says which it is.
+        serials: Vec<String>,
         /// Its user PIN.
         pin: Pin,
         /// The directory of the files that guard the PIN counters.
@@ -261,6 +264,9 @@ pub struct Ready {
     pub keks: Vec<KekOnToken>,
     /// What the probe proved, once there is a KEK to probe with.
     pub probe: Option<Probe>,
+    /// Workers that have a session; fewer than the profile wants where the
+    /// token gives no more.
+    pub sessions: usize,
 }
 
 /// What the token showed that it does, on throw-away objects.

@@ -262,6 +262,20 @@ impl TokenInfo {
         self.flags & ck::CKF_USER_PIN_LOCKED != 0
     }
 
+    /// What the flags say of the user PIN, in words.
+    #[must_use]
+    pub const fn pin_words(&self) -> &'static str {
+        if self.user_pin_locked() {
+            "locked"
+        } else if self.user_pin_final_try() {
+            "the next wrong one locks it"
+        } else if self.user_pin_count_low() {
+            "a wrong one was given since the last login"
+        } else {
+            "good"
+        }
+    }
+
     /// Whether a wrong PIN was given since the last login (`CKF_USER_PIN_COUNT_LOW`).
     #[must_use]
     pub const fn user_pin_count_low(&self) -> bool {

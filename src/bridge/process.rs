@@ -4,11 +4,10 @@
 //! what it is for; when the socket closes it ends at once, whatever the
 //! module is doing, so no bridge outlives its server.
 
-use std::io;
+use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,10 +16,11 @@ use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
 use super::token::{self, Token};
+use super::which::Which;
 use super::worker::Worker;
 
-/// Requests that wait in the bridge. The server bounds its own queue below this.
-const QUEUE: usize = 1024;
+/// How often a worker without a session asks for one, where the token has no more to give.
+const CROWDED: Duration = Duration::from_millis(250);
 
 /// Runs the bridge until its socket closes.
 ///
@@ -57,16 +57,23 @@ pub fn run() -> io::Result<()> {
         ),
         Task::Serve {
             token,
+            serials,
             pin,
             ledgers,
         } => {
             let workers = profile.session.workers;
+            let which = Which {
+                uri: token,
+                serials,
+            };
             let opened =
-                loaded.and_then(|module| Token::open(name, module, profile, &token, pin, ledgers));
+                loaded.and_then(|module| Token::open(name, module, profile, which, pin, ledgers));
             match opened {
                 Ok(token) => {
+                    let token = Arc::new(token);
+                    let staff = staff(&token, workers);
                     answer(&mut socket, Ok(Reply::Ready(token.ready())))?;
-                    serve(socket, &Arc::new(token), workers)
+                    serve(&socket, &token, staff)
                 }
                 Err(fault) => answer(&mut socket, Err(fault)),
             }
@@ -116,54 +123,83 @@ fn load(name: &str, profile: &HsmProfile) -> Result<Module, Fault> {
     Ok(module)
 }
 
-type Job = (Request, Instant);
+/// The workers, each with a session where the token has one to give.
+fn staff(token: &Arc<Token>, workers: usize) -> Vec<Worker> {
+    (0..workers)
+        .map(|_| {
+            let mut worker = Worker::new(Arc::clone(token));
+            // Its first request tells what is wrong, if anything still is.
+            drop(worker.prepare());
+            worker
+        })
+        .collect()
+}
 
-fn serve(mut socket: UnixStream, token: &Arc<Token>, workers: usize) -> io::Result<()> {
-    let (sender, receiver) = sync_channel::<Job>(QUEUE);
-    let receiver = Arc::new(Mutex::new(receiver));
-    let writer = Arc::new(Mutex::new(socket.try_clone()?));
-    for index in 0..workers {
+fn serve(socket: &UnixStream, token: &Arc<Token>, staff: Vec<Worker>) -> io::Result<()> {
+    // Whoever is free reads the next request himself: no thread stands between.
+    let inbox = Arc::new(Mutex::new(BufReader::new(socket.try_clone()?)));
+    let outbox = Arc::new(Mutex::new(socket.try_clone()?));
+    let mut threads = Vec::new();
+    for (index, worker) in staff.into_iter().enumerate() {
         let token = Arc::clone(token);
-        let receiver = Arc::clone(&receiver);
-        let writer = Arc::clone(&writer);
-        std::thread::Builder::new()
-            .name(format!("session {index}"))
-            .spawn(move || work(&token, &receiver, &writer))?;
+        let inbox = Arc::clone(&inbox);
+        let outbox = Arc::clone(&outbox);
+        threads.push(
+            std::thread::Builder::new()
+                .name(format!("session {index}"))
+                .spawn(move || {
+                    let _ends = EndsBridge;
+                    work(worker, &token, &inbox, &outbox);
+                })?,
+        );
     }
-    while let Ok(request) = message::read::<Request>(&mut socket) {
-        let until = Instant::now() + Duration::from_millis(request.deadline_ms);
-        if sender.send((request, until)).is_err() {
-            break;
-        }
+    for thread in threads {
+        // The first that ends has ended the process.
+        drop(thread.join());
     }
     end()
 }
 
-fn work(token: &Arc<Token>, receiver: &Mutex<Receiver<Job>>, writer: &Mutex<UnixStream>) {
-    let mut worker = Worker::new(Arc::clone(token));
+/// Ends the bridge when a worker ends, also by a panic: what it was asked
+/// would never be answered.
+struct EndsBridge;
+
+impl Drop for EndsBridge {
+    fn drop(&mut self) {
+        end();
+    }
+}
+
+fn work(
+    mut worker: Worker,
+    token: &Token,
+    inbox: &Mutex<BufReader<UnixStream>>,
+    outbox: &Mutex<UnixStream>,
+) {
     loop {
-        let next = receiver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .recv();
-        let Ok((
-            Request {
-                id,
-                op,
-                deadline_ms,
-            },
-            until,
-        )) = next
+        // Who has no session must not take a request from those who have.
+        while worker.prepare().is_err_and(|fault| crowded(&fault)) && token.sessions() > 0 {
+            std::thread::sleep(CROWDED);
+        }
+        let next =
+            message::read::<Request>(&mut *inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        let Ok(Request {
+            id,
+            op,
+            deadline_ms,
+        }) = next
         else {
             return;
         };
-        let result = if Instant::now() >= until {
-            Err(Fault::Deadline {
-                token: token.name.clone(),
-                seconds: deadline_ms / 1000,
-            })
-        } else {
-            worker.run(&op)
+        let until = Instant::now() + Duration::from_millis(deadline_ms);
+        let result = loop {
+            let result = worker.run(&op);
+            // The session was lost on the way, and others took what there was.
+            let again = result.as_ref().is_err_and(crowded) && Instant::now() + CROWDED < until;
+            if !again {
+                break result;
+            }
+            std::thread::sleep(CROWDED);
         };
         let restart = matches!(
             result,
@@ -173,13 +209,23 @@ fn work(token: &Arc<Token>, receiver: &Mutex<Receiver<Job>>, writer: &Mutex<Unix
             })
         );
         let sent = message::write(
-            &mut *writer.lock().unwrap_or_else(PoisonError::into_inner),
+            &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
             &Response { id, result },
         );
         if restart || sent.is_err() {
             end();
         }
     }
+}
+
+/// Whether the token has no session to give: other programs, or bridges that
+/// died a moment ago, have them all.
+fn crowded(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Call { function, name, .. }
+            if function == "C_OpenSession" && name == "CKR_SESSION_COUNT"
+    )
 }
 
 /// Ends the process now. `exit` would run the module's own clean-up, which

@@ -1,160 +1,51 @@
-//! The server's side of a bridge: starts it, asks it, starts it again.
+//! The server's side of a token: its bridges are started, asked, started again.
 //!
-//! One task owns the child and its socket. A request that outlives its time
-//! by the grace below means that the module hangs; PKCS#11 has no way to
-//! abandon a call, so the child is killed. Pauses between starts grow, and a
-//! token that needs its operator is left alone.
+//! ```text
+//! ask -> pick a link -> bridge process          lane 1..N: start, open, serve, pause
+//!                  \--> another one                   \--> board: the token's state
+//! ```
+//!
+//! A token may be driven by several bridge processes (`session.processes` of
+//! its profile), each a *lane*. A request goes to the lane with the least to
+//! do. One that outlives its time by the grace means that the module hangs;
+//! PKCS#11 has no way to abandon a call, so that bridge is killed. Pauses
+//! between starts grow, and a token that needs its operator is left alone.
 
-mod keeper;
+mod lane;
+mod link;
+mod program;
+mod state;
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
-use super::faults::{Fault, FaultClass};
+use super::faults::Fault;
 use super::message::{self, Hello, Op, Ready, Reply, Response};
-use super::pin::{Pin, PinSource};
-use keeper::Keeper;
+use lane::{GRACE, Lane, Shared};
+use link::{Link, NotPut, receive, restarts};
 
-/// Requests that wait for a bridge; past this the token is busy.
-const QUEUE: usize = 512;
+pub use program::Program;
+pub use state::TokenState;
 
-/// Time past a request's deadline after which the module counts as hung.
-const GRACE: Duration = Duration::from_secs(2);
-
-/// Longest time from start to ready: loading, login, probe.
-const START: Duration = Duration::from_secs(60);
+/// Longest time for a task that answers once: loading, initialising.
+const ONCE: Duration = Duration::from_secs(60);
 
 /// Longest time for a new key pair: RSA-4096 on a smart card takes minutes.
 const GENERATE: Duration = Duration::from_secs(600);
 
-/// What the server knows of a token.
-#[derive(Clone, Debug)]
-pub enum TokenState {
-    /// The bridge is loading the module or logging in.
-    Starting,
-    /// The canary opens.
-    Ready {
-        /// What the bridge found.
-        ready: Arc<Ready>,
-        /// The bridge's process.
-        pid: u32,
-        /// Since when.
-        since: OffsetDateTime,
-    },
-    /// It does not work now; the bridge is started again.
-    Failed {
-        /// Why.
-        why: Fault,
-        /// Since when.
-        since: OffsetDateTime,
-        /// What was found when it last worked.
-        last: Option<Arc<Ready>>,
-    },
-    /// It is left alone until an operator acts.
-    Locked {
-        /// Why.
-        why: Fault,
-        /// Since when.
-        since: OffsetDateTime,
-        /// What was found when it last worked.
-        last: Option<Arc<Ready>>,
-    },
-}
+/// Shortest time after which another token is asked too, where one does not answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-impl TokenState {
-    /// What was last found on the token.
-    #[must_use]
-    pub const fn found(&self) -> Option<&Arc<Ready>> {
-        match self {
-            Self::Starting => None,
-            Self::Ready { ready, .. } => Some(ready),
-            Self::Failed { last, .. } | Self::Locked { last, .. } => last.as_ref(),
-        }
-    }
+/// The same, as a multiple of what an answer took of late.
+const PATIENCE_TIMES: u32 = 8;
 
-    /// One word for tables.
-    #[must_use]
-    pub const fn word(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready { .. } => "ready",
-            Self::Failed { .. } => "failed",
-            Self::Locked { .. } => "locked",
-        }
-    }
-}
-
-/// Which program runs as the bridge.
-#[derive(Clone, Debug)]
-pub struct Program(PathBuf);
-
-impl Program {
-    /// This very executable.
-    ///
-    /// # Errors
-    /// The operating system does not say where it is.
-    pub fn own() -> io::Result<Self> {
-        // The file may be replaced by an upgrade while this runs; the bridge
-        // must be the same program.
-        std::fs::metadata("/proc/self/exe").map(|_| Self("/proc/self/exe".into()))
-    }
-
-    /// Another copy of `ekm`, for programs that embed the library.
-    #[must_use]
-    pub const fn at(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    fn spawn(&self, hello: &Hello) -> io::Result<(Child, UnixStream)> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let mut command = Command::new(&self.0);
-        command
-            .arg0("ekm")
-            .arg("bridge")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .env_clear()
-            .kill_on_drop(true);
-        // The vendor's library sees what its profile says, not the server's surroundings.
-        for name in [
-            "PATH",
-            "HOME",
-            "LANG",
-            "TZ",
-            "RUST_LOG",
-            "EKM_LOG_FORMAT",
-            "CREDENTIALS_DIRECTORY",
-        ] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        command.envs(&hello.profile.module.environment);
-        if let message::Task::Serve {
-            pin: Pin::Source(PinSource::Env(name)),
-            ..
-        } = &hello.task
-            && let Some(value) = std::env::var_os(name)
-        {
-            command.env(name, value);
-        }
-        Ok((command.spawn()?, UnixStream::from_std(ours)?))
-    }
-}
+/// How often a lane with room is looked for while every one is full.
+const ROOM: Duration = Duration::from_millis(5);
 
 /// Runs a bridge for one task that answers once: listing or initialising.
 ///
@@ -165,56 +56,90 @@ pub async fn once(program: &Program, hello: &Hello) -> Result<Reply, Fault> {
         token: hello.name.clone(),
         reason,
     };
-    let (_child, socket) = program
+    let (_child, mut socket) = program
         .spawn(hello)
         .map_err(|error| down(format!("cannot start the bridge: {error}")))?;
-    let (mut reader, mut writer) = socket.into_split();
     let exchange = async {
-        send(&mut writer, hello).await?;
-        receive(&mut reader).await
+        socket.write_all(&message::encode(hello)?).await?;
+        receive(&mut socket).await
     };
-    match tokio::time::timeout(START, exchange).await {
+    match tokio::time::timeout(ONCE, exchange).await {
         Ok(Ok(Response { result, .. })) => result,
         Ok(Err(error)) => Err(down(format!(
             "the bridge ended without an answer ({error}); did the module crash?"
         ))),
         Err(_) => Err(down(format!(
             "the module did not answer within {} s",
-            START.as_secs()
+            ONCE.as_secs()
         ))),
     }
 }
 
-struct Asked {
-    op: Op,
-    until: Instant,
-    reply: oneshot::Sender<Result<Reply, Fault>>,
+/// Where a token stands among the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rank {
+    /// Tokens of the lowest number that serve are used; the next only where none does.
+    pub priority: u8,
+    /// Its share of the work among tokens of its priority.
+    pub weight: u32,
 }
 
-/// A token behind its bridge.
+impl Default for Rank {
+    fn default() -> Self {
+        Self {
+            priority: 1,
+            weight: 1,
+        }
+    }
+}
+
+/// A token behind its bridges.
 #[derive(Clone, Debug)]
 pub struct Bridge {
     name: Arc<str>,
     deadline: Duration,
-    requests: mpsc::Sender<Asked>,
+    rank: Rank,
+    shared: Arc<Shared>,
     state: watch::Receiver<TokenState>,
+    // The lanes end when the last of these is dropped.
+    _wanted: Arc<watch::Sender<()>>,
 }
 
 impl Bridge {
-    /// Starts the bridge and keeps it running for as long as the `Bridge` lives.
+    /// Starts the token's bridges and keeps them running for as long as the
+    /// `Bridge` lives.
     #[must_use]
     pub fn start(program: Program, hello: Hello) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        let (publish, state) = watch::channel(TokenState::Starting);
+        let lanes = hello.profile.session.processes;
         let name: Arc<str> = hello.name.as_str().into();
         let deadline = Duration::from_secs(hello.profile.session.deadline_seconds);
-        tokio::spawn(Keeper::new(program, hello, queue, publish).run());
+        let shared = Arc::new(Shared::new(program, hello, lanes));
+        let state = shared.board.watch();
+        let (wanted, lasts) = watch::channel(());
+        for index in 0..lanes {
+            tokio::spawn(Lane::new(index, Arc::clone(&shared), lasts.clone()).run());
+        }
         Self {
             name,
             deadline,
-            requests,
+            rank: Rank::default(),
+            shared,
             state,
+            _wanted: Arc::new(wanted),
         }
+    }
+
+    /// The same token with its place among the others.
+    #[must_use]
+    pub const fn ranked(mut self, rank: Rank) -> Self {
+        self.rank = rank;
+        self
+    }
+
+    /// Its place among the others.
+    #[must_use]
+    pub const fn rank(&self) -> Rank {
+        self.rank
     }
 
     /// The token's configured name.
@@ -229,63 +154,175 @@ impl Bridge {
         self.state.borrow().clone()
     }
 
-    /// Waits until the token is ready, or is known not to become so soon.
+    /// Whether it answers requests now.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.state.borrow().serves()
+    }
+
+    /// What was last found on it.
+    #[must_use]
+    pub fn found(&self) -> Option<Arc<Ready>> {
+        self.state.borrow().found().cloned()
+    }
+
+    /// The longest that one exchange may take.
+    #[must_use]
+    pub const fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Exchanges that it does at once when all is well: sessions of all its bridges.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        let session = &self.shared.hello.profile.session;
+        session.workers * session.processes
+    }
+
+    /// Sessions that each of its bridges should have.
+    #[must_use]
+    pub fn sessions_wanted(&self) -> usize {
+        self.shared.hello.profile.session.workers
+    }
+
+    /// Requests that its bridges have not answered yet.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.links().iter().map(|link| link.under_way()).sum()
+    }
+
+    /// Whether requests wait and nothing has been heard of any of its bridges for a while.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let links = self.links();
+        !links.is_empty() && links.iter().all(|link| link.is_silent())
+    }
+
+    /// Time since a bridge last answered or was asked in vain, the freshest of
+    /// them: the age of the proof that the token works. None while none is up.
+    #[must_use]
+    pub fn heard(&self) -> Option<Duration> {
+        self.links().iter().map(|link| link.silence()).min()
+    }
+
+    /// How long an answer of this token is waited for before another token is
+    /// asked too.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let latency = self.links().iter().map(|link| link.latency()).max();
+        (latency.unwrap_or_default() * PATIENCE_TIMES).max(PATIENCE)
+    }
+
+    /// Bridges that were started so far, the first ones included.
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.shared.starts.load(Ordering::Relaxed)
+    }
+
+    /// Ends pauses, and has a locked token tried again.
+    pub fn nudge(&self) {
+        self.shared.nudged.notify_waiters();
+    }
+
+    /// Waits until the token serves, or is known not to do so soon.
     ///
     /// # Errors
-    /// Why it is not ready.
+    /// Why it does not.
     pub async fn settled(&self) -> Result<Arc<Ready>, Fault> {
         let mut state = self.state.clone();
         let settled = state
-            .wait_for(|state| !matches!(state, TokenState::Starting))
+            .wait_for(|state| !matches!(state, TokenState::Starting { .. }))
             .await
             .map(|state| state.clone());
         match settled {
-            Ok(TokenState::Ready { ready, .. }) => Ok(ready),
+            Ok(TokenState::Ready { ready, .. } | TokenState::Degraded { ready, .. }) => Ok(ready),
             Ok(TokenState::Failed { why, .. } | TokenState::Locked { why, .. }) => Err(why),
-            Ok(TokenState::Starting) | Err(_) => Err(self.down("the server is stopping")),
+            Ok(TokenState::Starting { .. }) | Err(_) => Err(self.down("the server is stopping")),
         }
     }
 
-    /// Asks the bridge. Asked once more where a bridge ended under the
-    /// request: no exchange leaves anything behind on a token.
+    /// Resolves as soon as the token serves.
+    pub async fn serving(&self) {
+        let mut state = self.state.clone();
+        if state.wait_for(TokenState::serves).await.is_err() {
+            // It is gone and never will.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Asks the token, waiting for it to come back where it is down. Asked
+    /// once more where a bridge ended under the request: no exchange leaves
+    /// anything behind on a token. A key is generated once only.
     ///
     /// # Errors
     /// The token's fault, or that it is down or busy.
     pub async fn ask(&self, op: Op) -> Result<Reply, Fault> {
         let again = !matches!(op, Op::Generate { .. });
         let until = Instant::now() + if again { self.deadline } else { GENERATE };
-        match self.ask_once(op.clone(), until).await {
-            Err(
-                Fault::Down { .. }
-                | Fault::Call {
-                    class: FaultClass::Restart,
-                    ..
-                },
-            ) if again && !matches!(self.state(), TokenState::Locked { .. }) => {
+        match self.ask_once(&op, until).await {
+            Err(fault) if again && self.may_repeat(&fault) => {
                 self.back(until).await?;
+                self.ask_once(&op, until).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Asks now: for whoever can turn to another token instead. Where a bridge
+    /// ends under the request, another bridge of the same token is asked.
+    ///
+    /// # Errors
+    /// The token's fault, or that it is down or busy.
+    pub async fn try_ask(&self, op: &Op) -> Result<Reply, Fault> {
+        if !self.serves() {
+            return Err(self.down(self.state.borrow().word()));
+        }
+        let until = Instant::now() + self.deadline;
+        match self.ask_once(op, until).await {
+            Err(fault) if self.may_repeat(&fault) && self.serves() => {
+                self.ask_once(op, until).await
+            }
+            // One bridge found a new key before another did.
+            Err(Fault::NoKek { .. }) if self.links().len() > 1 => {
+                self.look().await;
                 self.ask_once(op, until).await
             }
             outcome => outcome,
         }
     }
 
-    /// Asks once, now: for whoever can turn to another token instead.
-    ///
-    /// # Errors
-    /// The token's fault, or that it is down or busy.
-    pub async fn try_ask(&self, op: Op) -> Result<Reply, Fault> {
-        if !matches!(self.state(), TokenState::Ready { .. }) {
-            return Err(self.down(self.state().word()));
+    /// Has every bridge read the token's keys anew.
+    pub async fn look(&self) {
+        let until = Instant::now() + self.deadline;
+        let asked: Vec<_> = self
+            .links()
+            .iter()
+            .filter_map(|link| link.ask(&Op::Look, until).ok())
+            .collect();
+        for answer in asked {
+            // What it found is on the board by then.
+            drop(tokio::time::timeout_at(until, answer).await);
         }
-        self.ask_once(op, Instant::now() + self.deadline).await
     }
 
-    async fn ask_once(&self, op: Op, until: Instant) -> Result<Reply, Fault> {
-        let (reply, answer) = oneshot::channel();
-        self.requests
-            .try_send(Asked { op, until, reply })
-            .map_err(|_| self.down("too many requests wait for it"))?;
-        // The keeper answers or ends by then, unless it is still opening a token.
+    fn may_repeat(&self, fault: &Fault) -> bool {
+        (matches!(fault, Fault::Down { .. }) || restarts(fault))
+            && !matches!(*self.state.borrow(), TokenState::Locked { .. })
+    }
+
+    async fn ask_once(&self, op: &Op, until: Instant) -> Result<Reply, Fault> {
+        let answer = loop {
+            match self.put(op, until) {
+                Ok(answer) => break answer,
+                // It is renewed, or has as much to do as it may: soon there is room.
+                Err(_) if self.serves() && Instant::now() < until => {
+                    tokio::time::sleep(ROOM).await;
+                }
+                Err(NotPut::Full) => return Err(self.down("too many requests wait for it")),
+                Err(NotPut::Closing) => return Err(self.down(self.state.borrow().word())),
+            }
+        };
+        // The lane ends it by then.
         match tokio::time::timeout_at(until + GRACE * 2, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.down("its bridge ended")),
@@ -296,19 +333,48 @@ impl Bridge {
         }
     }
 
-    /// Waits for a bridge that is being started again.
+    /// Puts the request to the lane with the least to do.
+    fn put(
+        &self,
+        op: &Op,
+        until: Instant,
+    ) -> Result<tokio::sync::oneshot::Receiver<link::Answer>, NotPut> {
+        let mut links = self.links();
+        // A silent one last: its module may hang.
+        links.sort_by_key(|link| (link.is_silent(), link.under_way()));
+        let mut why = NotPut::Closing;
+        for link in links {
+            match link.ask(op, until) {
+                Ok(answer) => return Ok(answer),
+                Err(NotPut::Full) => why = NotPut::Full,
+                Err(NotPut::Closing) => {}
+            }
+        }
+        Err(why)
+    }
+
+    fn links(&self) -> Vec<Arc<Link>> {
+        let links = self.shared.links.read();
+        links
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// Waits for a token that is being started again.
     async fn back(&self, until: Instant) -> Result<(), Fault> {
         let mut state = self.state.clone();
-        let ready = state.wait_for(|state| {
-            matches!(state, TokenState::Ready { .. } | TokenState::Locked { .. })
-        });
+        let ready =
+            state.wait_for(|state| state.serves() || matches!(state, TokenState::Locked { .. }));
         match tokio::time::timeout_at(until, ready).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(match self.state() {
                 TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => why,
-                TokenState::Starting | TokenState::Ready { .. } => {
-                    self.down("it did not come back in time")
-                }
+                TokenState::Starting { .. }
+                | TokenState::Ready { .. }
+                | TokenState::Degraded { .. } => self.down("it did not come back in time"),
             }),
         }
     }
@@ -319,16 +385,4 @@ impl Bridge {
             reason: reason.to_owned(),
         }
     }
-}
-
-async fn send<T: serde::Serialize>(writer: &mut OwnedWriteHalf, message: &T) -> io::Result<()> {
-    writer.write_all(&message::encode(message)?).await
-}
-
-async fn receive(reader: &mut OwnedReadHalf) -> io::Result<Response> {
-    let mut head = [0_u8; 4];
-    reader.read_exact(&mut head).await?;
-    let mut body = Zeroizing::new(vec![0_u8; message::frame_length(head)?]);
-    reader.read_exact(&mut body).await?;
-    message::decode(&body)
 }

@@ -6,6 +6,7 @@
 //! another key.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cryptoki_sys as ck;
@@ -17,10 +18,11 @@ use super::host;
 use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
 use super::pin::{LoginGuard, Pin};
 use super::pkcs11::{
-    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, Mechanism, Module, TokenInfo, User,
+    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, CallError, Mechanism, Module, TokenInfo, User,
 };
 use super::profile::{Generate, HsmProfile, Send as SendAttr};
 use super::uri::TokenUri;
+use super::which::Which;
 use crate::key::{KekHash, KeyLabel, OaepHash, WrapAlgorithm};
 
 /// The mechanisms that `ekm slot list` tells of.
@@ -57,7 +59,11 @@ pub(super) struct Token {
     pub(super) module: Module,
     pub(super) profile: HsmProfile,
     pub(super) info: TokenInfo,
-    slot: CK_SLOT_ID,
+    which: Which,
+    // Slot numbers move, also while we run.
+    slot: AtomicU64,
+    // Workers that have a session.
+    sessions: AtomicUsize,
     pin: Pin,
     ledgers: PathBuf,
     anchor: Mutex<CK_SESSION_HANDLE>,
@@ -71,12 +77,12 @@ impl Token {
         name: String,
         module: Module,
         profile: HsmProfile,
-        uri: &TokenUri,
+        which: Which,
         pin: Pin,
         ledgers: PathBuf,
     ) -> Result<Self, Fault> {
         let call = |error, what: &str| Fault::call(&name, error, what);
-        let (slot, info) = find_slot(&name, &module, uri)?;
+        let (slot, info) = which.find(&name, &module)?;
         let anchor = module
             .open_session(slot)
             .map_err(|error| call(error, "opening the first session"))?;
@@ -91,7 +97,9 @@ impl Token {
             module,
             profile,
             info,
-            slot,
+            which,
+            slot: AtomicU64::new(slot),
+            sessions: AtomicUsize::new(0),
             pin,
             ledgers,
             anchor: Mutex::new(anchor),
@@ -107,9 +115,51 @@ impl Token {
         Arc::clone(&self.epoch.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A session for a worker.
+    /// A session for a worker. The slot is looked at first: its number may
+    /// show another token now, and ours may have moved.
     pub(super) fn session(&self) -> Call<CK_SESSION_HANDLE> {
-        self.module.open_session(self.slot)
+        let shown = self.module.token_info(self.slot());
+        if !shown.as_ref().is_ok_and(|info| self.which.is(info)) {
+            match (self.which.find(&self.name, &self.module), shown) {
+                (Ok((slot, _)), _) => {
+                    tracing::warn!(
+                        token = self.name,
+                        slot,
+                        "the token has moved to another slot"
+                    );
+                    self.slot.store(slot, Ordering::Relaxed);
+                }
+                // A session there would be one on another token.
+                (Err(_), Ok(_)) => {
+                    return Err(CallError {
+                        function: "C_GetTokenInfo",
+                        rv: ck::CKR_TOKEN_NOT_PRESENT,
+                    });
+                }
+                (Err(_), Err(error)) => return Err(error),
+            }
+        }
+        self.module.open_session(self.slot())
+    }
+
+    /// The slot that has the token now.
+    pub(super) fn slot(&self) -> CK_SLOT_ID {
+        self.slot.load(Ordering::Relaxed)
+    }
+
+    /// Workers that have a session.
+    pub(super) fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// A worker has opened a session.
+    pub(super) fn session_begun(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A worker's session is gone.
+    pub(super) fn session_ended(&self) {
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Reads the KEKs again, unless another worker has since `seen`; logging in
@@ -155,7 +205,7 @@ impl Token {
         // The flags must be today's, not those of when the bridge started.
         let info = self
             .module
-            .token_info(self.slot)
+            .token_info(self.slot())
             .map_err(|error| Fault::call(&self.name, error, "asking for the PIN flags"))?;
         if info.user_pin_count_low() {
             tracing::warn!(
@@ -164,6 +214,7 @@ impl Token {
             );
         }
         let (pin, generation) = self.pin.read().map_err(operator)?;
+        let info = self.which.counted(&info);
         let guard = LoginGuard::begin(&self.ledgers.join(ledger_name(&info)), &info, generation)
             .map_err(operator)?;
         let outcome = match self.module.login(session, self.profile.login.user(), &pin) {
@@ -309,9 +360,14 @@ impl Token {
     /// What the server is told of the token.
     pub(super) fn ready(&self) -> Ready {
         Ready {
-            token: self.info.clone(),
+            // The flags of today.
+            token: self
+                .module
+                .token_info(self.slot())
+                .unwrap_or_else(|_| self.info.clone()),
             keks: self.epoch().catalog.keks.clone(),
             probe: self.probe.get().cloned(),
+            sessions: self.sessions(),
         }
     }
 
@@ -464,43 +520,6 @@ fn ledger_name(info: &TokenInfo) -> String {
     )
 }
 
-/// The slot with the token of that URI; exactly one may match.
-fn find_slot(
-    name: &str,
-    module: &Module,
-    uri: &TokenUri,
-) -> Result<(CK_SLOT_ID, TokenInfo), Fault> {
-    let slots = module
-        .slots(true)
-        .map_err(|error| Fault::call(name, error, "listing the slots"))?;
-    let mut found = Vec::new();
-    for slot in slots {
-        // A slot that will not say what is in it is not ours; its neighbours may be.
-        if let Ok(info) = module.token_info(slot)
-            && info.initialized()
-            && uri.matches(&info)
-        {
-            found.push((slot, info));
-        }
-    }
-    let many = found.len() > 1;
-    match found.pop() {
-        Some(only) if !many => Ok(only),
-        Some(_) => Err(Fault::Operator {
-            token: name.to_owned(),
-            reason: format!(
-                "more than one token matches {uri}; add serial= to the URI (see ekm slot list)"
-            ),
-        }),
-        None => Err(Fault::Down {
-            token: name.to_owned(),
-            reason: format!(
-                "no initialised token matches {uri}; is the HSM reachable? ekm slot list shows what is there, ekm slot init makes a token"
-            ),
-        }),
-    }
-}
-
 /// Every slot of the module.
 pub(super) fn list(name: &str, module: &Module) -> Result<Vec<SlotOnModule>, Fault> {
     let fail = |error| Fault::call(name, error, "listing the slots");
@@ -590,7 +609,7 @@ pub(super) fn init(
         .init_token(slot, &so_pin, label)
         .map_err(|error| call(error, "initialising the token"))?;
     // Some modules move the token to another slot number when it is initialised.
-    let (slot, _) = find_slot(name, module, &TokenUri::labelled(label))?;
+    let (slot, _) = Which::labelled(label).find(name, module)?;
     let session = module
         .open_session(slot)
         .map_err(|error| call(error, "opening a session on the new token"))?;

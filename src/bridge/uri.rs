@@ -72,6 +72,12 @@ impl TokenUri {
         }
     }
 
+    /// Whether it names a serial.
+    #[must_use]
+    pub const fn has_serial(&self) -> bool {
+        self.serial.is_some()
+    }
+
     /// Whether this names the token.
     #[must_use]
     pub fn matches(&self, info: &TokenInfo) -> bool {

@@ -68,6 +68,18 @@ impl Worker {
         }
     }
 
+    /// Opens the worker's session, where it has none or an old one.
+    ///
+    /// # Errors
+    /// The token gives none.
+    pub(super) fn prepare(&mut self) -> Result<(), Fault> {
+        match self.session() {
+            Ok(_) => Ok(()),
+            Err(Failure::Fault(fault)) => Err(fault),
+            Err(Failure::Call(error, what)) => Err(Fault::call(&self.token.name, error, what)),
+        }
+    }
+
     /// Does one thing.
     pub(super) fn run(&mut self, op: &Op) -> Result<Reply, Fault> {
         let mut attempt = 1;
@@ -193,6 +205,7 @@ impl Worker {
 
     fn drop_session(&mut self) {
         if let Some(session) = self.session.take() {
+            self.token.session_ended();
             // It may be gone already, and there is nothing else to do with it.
             let _ = self.token.module.close_session(session.handle);
         }
@@ -212,6 +225,7 @@ impl Worker {
                 .token
                 .session()
                 .during(|| "opening a session".to_owned())?;
+            self.token.session_begun();
             self.session = Some(Session {
                 handle,
                 epoch,

@@ -149,15 +149,7 @@ fn show(slots: &[SlotOnModule]) -> anyhow::Result<()> {
             (Some(token), Some(uri)) => {
                 output::say(&format!("  token         {}", token.label))?;
                 output::say(&format!("  uri           {uri}"))?;
-                let pin = if token.user_pin_locked() {
-                    "locked"
-                } else if token.user_pin_final_try() {
-                    "the next wrong one locks it"
-                } else if token.user_pin_count_low() {
-                    "a wrong one was given since the last login"
-                } else {
-                    "good"
-                };
+                let pin = token.pin_words();
                 output::say(&format!("  user PIN      {pin}"))?;
             }
             (Some(_), None) => output::say("  token         not initialised (ekm slot init)")?,

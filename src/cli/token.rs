@@ -5,7 +5,7 @@ use crate::admin::{Command, Reply};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Token {
-    /// How each configured token is: ready, failed and why, locked and why.
+    /// How each configured token is: ready, degraded or failed and why, locked and why.
     Status,
 }
 
@@ -24,11 +24,22 @@ impl Token {
             let mut fields = vec![("token", token.name), ("  state", token.state)];
             fields.extend(token.since.map(|since| ("  since", since)));
             fields.extend(token.why.map(|why| ("  why", why)));
+            fields.extend(token.next.map(|next| ("  next try", next)));
+            let processes: Vec<String> = token.bridges.iter().map(u32::to_string).collect();
+            if !processes.is_empty() {
+                fields.push(("  bridges", format!("process {}", processes.join(", "))));
+            }
             fields.extend(
                 token
-                    .bridge_pid
-                    .map(|pid| ("  bridge", format!("process {pid}"))),
+                    .sessions
+                    .map(|(open, wanted)| ("  sessions", format!("{open} of {wanted}"))),
             );
+            fields.extend(
+                token
+                    .heard
+                    .map(|age| ("  last proof", format!("{age:.1} s ago"))),
+            );
+            fields.extend(token.pin.map(|pin| ("  user PIN", pin)));
             fields.extend(token.uri.map(|uri| ("  uri", uri)));
             fields.push(("  KEKs", token.keks.to_string()));
             if !forms.is_empty() {

@@ -1,27 +1,49 @@
 //! All configured tokens, each behind its bridge.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::Instant;
 
 use super::{Directory, Fault, Keystore, Place, WrapKek, Wrapped};
 use crate::bridge::message::{Custody, KekOnToken, Op, PrivateHalf, Recipient, Reply, WrapUnder};
-use crate::bridge::supervisor::{Bridge, TokenState};
+use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
 use crate::store::RegisteredKek;
+
+/// Time between two rounds of a request that waits for a token.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// The tokens of a server, in the order of its configuration.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     bridges: Vec<Bridge>,
+    turn: Arc<AtomicUsize>,
+}
+
+/// How well a token fits a request, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// It holds the key.
+    Holds,
+    /// It can do it without.
+    Able,
+    /// It cannot.
+    No,
 }
 
 impl Tokens {
     /// A group of running bridges.
     #[must_use]
-    pub const fn new(bridges: Vec<Bridge>) -> Self {
-        Self { bridges }
+    pub fn new(bridges: Vec<Bridge>) -> Self {
+        Self {
+            bridges,
+            turn: Arc::default(),
+        }
     }
 
     /// The bridges.
@@ -37,20 +59,16 @@ impl Tokens {
         drop(tokio::time::timeout(patience, settled).await);
     }
 
-    /// Whether every token is ready now.
+    /// Whether every token serves now.
     #[must_use]
-    pub fn all_ready(&self) -> bool {
-        self.bridges
-            .iter()
-            .all(|bridge| matches!(bridge.state(), TokenState::Ready { .. }))
+    pub fn all_serve(&self) -> bool {
+        self.bridges.iter().all(Bridge::serves)
     }
 
-    /// Whether any token is ready now.
+    /// Whether any token serves now.
     #[must_use]
-    pub fn any_ready(&self) -> bool {
-        self.bridges
-            .iter()
-            .any(|bridge| matches!(bridge.state(), TokenState::Ready { .. }))
+    pub fn any_serves(&self) -> bool {
+        self.bridges.iter().any(Bridge::serves)
     }
 
     /// The KEKs on all tokens, as last read.
@@ -61,7 +79,7 @@ impl Tokens {
         let lists: Vec<(&str, Vec<KekOnToken>)> = self
             .bridges
             .iter()
-            .filter_map(|bridge| Some((bridge.name(), bridge.state().found()?.keks.clone())))
+            .filter_map(|bridge| Some((bridge.name(), bridge.found()?.keks.clone())))
             .collect();
         Directory::new(
             lists.iter().map(|(name, keks)| (*name, keks.as_slice())),
@@ -69,9 +87,9 @@ impl Tokens {
         )
     }
 
-    /// Has every ready token read its KEKs again.
+    /// Has every token that serves read its KEKs again.
     pub async fn look_again(&self) {
-        join_all(self.bridges.iter().map(|bridge| bridge.try_ask(Op::Look))).await;
+        join_all(self.bridges.iter().map(Bridge::look)).await;
     }
 
     /// Makes a KEK on the token of that name, or on the only one.
@@ -110,51 +128,87 @@ impl Tokens {
         match bridge.ask(op).await? {
             Reply::Generated(kek) => {
                 // So that the published list has it before anyone asks.
-                drop(bridge.ask(Op::Look).await);
+                bridge.look().await;
                 Ok((bridge.name().to_owned(), kek))
             }
             other => Err(out_of_turn(bridge, &other)),
         }
     }
 
-    /// The bridges to try for a request that needs the private half of `kek`.
-    fn holders<'a>(&'a self, kek: &'a KekHash) -> impl Iterator<Item = &'a Bridge> + Clone {
-        self.bridges.iter().filter(|bridge| {
-            bridge.state().found().is_some_and(|found| {
-                found.keks.iter().any(|entry| {
-                    entry.hash == *kek && !matches!(entry.private, PrivateHalf::Absent)
-                })
-            })
+    /// Whether the token is known to have the private half of `kek`.
+    fn holds(bridge: &Bridge, kek: &KekHash) -> bool {
+        bridge.found().is_some_and(|found| {
+            found
+                .keks
+                .iter()
+                .any(|entry| entry.hash == *kek && !matches!(entry.private, PrivateHalf::Absent))
         })
     }
 
-    /// Asks one bridge after another until one answers, or fails in a way
-    /// that is the request's own fault; first at once, and if all of them are
-    /// down, waiting for one to come back.
-    async fn first<'a>(
-        bridges: impl Iterator<Item = &'a Bridge> + Clone,
+    /// Asks the tokens that may do it. Where all of them are down and the
+    /// request is patient, it waits for one to come back.
+    async fn served(
+        &self,
+        may: impl Fn(&Bridge) -> Fit,
         op: &Op,
         patient: bool,
         none: Fault,
-    ) -> Result<(&'a Bridge, Reply), Fault> {
-        let mut worst: Option<Fault> = None;
-        for bridge in bridges.clone() {
-            match bridge.try_ask(op.clone()).await {
-                Ok(reply) => return Ok((bridge, reply)),
-                Err(fault) if fault.elsewhere() => worse(&mut worst, fault),
-                Err(fault) => return Err(fault),
+    ) -> Result<(&Bridge, Reply), Fault> {
+        let until = Instant::now() + self.longest();
+        loop {
+            let outcome = first(self.order(&may), op, none.clone()).await;
+            let hopeful: Vec<&Bridge> = self
+                .bridges
+                .iter()
+                // What a token holds that was never up is not known.
+                .filter(|bridge| may(bridge) != Fit::No || bridge.found().is_none())
+                .collect();
+            let waits = patient
+                && !hopeful.is_empty()
+                && outcome.as_ref().is_err_and(Fault::passes)
+                && Instant::now() + AGAIN < until;
+            if !waits {
+                return outcome;
+            }
+            // One that serves and fails all the same is not asked hot.
+            tokio::time::sleep(AGAIN).await;
+            let back = select_all(hopeful.iter().map(|bridge| Box::pin(bridge.serving())));
+            if tokio::time::timeout_at(until, back).await.is_err() {
+                return outcome;
             }
         }
-        if !(patient && worst.as_ref().is_some_and(Fault::passes)) {
-            return Err(worst.unwrap_or(none));
-        }
-        for bridge in bridges {
-            match bridge.ask(op.clone()).await {
-                Ok(reply) => return Ok((bridge, reply)),
-                Err(fault) => worse(&mut worst, fault),
-            }
-        }
-        Err(worst.unwrap_or(none))
+    }
+
+    /// The longest that any token may take.
+    fn longest(&self) -> Duration {
+        let longest = self.bridges.iter().map(Bridge::deadline).max();
+        longest.unwrap_or_default()
+    }
+
+    /// The tokens that serve and may do it, the one to ask first at the
+    /// front: by fitness, silence, priority, and the least to do for its
+    /// weight. So each token gets what it sustains: one that is fast is free
+    /// again sooner.
+    fn order(&self, may: &impl Fn(&Bridge) -> Fit) -> Vec<&Bridge> {
+        // Equals take turns.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let count = self.bridges.len().max(1);
+        let mut order: Vec<_> = self
+            .bridges
+            .iter()
+            .enumerate()
+            .map(|(index, bridge)| (may(bridge), (index + turn) % count, bridge))
+            .filter(|(fit, _, bridge)| *fit != Fit::No && bridge.serves())
+            .map(|(fit, turn, bridge)| {
+                let Rank { priority, weight } = bridge.rank();
+                let waiting = u64::try_from(bridge.under_way()).unwrap_or(u64::MAX);
+                let load =
+                    waiting.saturating_add(1).saturating_mul(1000) / u64::from(weight.max(1));
+                ((bridge.is_silent(), priority, fit, load, turn), bridge)
+            })
+            .collect();
+        order.sort_by_key(|(key, _)| *key);
+        order.into_iter().map(|(_, bridge)| bridge).collect()
     }
 
     /// What to say where no token can be asked: why the first one is not ready.
@@ -164,11 +218,11 @@ impl Tokens {
                 token: bridge.name().to_owned(),
                 reason: why.to_string(),
             }),
-            TokenState::Starting => Some(Fault::Down {
+            TokenState::Starting { .. } => Some(Fault::Down {
                 token: bridge.name().to_owned(),
                 reason: "it is still starting".to_owned(),
             }),
-            TokenState::Ready { .. } => None,
+            TokenState::Ready { .. } | TokenState::Degraded { .. } => None,
         });
         match (unready, kek) {
             (Some(why), _) => why,
@@ -184,6 +238,41 @@ impl Tokens {
     }
 }
 
+/// Asks one token after another until one answers, or fails in a way that is
+/// the request's own fault. The next is asked too, and the first answer
+/// taken, where one does not answer in the time that it usually needs: an HSM
+/// that hangs must not hold up what another can do.
+async fn first<'a>(
+    order: Vec<&'a Bridge>,
+    op: &Op,
+    none: Fault,
+) -> Result<(&'a Bridge, Reply), Fault> {
+    let mut next = order.into_iter();
+    let mut asked = FuturesUnordered::new();
+    let mut worst: Option<Fault> = None;
+    let mut patience = Duration::ZERO;
+    loop {
+        if asked.is_empty() || patience.is_zero() {
+            match next.next() {
+                Some(bridge) => {
+                    patience = bridge.patience();
+                    asked.push(async move { (bridge, bridge.try_ask(op).await) });
+                }
+                None if asked.is_empty() => return Err(worst.unwrap_or(none)),
+                None => patience = Duration::MAX,
+            }
+        }
+        let answer = tokio::time::timeout(patience, asked.next()).await;
+        match answer {
+            Ok(Some((bridge, Ok(reply)))) => return Ok((bridge, reply)),
+            Ok(Some((_, Err(fault)))) if fault.elsewhere() => worse(&mut worst, fault),
+            Ok(Some((_, Err(fault)))) => return Err(fault),
+            Ok(None) => {}
+            Err(_) => patience = Duration::ZERO,
+        }
+    }
+}
+
 /// Keeps the fault that tells most. One token that is well and holds the KEK
 /// settles that an EEDK is bad; else one that is down leaves most hope.
 fn worse(worst: &mut Option<Fault>, fault: Fault) {
@@ -194,6 +283,17 @@ fn worse(worst: &mut Option<Fault>, fault: Fault) {
         .is_none_or(|known| !settled(known) && !hopeful(known))
     {
         *worst = Some(fault);
+    }
+}
+
+/// Only a token that holds the private half will do.
+fn holder(kek: &KekHash) -> impl Fn(&Bridge) -> Fit {
+    |bridge| {
+        if Tokens::holds(bridge, kek) {
+            Fit::Holds
+        } else {
+            Fit::No
+        }
     }
 }
 
@@ -244,16 +344,14 @@ impl Keystore for Tokens {
             block,
         };
         // A token that holds one of the KEKs first: its proof needs no second token.
-        let holds = |bridge: &Bridge| {
-            keks.iter().any(|kek| {
-                self.holders(&kek.hash)
-                    .any(|holder| holder.name() == bridge.name())
-            })
+        let may = |bridge: &Bridge| {
+            if keks.iter().any(|kek| Self::holds(bridge, &kek.hash)) {
+                Fit::Holds
+            } else {
+                Fit::Able
+            }
         };
-        let (near, far): (Vec<&Bridge>, Vec<&Bridge>) =
-            self.bridges.iter().partition(|bridge| holds(bridge));
-        let order: Vec<&Bridge> = near.into_iter().chain(far).collect();
-        match Self::first(order.iter().copied(), &op, true, self.nobody(None)).await? {
+        match self.served(may, &op, true, self.nobody(None)).await? {
             (
                 bridge,
                 Reply::Created {
@@ -288,7 +386,10 @@ impl Keystore for Tokens {
             drive: drive.clone(),
             custody,
         };
-        match Self::first(self.holders(kek), &op, patient, self.nobody(Some(kek))).await? {
+        match self
+            .served(holder(kek), &op, patient, self.nobody(Some(kek)))
+            .await?
+        {
             (bridge, Reply::Resolved { sedk, custody }) => Ok((sedk, place(bridge, custody))),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
         }
@@ -310,7 +411,10 @@ impl Keystore for Tokens {
             custody,
             block,
         };
-        match Self::first(self.holders(kek), &op, patient, self.nobody(Some(kek))).await? {
+        match self
+            .served(holder(kek), &op, patient, self.nobody(Some(kek)))
+            .await?
+        {
             (
                 bridge,
                 Reply::Rekeyed {
@@ -340,7 +444,10 @@ impl Keystore for Tokens {
             custody,
             block,
         };
-        match Self::first(self.holders(kek), &op, true, self.nobody(Some(kek))).await? {
+        match self
+            .served(holder(kek), &op, true, self.nobody(Some(kek)))
+            .await?
+        {
             (_, Reply::Proved { proof, custody }) => Ok((proof, custody)),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
         }

@@ -191,7 +191,7 @@ impl Service {
         };
         verdict.map_err(|refusal| {
             // The key may be on a token that is not ready: that is not the request's fault.
-            if !self.tokens.all_ready()
+            if !self.tokens.all_serve()
                 && matches!(
                     refusal,
                     Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_)

@@ -1,0 +1,440 @@
+//! One bridge of a token, kept running: one process after another.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Program;
+use super::link::{Link, Over, Unanswered, locks, receive};
+use super::state::{Board, LaneState};
+use crate::bridge::faults::{Fault, FaultClass};
+use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
+use crate::bridge::pin::{Pin, mended};
+
+/// Time past a request's deadline after which the module counts as hung.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
+
+/// Time between two canaries, and between two looks at the token's keys.
+const CANARY: Duration = Duration::from_secs(5);
+
+/// A look at the keys may take this part of the time at most: 1 in 50.
+const LOOKS: u32 = 50;
+
+/// How often a locked token's PIN source is looked at for a change.
+const MENDED: Duration = Duration::from_secs(2);
+
+/// How often the requests under way are looked at.
+const WATCH: Duration = Duration::from_millis(250);
+
+/// First pause between two starts.
+const FIRST: Duration = Duration::from_millis(200);
+
+/// Longest pause where the token was not there, so that no login was tried,
+/// or where the last bridge was of use before it ended.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// Longest pause for a module that dies before it has served anybody.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Time for a bridge to open its token, besides the profile's deadline: loading, probe.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// What the bridges of one token share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) program: Program,
+    pub(super) hello: Hello,
+    pub(super) board: Arc<Board>,
+    /// The running bridges, by lane.
+    pub(super) links: RwLock<Vec<Option<Arc<Link>>>>,
+    /// Ends a pause or a lock early.
+    pub(super) nudged: Notify,
+    /// Bridges started so far, over all lanes.
+    pub(super) starts: std::sync::atomic::AtomicU64,
+    // One bridge starts at a time: where a token is not there, one asks for all,
+    // and a PIN that is refused is refused once.
+    turn: tokio::sync::Mutex<Duration>,
+}
+
+impl Shared {
+    pub(super) fn new(program: Program, hello: Hello, lanes: usize) -> Self {
+        let workers = hello.profile.session.workers;
+        Self {
+            program,
+            hello,
+            board: Arc::new(Board::new(lanes, workers)),
+            links: RwLock::new(vec![None; lanes]),
+            nudged: Notify::new(),
+            starts: std::sync::atomic::AtomicU64::new(0),
+            turn: tokio::sync::Mutex::new(FIRST),
+        }
+    }
+
+    fn set_link(&self, lane: usize, link: Option<Arc<Link>>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = links.get_mut(lane) {
+            *entry = link;
+        }
+    }
+
+    fn down(&self, reason: String) -> Fault {
+        Fault::Down {
+            token: self.hello.name.clone(),
+            reason,
+        }
+    }
+
+    fn stamp(&self) -> Vec<String> {
+        match &self.hello.task {
+            message::Task::Serve { pin, ledgers, .. } => {
+                let source = match pin {
+                    Pin::Source(source) => Some(source),
+                    Pin::Given(_) => None,
+                };
+                mended(source, ledgers)
+            }
+            message::Task::List | message::Task::Init { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Why a run of the bridge ended.
+struct Failed {
+    why: Fault,
+    unanswered: Option<Unanswered>,
+    /// Whether it has been logged.
+    told: bool,
+    /// The longest that the next start is put off.
+    most: Duration,
+}
+
+enum Ended {
+    /// It is started anew on purpose.
+    Renewed,
+    /// It failed.
+    Failed(Failed),
+}
+
+/// One bridge of a token.
+pub(super) struct Lane {
+    index: usize,
+    shared: Arc<Shared>,
+    // Closed when nobody asks any more.
+    wanted: watch::Receiver<()>,
+}
+
+impl Lane {
+    pub(super) const fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        wanted: watch::Receiver<()>,
+    ) -> Self {
+        Self {
+            index,
+            shared,
+            wanted,
+        }
+    }
+
+    /// Keeps a bridge running until nobody asks any more.
+    pub(super) async fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        let mut wanted = self.wanted.clone();
+        tokio::select! {
+            () = self.keep(&shared) => {}
+            // Never sent to: it changes when it closes.
+            _ = wanted.changed() => {}
+        }
+        shared.set_link(self.index, None);
+    }
+
+    async fn keep(&self, shared: &Shared) {
+        let token = shared.hello.name.as_str();
+        loop {
+            let mut turn = shared.turn.lock().await;
+            let (failed, mut turn) = match self.open(shared).await {
+                Err(failed) => (*failed, turn),
+                Ok((child, socket, ready)) => {
+                    *turn = FIRST;
+                    drop(turn);
+                    match self.serve(shared, child, socket, ready).await {
+                        Ended::Renewed => {
+                            tracing::info!(
+                                token,
+                                "bridge started anew after its share of host custody"
+                            );
+                            continue;
+                        }
+                        Ended::Failed(failed) => {
+                            // Those who waited turn elsewhere now, whatever this lane waits for.
+                            let failed = self.report(shared, failed, FIRST);
+                            (failed, shared.turn.lock().await)
+                        }
+                    }
+                }
+            };
+            if locks(&failed.why) {
+                let stamp = shared.stamp();
+                self.report(shared, failed, FIRST);
+                drop(turn);
+                self.until_mended(shared, &stamp).await;
+                continue;
+            }
+            let pause = (*turn).min(failed.most);
+            *turn = (*turn * 2).min(LONG);
+            self.report(shared, failed, pause);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shared.nudged.notified() => {}
+            }
+        }
+    }
+
+    /// Posts a failure, and only then lets go of those who wait for an answer,
+    /// so that what they find is how it is.
+    fn report(&self, shared: &Shared, failed: Failed, pause: Duration) -> Failed {
+        let Failed {
+            why,
+            unanswered,
+            told,
+            most,
+        } = failed;
+        let token = shared.hello.name.as_str();
+        if locks(&why) {
+            if !told {
+                tracing::error!(token, bridge = self.index, %why, "token locked until an operator acts");
+            }
+            shared
+                .board
+                .post(self.index, LaneState::Locked { why: why.clone() });
+        } else {
+            if !told {
+                tracing::warn!(token, bridge = self.index, %why, pause_ms = pause.as_millis(), "bridge ended");
+            }
+            shared.board.post(
+                self.index,
+                LaneState::Down {
+                    why: why.clone(),
+                    next: OffsetDateTime::now_utc() + pause,
+                },
+            );
+        }
+        drop(unanswered);
+        Failed {
+            why,
+            unanswered: None,
+            told: true,
+            most,
+        }
+    }
+
+    /// Starts a process and has it open its token.
+    async fn open(&self, shared: &Shared) -> Result<(Child, UnixStream, Ready), Box<Failed>> {
+        let fail = |why: Fault, most| {
+            Box::new(Failed {
+                why,
+                unanswered: None,
+                told: false,
+                most,
+            })
+        };
+        shared
+            .starts
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (child, mut socket) = match shared.program.spawn(&shared.hello) {
+            Ok(started) => started,
+            Err(error) => {
+                return Err(fail(
+                    shared.down(format!("cannot start the bridge: {error}")),
+                    LONG,
+                ));
+            }
+        };
+        let limit = OPENING + Duration::from_secs(shared.hello.profile.session.deadline_seconds);
+        let opening = async {
+            socket.write_all(&message::encode(&shared.hello)?).await?;
+            receive(&mut socket).await
+        };
+        match tokio::time::timeout(limit, opening).await {
+            Ok(Ok(Response { result, .. })) => match result {
+                Ok(Reply::Ready(ready)) => Ok((child, socket, ready)),
+                Ok(_) => Err(fail(
+                    shared.down("the bridge answered out of turn".to_owned()),
+                    LONG,
+                )),
+                Err(why) => {
+                    let most = if before_login(&why) { SHORT } else { LONG };
+                    Err(fail(why, most))
+                }
+            },
+            Ok(Err(error)) => Err(fail(
+                shared.down(format!(
+                    "the bridge ended while it opened the token ({error}); did the module crash?"
+                )),
+                LONG,
+            )),
+            Err(_) => Err(fail(
+                shared.down(format!(
+                    "the module did not open the token within {} s",
+                    limit.as_secs()
+                )),
+                LONG,
+            )),
+        }
+    }
+
+    /// Lets a bridge serve until it ends.
+    async fn serve(
+        &self,
+        shared: &Shared,
+        child: Child,
+        socket: UnixStream,
+        ready: Ready,
+    ) -> Ended {
+        let profile = &shared.hello.profile.session;
+        tracing::info!(
+            token = shared.hello.name,
+            bridge = self.index,
+            keks = ready.keks.len(),
+            "token ready"
+        );
+        let link = Link::start(
+            shared.hello.name.as_str().into(),
+            socket,
+            profile.host_exchanges,
+            Arc::clone(&shared.board),
+            self.index,
+        );
+        shared.set_link(self.index, Some(Arc::clone(&link)));
+        shared.board.post(
+            self.index,
+            LaneState::Up {
+                ready: Arc::new(ready),
+                // It has not been waited for, so it has one.
+                pid: child.id().unwrap_or_default(),
+                silent: false,
+            },
+        );
+        let deadline = Duration::from_secs(profile.deadline_seconds);
+        let over = tokio::select! {
+            over = link.over() => over,
+            over = watch(&link, &shared.board, self.index) => over,
+            over = tend(&link, deadline) => over,
+        };
+        link.end(over.clone());
+        shared.set_link(self.index, None);
+        drop(child);
+        match over {
+            Over::Renewed => Ended::Renewed,
+            Over::Failed(why) => Ended::Failed(Failed {
+                why,
+                told: false,
+                most: if link.served() { SHORT } else { LONG },
+                unanswered: Some(link.unanswered()),
+            }),
+        }
+    }
+
+    /// Waits until the operator has done something about the PIN.
+    async fn until_mended(&self, shared: &Shared, stamp: &[String]) {
+        let mut look = interval(MENDED);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                () = shared.nudged.notified() => return,
+            }
+            if shared.stamp() != stamp {
+                tracing::info!(
+                    token = shared.hello.name,
+                    "the PIN's file or its ledger has changed; trying again"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// Notes silence, and ends a bridge whose module does not return from a call:
+/// PKCS#11 has no way to abandon one.
+async fn watch(link: &Link, board: &Board, lane: usize) -> Over {
+    let mut tick = interval(WATCH);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        board.heard(lane, link.is_silent());
+        if link.is_overdue(GRACE) {
+            return Over::Failed(Fault::Down {
+                token: link.token().to_owned(),
+                reason: "a PKCS#11 call does not return; the bridge was killed".to_owned(),
+            });
+        }
+    }
+}
+
+/// Has the canary opened while nothing else is heard, and the keys looked at
+/// from time to time.
+async fn tend(link: &Link, deadline: Duration) -> Over {
+    let mut look_at = Instant::now() + CANARY;
+    loop {
+        tokio::time::sleep(CANARY).await;
+        // An answer is as good as a canary, and one that queues behind a
+        // backlog would tell of the backlog only.
+        if link.silence() >= CANARY
+            && link.under_way() == 0
+            && let Some(over) = ask(link, &Op::Canary, deadline).await
+        {
+            return over;
+        }
+        if Instant::now() >= look_at {
+            let begun = Instant::now();
+            if let Some(over) = ask(link, &Op::Look, deadline).await {
+                return over;
+            }
+            look_at = Instant::now() + (begun.elapsed() * LOOKS).max(CANARY);
+        }
+    }
+}
+
+/// What a question of our own comes to, where it ends the bridge.
+async fn ask(link: &Link, op: &Op, deadline: Duration) -> Option<Over> {
+    let Ok(answer) = link.ask(op, Instant::now() + deadline) else {
+        return None;
+    };
+    match answer.await {
+        Ok(Ok(_)) => None,
+        // It waited its turn in vain, which the watch judges.
+        Ok(Err(Fault::Deadline { .. })) => None,
+        Ok(Err(why)) => Some(Over::Failed(why)),
+        // It ends, and says why by itself.
+        Err(_) => None,
+    }
+}
+
+/// Whether the token was not there: no login was tried, so asking again soon does no harm.
+fn before_login(why: &Fault) -> bool {
+    match why {
+        Fault::Down { .. } => true,
+        Fault::Call {
+            function, class, ..
+        } => {
+            *class != FaultClass::Operator
+                && matches!(
+                    function.as_str(),
+                    "C_Initialize" | "C_GetSlotList" | "C_GetTokenInfo" | "C_OpenSession"
+                )
+        }
+        Fault::BadEedk { .. }
+        | Fault::NotTried { .. }
+        | Fault::NoKek { .. }
+        | Fault::Refused { .. }
+        | Fault::Unsupported { .. }
+        | Fault::Operator { .. }
+        | Fault::Deadline { .. } => false,
+    }
+}

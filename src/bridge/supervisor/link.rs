@@ -1,0 +1,545 @@
+//! The conversation with one running bridge.
+//!
+//! Whoever asks writes his own request, and the one reader hands each answer
+//! to who waits for it: no task stands between, since each hop costs a good
+//! part of what a session costs on a token in software.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::state::Board;
+use crate::bridge::faults::{Fault, FaultClass};
+use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
+
+/// Requests that one bridge is given at once.
+const UNDER_WAY: usize = 256;
+
+/// Time without any answer, while one is waited for, after which a bridge counts as silent.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Why a conversation ended.
+#[derive(Clone, Debug)]
+pub(super) enum Over {
+    /// It is started anew on purpose, after its share of host custody.
+    Renewed,
+    /// The bridge, its module or its token failed.
+    Failed(Fault),
+}
+
+/// Why a request was not put.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NotPut {
+    /// The bridge is ending or about to be renewed.
+    Closing,
+    /// It has as much to do as it may have.
+    Full,
+}
+
+pub(super) type Answer = Result<Reply, Fault>;
+
+struct Waiting {
+    since: Instant,
+    until: Instant,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// Those who wait for an answer; dropping them tells them that the bridge ended.
+pub(super) struct Unanswered(
+    #[expect(dead_code, reason = "kept for its drop")] HashMap<u64, Waiting>,
+);
+
+/// A running bridge.
+pub(super) struct Link {
+    token: Arc<str>,
+    outbox: Outbox,
+    waiting: Mutex<Waitings>,
+    next: AtomicU64,
+    // Recent time from question to answer, microseconds.
+    latency: AtomicU64,
+    served: AtomicBool,
+    host_limit: u64,
+    over: watch::Sender<Option<Over>>,
+    board: Arc<Board>,
+    lane: usize,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("token", &self.token)
+            .field("lane", &self.lane)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Waitings {
+    open: bool,
+    by_id: HashMap<u64, Waiting>,
+    heard: Instant,
+    host_exchanges: u64,
+}
+
+impl Link {
+    /// Takes over a socket whose bridge has said that it is ready.
+    pub(super) fn start(
+        token: Arc<str>,
+        socket: UnixStream,
+        host_limit: u64,
+        board: Arc<Board>,
+        lane: usize,
+    ) -> Arc<Self> {
+        let (reader, writer) = socket.into_split();
+        let link = Arc::new(Self {
+            token,
+            outbox: Outbox {
+                socket: writer,
+                backlog: Mutex::default(),
+                more: Notify::new(),
+            },
+            waiting: Mutex::new(Waitings {
+                open: true,
+                by_id: HashMap::new(),
+                heard: Instant::now(),
+                host_exchanges: 0,
+            }),
+            next: AtomicU64::new(1),
+            latency: AtomicU64::new(0),
+            served: AtomicBool::new(false),
+            host_limit,
+            over: watch::Sender::new(None),
+            board,
+            lane,
+        });
+        tokio::spawn(Arc::clone(&link).read(reader));
+        tokio::spawn(Arc::clone(&link).write_on());
+        link
+    }
+
+    /// Puts a request; the answer comes by the receiver, which is dropped
+    /// unanswered where the bridge ends.
+    pub(super) fn ask(&self, op: &Op, until: Instant) -> Result<oneshot::Receiver<Answer>, NotPut> {
+        let now = Instant::now();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let left = until.saturating_duration_since(now);
+        let request = Request {
+            id,
+            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            op: op.clone(),
+        };
+        let frame = match message::encode(&request) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.end(Over::Failed(
+                    self.down(format!("a request does not encode: {error}")),
+                ));
+                return Err(NotPut::Closing);
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut waiting = self.waiting();
+            if !waiting.open {
+                return Err(NotPut::Closing);
+            }
+            if waiting.by_id.len() >= UNDER_WAY {
+                return Err(NotPut::Full);
+            }
+            if waiting.by_id.is_empty() {
+                // Silence counts from the moment that somebody waits.
+                waiting.heard = now;
+            }
+            waiting.by_id.insert(
+                id,
+                Waiting {
+                    since: now,
+                    until,
+                    reply,
+                },
+            );
+        }
+        if let Err(error) = self.outbox.put(frame) {
+            self.end(Over::Failed(
+                self.down(format!("its bridge ended ({error})")),
+            ));
+        }
+        Ok(answer)
+    }
+
+    /// The token's configured name.
+    pub(super) fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Whether it has done an exchange for somebody.
+    pub(super) fn served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Requests that are not answered yet.
+    pub(super) fn under_way(&self) -> usize {
+        self.waiting().by_id.len()
+    }
+
+    /// Recent time from question to answer.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency.load(Ordering::Relaxed))
+    }
+
+    /// Time since the bridge last answered, or since it was last asked.
+    pub(super) fn silence(&self) -> Duration {
+        self.waiting().heard.elapsed()
+    }
+
+    /// Whether somebody waits and nothing has been heard for too long.
+    pub(super) fn is_silent(&self) -> bool {
+        let waiting = self.waiting();
+        !waiting.by_id.is_empty() && waiting.heard.elapsed() > SILENT
+    }
+
+    /// Whether a request has outlived its time by `grace`.
+    pub(super) fn is_overdue(&self, grace: Duration) -> bool {
+        let now = Instant::now();
+        self.waiting()
+            .by_id
+            .values()
+            .any(|waiting| now > waiting.until + grace)
+    }
+
+    /// Resolves when the conversation is over.
+    pub(super) async fn over(&self) -> Over {
+        let mut over = self.over.subscribe();
+        match over
+            .wait_for(Option::is_some)
+            .await
+            .map(|over| over.clone())
+        {
+            Ok(Some(over)) => over,
+            // The sender is a field of ours.
+            Ok(None) | Err(_) => Over::Failed(self.down("its bridge ended".to_owned())),
+        }
+    }
+
+    /// Ends the conversation; the first reason counts.
+    pub(super) fn end(&self, why: Over) {
+        self.waiting().open = false;
+        self.over.send_if_modified(|over| {
+            let first = over.is_none();
+            if first {
+                *over = Some(why);
+            }
+            first
+        });
+    }
+
+    /// Those who will not be answered any more.
+    pub(super) fn unanswered(&self) -> Unanswered {
+        let mut waiting = self.waiting();
+        waiting.open = false;
+        Unanswered(std::mem::take(&mut waiting.by_id))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waitings> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn down(&self, reason: String) -> Fault {
+        Fault::Down {
+            token: self.token.to_string(),
+            reason,
+        }
+    }
+
+    async fn read(self: Arc<Self>, mut reader: OwnedReadHalf) {
+        let mut over = self.over.subscribe();
+        loop {
+            let response = tokio::select! {
+                response = receive(&mut reader) => response,
+                _ = over.changed() => return,
+            };
+            match response {
+                Ok(response) => self.take(response),
+                Err(error) => {
+                    self.end(Over::Failed(self.down(format!(
+                        "its bridge ended ({error}); did the module crash?"
+                    ))));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn write_on(self: Arc<Self>) {
+        let mut over = self.over.subscribe();
+        tokio::select! {
+            error = self.outbox.drain() => {
+                self.end(Over::Failed(self.down(format!("its bridge ended ({error})"))));
+            }
+            _ = over.changed() => {}
+        }
+    }
+
+    /// Hands an answer to who waits for it. Some answers end the bridge: the
+    /// module wants a restart, the token its operator.
+    fn take(&self, response: Response) {
+        let Response { id, result } = response;
+        let ends = result
+            .as_ref()
+            .err()
+            .filter(|fault| locks(fault) || restarts(fault))
+            .cloned();
+        let (waited, renewed) = {
+            let mut waiting = self.waiting();
+            let waited = waiting.by_id.remove(&id);
+            waiting.heard = Instant::now();
+            if result.as_ref().is_ok_and(in_host) {
+                waiting.host_exchanges += 1;
+            }
+            let renewing = waiting.host_exchanges >= self.host_limit;
+            if renewing {
+                waiting.open = false;
+            }
+            (waited, renewing && waiting.by_id.is_empty())
+        };
+        match &result {
+            Ok(Reply::Ready(found)) => self.board.found(self.lane, Ready::clone(found)),
+            Ok(Reply::Canary(_)) | Err(_) => {}
+            Ok(_) => self.served.store(true, Ordering::Relaxed),
+        }
+        if let Some(why) = ends {
+            // Before the answer: who gets it may ask again at once.
+            self.end(Over::Failed(why));
+        }
+        if let Some(Waiting { since, reply, .. }) = waited {
+            self.note(since.elapsed());
+            drop(reply.send(result));
+        }
+        if renewed {
+            self.end(Over::Renewed);
+        }
+    }
+
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.latency.load(Ordering::Relaxed);
+        let now = if before == 0 {
+            took
+        } else {
+            before - before / 8 + took / 8
+        };
+        // Two at once may lose one of them, which an average can bear.
+        self.latency.store(now, Ordering::Relaxed);
+    }
+}
+
+/// Frames on their way out. The socket takes most of them at once; what it
+/// does not take is written on by one task.
+struct Outbox {
+    socket: OwnedWriteHalf,
+    backlog: Mutex<VecDeque<(Zeroizing<Vec<u8>>, usize)>>,
+    more: Notify,
+}
+
+impl Outbox {
+    fn put(&self, frame: Zeroizing<Vec<u8>>) -> io::Result<()> {
+        let mut backlog = self.backlog();
+        let written = if backlog.is_empty() {
+            self.write(&frame, 0)?
+        } else {
+            0
+        };
+        if written < frame.len() {
+            backlog.push_back((frame, written));
+            self.more.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Writes what the socket takes now, and tells up to where the frame is out.
+    fn write(&self, frame: &[u8], from: usize) -> io::Result<usize> {
+        let mut at = from;
+        while let Some(rest) = frame.get(at..).filter(|rest| !rest.is_empty()) {
+            match self.socket.try_write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => at += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(at)
+    }
+
+    /// Writes on what was left, for as long as the socket lives.
+    async fn drain(&self) -> io::Error {
+        loop {
+            self.more.notified().await;
+            loop {
+                if let Err(error) = self.socket.writable().await {
+                    return error;
+                }
+                match self.step() {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return error,
+                }
+            }
+        }
+    }
+
+    /// Whether more is left.
+    fn step(&self) -> io::Result<bool> {
+        let mut backlog = self.backlog();
+        if let Some((frame, at)) = backlog.front_mut() {
+            *at = self.write(frame, *at)?;
+            if *at >= frame.len() {
+                backlog.pop_front();
+            }
+        }
+        Ok(!backlog.is_empty())
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, VecDeque<(Zeroizing<Vec<u8>>, usize)>> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) async fn receive<R: tokio::io::AsyncRead + Unpin>(
+    reader: &mut R,
+) -> io::Result<Response> {
+    let mut head = [0_u8; 4];
+    reader.read_exact(&mut head).await?;
+    let mut body = Zeroizing::new(vec![0_u8; message::frame_length(head)?]);
+    reader.read_exact(&mut body).await?;
+    message::decode(&body)
+}
+
+/// Whether trying again could do harm, or cannot help.
+pub(super) fn locks(why: &Fault) -> bool {
+    match why {
+        Fault::Operator { .. } => true,
+        // Other calls that want an operator concern the one request.
+        Fault::Call {
+            class: FaultClass::Operator,
+            function,
+            ..
+        } => function == "C_Login",
+        Fault::Call { .. }
+        | Fault::BadEedk { .. }
+        | Fault::NotTried { .. }
+        | Fault::NoKek { .. }
+        | Fault::Refused { .. }
+        | Fault::Unsupported { .. }
+        | Fault::Down { .. }
+        | Fault::Deadline { .. } => false,
+    }
+}
+
+/// Whether the bridge that says so is about to end.
+pub(super) const fn restarts(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Call {
+            class: FaultClass::Restart,
+            ..
+        }
+    )
+}
+
+/// Whether a data key was in the bridge's memory.
+const fn in_host(reply: &Reply) -> bool {
+    matches!(
+        reply,
+        Reply::Created {
+            custody: Custody::Host,
+            ..
+        } | Reply::Resolved {
+            custody: Custody::Host,
+            ..
+        } | Reply::Rekeyed {
+            custody: Custody::Host,
+            ..
+        } | Reply::Proved {
+            custody: Custody::Host,
+            ..
+        }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn link() -> (Arc<Link>, std::os::unix::net::UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let socket = UnixStream::from_std(ours).unwrap();
+        let board = Arc::new(Board::new(1, 1));
+        (Link::start("t".into(), socket, 64, board, 0), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_bridge_that_reads_nothing_holds_nobody_up_and_loses_nothing() {
+        let (link, mut theirs) = link();
+        let until = Instant::now() + Duration::from_secs(30);
+        let key = vec![7_u8; 200_000];
+        let op = Op::Create {
+            dki: crate::key::DataKeyId::from_random([0; 9]),
+            keks: Vec::new(),
+            drive: message::Recipient {
+                form: crate::key::SedkForm::RsaOaepSha1,
+                spki: key,
+                wwn: None,
+            },
+            custody: Custody::Token,
+            block: [0; 16],
+        };
+        let answers: Vec<_> = (0..8).map(|_| link.ask(&op, until).unwrap()).collect();
+        assert_eq!(link.under_way(), 8);
+        let read = tokio::task::spawn_blocking(move || {
+            (0..8)
+                .map(|_| {
+                    let request: Request = message::read(&mut theirs).unwrap();
+                    let response = Response {
+                        id: request.id,
+                        result: Ok(Reply::Canary(true)),
+                    };
+                    message::write(&mut theirs, &response).unwrap();
+                    request.id
+                })
+                .collect::<Vec<_>>()
+        });
+        for answer in answers {
+            assert!(matches!(answer.await, Ok(Ok(Reply::Canary(true)))));
+        }
+        assert_eq!(read.await.unwrap(), (1..=8).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_bridge_that_ends_leaves_nobody_waiting() {
+        let (link, mut theirs) = link();
+        let until = Instant::now() + Duration::from_secs(30);
+        let answer = link.ask(&Op::Canary, until).unwrap();
+        tokio::task::spawn_blocking(move || theirs.read_exact(&mut [0; 4]).unwrap())
+            .await
+            .unwrap();
+        assert!(matches!(
+            link.over().await,
+            Over::Failed(Fault::Down { .. })
+        ));
+        drop(link.unanswered());
+        assert!(answer.await.is_err());
+        assert!(matches!(link.ask(&Op::Canary, until), Err(NotPut::Closing)));
+    }
+}
