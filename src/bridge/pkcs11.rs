@@ -303,6 +303,15 @@ pub enum User {
     Vendor(u32),
 }
 
+/// `CK_C_INITIALIZE_ARGS` with a pointer more. NSS calls `pReserved`
+/// `LibraryParameters`, and has a `pReserved` of its own behind it; what
+/// happens to lie there must be null, or it answers `CKR_ARGUMENTS_BAD`.
+#[repr(C)]
+struct InitializeArgs {
+    standard: ck::CK_C_INITIALIZE_ARGS,
+    _beyond: *mut c_void,
+}
+
 /// A loaded module. Its function list is valid for as long as it lives.
 #[derive(Debug)]
 pub struct Module {
@@ -406,15 +415,18 @@ impl Module {
     /// The module's code.
     pub fn initialize(&self, reserved: Option<&str>) -> Call<()> {
         let reserved = reserved.and_then(|text| CString::new(text).ok());
-        let mut args = ck::CK_C_INITIALIZE_ARGS {
-            CreateMutex: None,
-            DestroyMutex: None,
-            LockMutex: None,
-            UnlockMutex: None,
-            flags: ck::CKF_OS_LOCKING_OK,
-            pReserved: reserved
-                .as_ref()
-                .map_or(ptr::null_mut(), |text| text.as_ptr().cast_mut().cast()),
+        let mut args = InitializeArgs {
+            standard: ck::CK_C_INITIALIZE_ARGS {
+                CreateMutex: None,
+                DestroyMutex: None,
+                LockMutex: None,
+                UnlockMutex: None,
+                flags: ck::CKF_OS_LOCKING_OK,
+                pReserved: reserved
+                    .as_ref()
+                    .map_or(ptr::null_mut(), |text| text.as_ptr().cast_mut().cast()),
+            },
+            _beyond: ptr::null_mut(),
         };
         call!(self, C_Initialize((&raw mut args).cast()))
     }
