@@ -4,6 +4,8 @@ use ekm::api::{
     Base64, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyRequest,
     ResolveAnswer, ResolveRequest,
 };
+use ekm::bridge::message::Probe;
+use ekm::bridge::supervisor::Program;
 use ekm::drive::DriveSerial;
 use ekm::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KekRef, SedkForm, WrapAlgorithm};
 use ekm::keystore::Custody;
@@ -16,6 +18,7 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::support::{Bench, Hsm, Kind, TestDrive, drive, drive_of};
+use crate::tokens::can_be_made;
 
 /// Two KEKs on one token, two enrolled drives.
 struct Stage {
@@ -33,10 +36,13 @@ impl Stage {
     async fn with(kind: Kind, policy: PolicyConfig) -> Self {
         let hsm = Hsm::new(kind, "conformance").await;
         let bench = Bench::new(&[&hsm], policy).await;
-        bench.kek("KEK1", "main", Custody::Token).await;
-        bench.kek("KEK2", "main", Custody::Token).await;
-        let a = drive(bench.directory.path(), 1, kind.form());
-        let b = drive(bench.directory.path(), 2, kind.form());
+        bench.kek("KEK1", "main", kind.custody()).await;
+        bench.kek("KEK2", "main", kind.custody()).await;
+        let mut a = drive(bench.directory.path(), 1, kind.form());
+        let mut b = drive(bench.directory.path(), 2, kind.form());
+        for drive in [&mut a, &mut b] {
+            drive.row.custody = kind.custody();
+        }
         bench.enrol(&a).await;
         bench.enrol(&b).await;
         Self { hsm, bench, a, b }
@@ -527,43 +533,51 @@ fn private_key(stage: &Stage, n: u32) -> String {
 }
 
 async fn the_other_client_sees_the_same_attributes(stage: &Stage) {
+    let kind = stage.hsm.kind;
     let seen = stage.hsm.hand(&["attributes", "KEK1"]);
+    let host = kind.custody() == Custody::Host;
     for attribute in [
-        "Sensitive(true)",
-        "Extractable(false)",
-        "AlwaysSensitive(true)",
-        "NeverExtractable(true)",
-        "Local(true)",
-        "Unwrap(true)",
-        "Decrypt(false)",
-        "Modifiable(false)",
+        "Sensitive(true)".to_owned(),
+        "Extractable(false)".to_owned(),
+        "AlwaysSensitive(true)".to_owned(),
+        "NeverExtractable(true)".to_owned(),
+        // NSS says so of no key.
+        format!("Local({})", kind != Kind::Nss),
+        format!("Unwrap({})", !host),
+        format!("Decrypt({host})"),
+        "Modifiable(false)".to_owned(),
     ] {
-        assert!(seen.contains(attribute), "{attribute} is not in:\n{seen}");
+        assert!(seen.contains(&attribute), "{attribute} is not in:\n{seen}");
     }
 }
 
-async fn the_whole_list(kind: Kind) {
+async fn the_whole_list(kind: Kind) -> Stage {
     let stage = Stage::new(kind).await;
-    the_other_client_sees_the_same_attributes(&stage).await;
-    one_kek_gives_one_eedk(&stage).await;
-    either_of_two_eedks_opens(&stage).await;
-    two_creates_have_two_data_keys(&stage).await;
-    a_retried_create_gives_the_same_data_key(&stage).await;
-    retries_at_once_give_one_data_key(&stage).await;
-    rekey_keeps_the_data_key(&stage).await;
-    confirm_closes_a_create(&stage).await;
-    a_foreign_kek_is_unknown(&stage).await;
-    a_tampered_eedk_does_not_open_and_harms_nobody(&stage).await;
-    truncated_and_oversized_eedks_are_refused_by_name(&stage).await;
-    a_forged_eedk_is_marked_and_never_appended_under(&stage).await;
-    a_damaged_eedk_does_not_hide_the_good_one(&stage).await;
-    a_rekey_does_not_launder_a_forged_eedk(&stage).await;
-    a_key_that_is_not_the_pinned_one_gets_nothing(&stage).await;
-    a_drive_speaks_for_itself_only(&stage).await;
-    labels_come_from_the_first_level_that_names_any(&stage).await;
+    what_every_token_does(&stage).await;
     a_kek_without_its_private_half_is_not_written_under(&stage).await;
     a_label_on_two_keys_is_refused(&stage).await;
     ekm::audit::verify(&stage.bench.config.audit).unwrap();
+    stage
+}
+
+async fn what_every_token_does(stage: &Stage) {
+    the_other_client_sees_the_same_attributes(stage).await;
+    one_kek_gives_one_eedk(stage).await;
+    either_of_two_eedks_opens(stage).await;
+    two_creates_have_two_data_keys(stage).await;
+    a_retried_create_gives_the_same_data_key(stage).await;
+    retries_at_once_give_one_data_key(stage).await;
+    rekey_keeps_the_data_key(stage).await;
+    confirm_closes_a_create(stage).await;
+    a_foreign_kek_is_unknown(stage).await;
+    a_tampered_eedk_does_not_open_and_harms_nobody(stage).await;
+    truncated_and_oversized_eedks_are_refused_by_name(stage).await;
+    a_forged_eedk_is_marked_and_never_appended_under(stage).await;
+    a_damaged_eedk_does_not_hide_the_good_one(stage).await;
+    a_rekey_does_not_launder_a_forged_eedk(stage).await;
+    a_key_that_is_not_the_pinned_one_gets_nothing(stage).await;
+    a_drive_speaks_for_itself_only(stage).await;
+    labels_come_from_the_first_level_that_names_any(stage).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -579,6 +593,50 @@ async fn softhsm_in_its_container_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn softhsm_in_the_bridge_conforms() {
     the_whole_list(Kind::SofthsmInProcess).await;
+}
+
+/// What the start-up probe learned of the only token.
+fn probed(stage: &Stage) -> Probe {
+    let ready = stage.bench.service.tokens().bridges()[0].state();
+    ready.found().unwrap().probe.clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opencryptoki_conforms() {
+    if !can_be_made(Kind::Opencryptoki) {
+        return;
+    }
+    let stage = the_whole_list(Kind::Opencryptoki).await;
+    assert!(probed(&stage).refuses_unextractable);
+    without_set_after_opencryptoki_is_refused(&stage).await;
+}
+
+/// It takes `CKA_SENSITIVE` in the unwrap template, and makes a key that can be read.
+async fn without_set_after_opencryptoki_is_refused(stage: &Stage) {
+    let text = include_str!("../hsm-profiles/opencryptoki-soft.toml");
+    let weak = text.replace("sensitive = \"set-after\"", "sensitive = \"send\"");
+    assert_ne!(weak, text);
+    let path = stage.hsm.directory.path().join("weak.toml");
+    std::fs::write(&path, weak).unwrap();
+    let mut token = stage.hsm.config("weak");
+    token.profile = path.display().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let config = Bench::config(directory.path(), vec![token], generous());
+    let program = Program::at(stage.hsm.surroundings.program());
+    let service = ekm::server::open(&config, &program).await.unwrap();
+    let refused = service.tokens().bridges()[0].settled().await.unwrap_err();
+    let why = refused.to_string();
+    assert!(why.contains("not CKA_SENSITIVE"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nss_conforms() {
+    if !can_be_made(Kind::Nss) {
+        return;
+    }
+    let stage = the_whole_list(Kind::Nss).await;
+    // It wraps keys whose CKA_EXTRACTABLE is false, and is shown to.
+    assert!(!probed(&stage).refuses_unextractable);
 }
 
 /// Two KEKs on two tokens: each EEDK is proved where its private half is.
@@ -641,9 +699,16 @@ async fn host_custody_serves_t10_drives(kind: Kind) {
     let hsm = Hsm::new(kind, "host").await;
     let bench = Bench::new(&[&hsm], generous()).await;
     bench.kek("HOSTKEK", "main", Custody::Host).await;
-    bench.kek("TOKENKEK", "main", Custody::Token).await;
+    if kind.custody() == Custody::Token {
+        bench.kek("TOKENKEK", "main", Custody::Token).await;
+    }
     let forms = match kind {
-        Kind::Embedded => vec![SedkForm::T10Plain],
+        Kind::Embedded | Kind::Opencryptoki | Kind::Nss => vec![SedkForm::T10Plain],
+        Kind::Tpm2 => vec![
+            SedkForm::T10Wrapped,
+            SedkForm::RsaOaepSha1,
+            SedkForm::T10Plain,
+        ],
         Kind::Softhsm | Kind::SofthsmInProcess => {
             vec![SedkForm::T10Wrapped, SedkForm::T10Plain]
         }
@@ -715,6 +780,20 @@ async fn host_custody_on_the_embedded_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn host_custody_on_softhsm() {
     host_custody_serves_t10_drives(Kind::Softhsm).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_custody_on_opencryptoki() {
+    if can_be_made(Kind::Opencryptoki) {
+        host_custody_serves_t10_drives(Kind::Opencryptoki).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_custody_on_a_tpm() {
+    if can_be_made(Kind::Tpm2) {
+        host_custody_serves_t10_drives(Kind::Tpm2).await;
+    }
 }
 
 /// An LTO drive has no room for EEDKs of its own, and refuses a page that carries them.

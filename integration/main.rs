@@ -13,6 +13,7 @@
 mod faulty;
 mod site;
 mod support;
+mod tokens;
 
 mod budget;
 mod cli;

@@ -161,7 +161,8 @@ fn decrypt(directory: &Path, key: &Path, hash: &str, label: &[u8]) -> Output {
 /// The OAEP that a kind of token makes EEDKs with, as OpenSSL names it.
 fn oaep(kind: Kind, dki: &[u8]) -> (&'static str, &[u8]) {
     match kind {
-        Kind::Embedded => ("sha256", dki),
+        Kind::Embedded | Kind::Opencryptoki | Kind::Nss => ("sha256", dki),
+        Kind::Tpm2 => ("sha256", &[]),
         Kind::Softhsm | Kind::SofthsmInProcess => ("sha1", &[]),
     }
 }

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::tokens::{self, Surroundings};
 use ekm::bridge::pin::PinSource;
 use ekm::bridge::supervisor::Program;
 use ekm::config::{Config, ServerConfig, TokenConfig};
@@ -12,6 +13,7 @@ use ekm::drive::DriveSerial;
 use ekm::key::{KeyLabel, SedkForm};
 use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
+use ekm::problem::Problem;
 use ekm::service::Service;
 use ekm::softdrive::{DriveKind, Init, SoftDrive};
 use ekm::store::{Drive, DriveKey, DriveState, Store};
@@ -37,7 +39,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
     path
 }
 
-/// The two kinds of token that everything runs on.
+/// The kinds of token. Everything runs on the first two, the conformance list on all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// kryoptic, in the bridge.
@@ -46,6 +48,12 @@ pub(crate) enum Kind {
     Softhsm,
     /// SoftHSM, loaded into the bridge.
     SofthsmInProcess,
+    /// openCryptoki's soft token, in the bridge, with a daemon of its own.
+    Opencryptoki,
+    /// NSS softokn, in the bridge.
+    Nss,
+    /// A TPM 2.0 in software; custody `host` only.
+    Tpm2,
 }
 
 impl Kind {
@@ -54,13 +62,34 @@ impl Kind {
             Self::Embedded => "embedded",
             Self::Softhsm => "p11-kit-remote",
             Self::SofthsmInProcess => "softhsm2",
+            Self::Opencryptoki => "opencryptoki-soft",
+            Self::Nss => "nss",
+            Self::Tpm2 => "tpm2-pkcs11",
         }
     }
 
-    /// The form that the token makes for a drive by itself.
+    /// The user PIN; openCryptoki takes eight characters at most.
+    pub(crate) fn pin(self) -> &'static str {
+        if self == Self::Opencryptoki {
+            "42424242"
+        } else {
+            PIN
+        }
+    }
+
+    /// The custody of its KEKs.
+    pub(crate) fn custody(self) -> Custody {
+        if self == Self::Tpm2 {
+            Custody::Host
+        } else {
+            Custody::Token
+        }
+    }
+
+    /// The form that the token makes for a drive by itself; with a TPM, that `ekm` makes beside it.
     pub(crate) fn form(self) -> SedkForm {
         match self {
-            Self::Embedded => SedkForm::T10Wrapped,
+            Self::Embedded | Self::Opencryptoki | Self::Nss | Self::Tpm2 => SedkForm::T10Wrapped,
             Self::Softhsm | Self::SofthsmInProcess => SedkForm::RsaOaepSha1,
         }
     }
@@ -87,28 +116,46 @@ impl Drop for Remote {
 pub(crate) struct Hsm {
     pub(crate) kind: Kind,
     pub(crate) label: String,
-    pub(crate) directory: TempDir,
+    // Before the directory: its processes write there until they end.
+    pub(crate) surroundings: Surroundings,
     _remote: Remote,
+    pub(crate) directory: TempDir,
 }
 
 impl Hsm {
     /// Makes a token of that kind.
     pub(crate) async fn new(kind: Kind, label: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        write_private(&directory.path().join("pin"), PIN);
-        write_private(&directory.path().join("so-pin"), "12345678");
-        let remote = match kind {
-            Kind::Embedded | Kind::SofthsmInProcess => Remote::None,
-            Kind::Softhsm => softhsm(directory.path()).await,
+        tokens::pins(directory.path(), kind);
+        let remote = if kind == Kind::Softhsm {
+            softhsm(directory.path()).await
+        } else {
+            Remote::None
         };
+        let surroundings = match kind {
+            Kind::Embedded | Kind::Softhsm | Kind::SofthsmInProcess => Surroundings::default(),
+            Kind::Opencryptoki => Surroundings::opencryptoki(directory.path(), label, kind.pin()),
+            Kind::Nss => Surroundings::nss(directory.path()),
+            Kind::Tpm2 => Surroundings::tpm2(directory.path()),
+        };
+        // The profile gives NSS's token its label.
+        let label = if kind == Kind::Nss { "ekm" } else { label };
         let hsm = Self {
             kind,
             label: label.to_owned(),
-            directory,
+            surroundings,
             _remote: remote,
+            directory,
         };
-        hsm.init();
+        if !matches!(kind, Kind::Opencryptoki | Kind::Nss) {
+            hsm.init();
+        }
         hsm
+    }
+
+    fn profile(&self) -> String {
+        let shipped = || self.kind.profile().to_owned();
+        self.surroundings.profile().unwrap_or_else(shipped)
     }
 
     fn init(&self) {
@@ -118,7 +165,7 @@ impl Hsm {
                 "slot",
                 "init",
                 "--profile",
-                self.kind.profile(),
+                &self.profile(),
                 "--label",
                 &self.label,
             ])
@@ -141,7 +188,7 @@ impl Hsm {
     pub(crate) fn config(&self, name: &str) -> TokenConfig {
         TokenConfig {
             name: name.to_owned(),
-            profile: self.kind.profile().to_owned(),
+            profile: self.profile(),
             uri: format!("pkcs11:token={}", self.label).parse().unwrap(),
             serials: Vec::new(),
             pin: PinSource::File(self.directory.path().join("pin")),
@@ -172,6 +219,25 @@ impl Hsm {
                 "/usr/lib/softhsm/libsofthsm2.so".into(),
                 vec![("SOFTHSM2_CONF", format!("{dir}/softhsm2.conf"))],
             ),
+            Kind::Opencryptoki => ("libopencryptoki.so.0".into(), Vec::new()),
+            Kind::Nss => (
+                "libsoftokn3.so".into(),
+                vec![(
+                    "HAND_RESERVED",
+                    format!("configdir='sql:{dir}' dbTokenDescription='ekm'"),
+                )],
+            ),
+            Kind::Tpm2 => (
+                "libtpm2_pkcs11.so.1".into(),
+                vec![
+                    ("TPM2_PKCS11_STORE", format!("{dir}/store")),
+                    ("TPM2_PKCS11_TCTI", "tabrmd:bus_type=session".to_owned()),
+                    (
+                        "DBUS_SESSION_BUS_ADDRESS",
+                        format!("unix:path={dir}/tpm2/bus"),
+                    ),
+                ],
+            ),
             Kind::Softhsm => (
                 P11_KIT_CLIENT.into(),
                 vec![(
@@ -185,7 +251,9 @@ impl Hsm {
     /// Has the second PKCS#11 client do something.
     pub(crate) fn hand(&self, verb: &[&str]) -> String {
         let (module, environment) = self.module();
-        let output = Command::new(example("hand"))
+        let output = self
+            .surroundings
+            .command(&example("hand"))
             .arg(module)
             .arg(&self.label)
             .arg(self.directory.path().join("pin"))
@@ -338,12 +406,14 @@ impl Bench {
     /// Opens a service over the tokens, named `main`, `second` …, and waits until they are ready.
     pub(crate) async fn new(tokens: &[&Hsm], policy: PolicyConfig) -> Self {
         let names = ["main", "second", "third"];
+        let program = tokens.first().map(|hsm| hsm.surroundings.program());
         let tokens = tokens
             .iter()
             .zip(names)
             .map(|(hsm, name)| hsm.config(name))
             .collect();
-        Self::with(tokens, policy).await
+        let program = program.unwrap_or_else(|| EKM.into());
+        Self::run(tempfile::tempdir().unwrap(), tokens, policy, program).await
     }
 
     /// Opens a service over tokens as configured, and waits until they are ready.
@@ -357,8 +427,17 @@ impl Bench {
         tokens: Vec<TokenConfig>,
         policy: PolicyConfig,
     ) -> Self {
+        Self::run(directory, tokens, policy, EKM.into()).await
+    }
+
+    async fn run(
+        directory: TempDir,
+        tokens: Vec<TokenConfig>,
+        policy: PolicyConfig,
+        program: PathBuf,
+    ) -> Self {
         let config = Self::config(directory.path(), tokens, policy);
-        let service = ekm::server::open(&config, &Program::at(EKM.into()))
+        let service = ekm::server::open(&config, &Program::at(program))
             .await
             .unwrap();
         for bridge in service.tokens().bridges() {
@@ -401,18 +480,25 @@ impl Bench {
 
     /// Makes a KEK on the token of that name.
     pub(crate) async fn kek(&self, label: &str, token: &str, custody: Custody) {
-        ekm::admin::execute(
-            &self.service,
-            "operator:test",
-            ekm::admin::Command::KekGenerate {
-                label: label.parse::<KeyLabel>().unwrap(),
-                bits: 2048,
-                token: Some(token.to_owned()),
-                custody,
-            },
-        )
-        .await
-        .unwrap();
+        self.try_kek(label, token, 2048, custody).await.unwrap();
+    }
+
+    /// The same, where it may be refused.
+    pub(crate) async fn try_kek(
+        &self,
+        label: &str,
+        token: &str,
+        bits: u32,
+        custody: Custody,
+    ) -> Result<(), Problem> {
+        let command = ekm::admin::Command::KekGenerate {
+            label: label.parse::<KeyLabel>().unwrap(),
+            bits,
+            token: Some(token.to_owned()),
+            custody,
+        };
+        let made = ekm::admin::execute(&self.service, "operator:test", command).await;
+        made.map(drop)
     }
 
     /// Puts a drive into the table.

@@ -9,6 +9,8 @@
 //! hand MODULE TOKEN PINFILE attributes LABEL
 //! hand MODULE TOKEN PINFILE steps
 //! ```
+//!
+//! The variable `HAND_RESERVED` is text for `pReserved` of `C_Initialize`.
 
 mod steps;
 
@@ -18,6 +20,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
+use ekm::bridge::pkcs11::Module;
 use rsa::pkcs8::DecodePrivateKey;
 use rsa::traits::{PrivateKeyParts, PublicKeyParts};
 use rsa::{BigUint, RsaPrivateKey};
@@ -31,7 +34,17 @@ fn main() -> Outcome<()> {
         return Err("hand MODULE TOKEN PINFILE VERB …".into());
     };
     let pkcs11 = Pkcs11::new(module)?;
-    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+    // `cryptoki` has no room for the null that NSS wants behind `pReserved`.
+    let held = std::env::var("HAND_RESERVED").ok().map(|reserved| {
+        let held = Module::load(module.as_ref())?;
+        held.initialize(Some(&reserved))
+            .map_err(|error| format!("{error:?}"))?;
+        Outcome::Ok(held)
+    });
+    let held = held.transpose()?;
+    if held.is_none() {
+        pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+    }
     if let ["steps"] = verb {
         return steps::run(&pkcs11, token);
     }
@@ -46,13 +59,15 @@ fn main() -> Outcome<()> {
 }
 
 fn open(pkcs11: &Pkcs11, token: &str, pin_file: &str) -> Outcome<Session> {
-    let slot = pkcs11
-        .get_slots_with_initialized_token()?
+    let slots = pkcs11.get_slots_with_token()?;
+    let only = slots.len() == 1;
+    let slot = slots
         .into_iter()
         .find(|slot| {
+            // `cryptoki` cannot read the clock in openCryptoki's token information.
             pkcs11
                 .get_token_info(*slot)
-                .is_ok_and(|info| info.label() == token)
+                .map_or(only, |info| info.label() == token)
         })
         .ok_or_else(|| format!("no token {token}"))?;
     let session = pkcs11.open_rw_session(slot)?;
