@@ -25,3 +25,4 @@ mod hardship;
 mod openssl;
 mod power_cut;
 mod secrecy;
+mod several;

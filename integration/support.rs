@@ -340,6 +340,15 @@ pub(crate) fn wait_for(what: &str, patience: Duration, so: impl Fn() -> bool) {
     }
 }
 
+/// A new RSA-2048 key pair, PKCS#8 DER: for a KEK that several tokens hold.
+pub(crate) fn pkcs8_key() -> Vec<u8> {
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    der.as_ref().to_vec()
+}
+
 pub(crate) fn write_private(path: &Path, text: &str) {
     ekm::files::write_private(path, text.as_bytes()).unwrap();
 }

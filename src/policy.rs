@@ -237,7 +237,8 @@ pub fn authorize_rekey(
     // Whoever names a drive borrows its custody, so he must be allowed to speak for it.
     let custody = match (known.drive, peer.role()) {
         (Some(drive), Role::Operator) => drive.custody,
-        (Some(_), _) => known_drive(known, peer, serial)?.custody,
+        // A drive that was removed keeps its certificate for a while.
+        (Some(_), _) | (None, Role::Drive) => known_drive(known, peer, serial)?.custody,
         (None, _) => Custody::Token,
     };
     let (readable, unreadable) = open_by(known, presented, purpose)?;

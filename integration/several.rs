@@ -1,0 +1,286 @@
+//! Several bridges on one token, several tokens behind one server.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
+use ekm::bridge::supervisor::TokenState;
+use ekm::config::TokenConfig;
+use ekm::keystore::Custody;
+use ekm::policy::PolicyConfig;
+use ekm::store::Defaults;
+use futures_util::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
+use uuid::Uuid;
+
+use crate::faulty::{Fault, Faulty};
+use crate::support::{Bench, Hsm, Kind, TestDrive, drive, pkcs8_key, wait_for};
+
+/// The token's profile with other values in it, as a site's own file.
+pub(crate) fn altered(hsm: &Hsm, name: &str, changes: &[(&str, &str)]) -> TokenConfig {
+    let shipped = format!(
+        "{}/hsm-profiles/{}.toml",
+        env!("CARGO_MANIFEST_DIR"),
+        hsm.kind.profile()
+    );
+    let mut text = std::fs::read_to_string(shipped).unwrap();
+    for (from, to) in changes {
+        assert!(text.contains(from), "the profile has no {from}");
+        text = text.replace(from, to);
+    }
+    let path = hsm.directory.path().join("altered.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut config = hsm.config(name);
+    config.profile = path.display().to_string();
+    config
+}
+
+async fn default_kek(bench: &Bench, label: &str) {
+    let defaults = Defaults {
+        kek1: Some(label.parse().unwrap()),
+        kek2: None,
+    };
+    bench.store().set_defaults(&defaults).await.unwrap();
+}
+
+fn shown(drive: &TestDrive) -> DriveInRequest {
+    DriveInRequest {
+        serial: drive.soft.serial().clone(),
+        stores_eedks: true,
+        public_key: None,
+        session_key: None,
+    }
+}
+
+async fn create(bench: &Bench, drive: &TestDrive) -> Vec<Base64> {
+    let request = CreateRequest {
+        request_id: Uuid::new_v4(),
+        drive: shown(drive),
+        volser: "MANY01".parse().unwrap(),
+        kek1: None,
+        kek2: None,
+    };
+    let answer = bench.service.create(&drive.peer, &request).await;
+    let answer = answer.unwrap().into_inner();
+    answer.eedks.into_iter().map(|eedk| eedk.eedk).collect()
+}
+
+/// The token that opened the cartridge, as the record says.
+async fn resolve(bench: &Bench, drive: &TestDrive, eedks: &[Base64]) -> String {
+    let request = ResolveRequest {
+        request_id: Uuid::new_v4(),
+        drive: shown(drive),
+        volser: None,
+        eedks: eedks.to_vec(),
+        append: false,
+    };
+    bench.service.resolve(&drive.peer, &request).await.unwrap();
+    request.request_id.to_string()
+}
+
+/// How many of these requests each token answered.
+fn shares(bench: &Bench, requests: &[String]) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for record in ekm::audit::read(&bench.config.audit)
+        .unwrap()
+        .filter_map(Result::ok)
+    {
+        let ours = record
+            .event
+            .request
+            .as_ref()
+            .is_some_and(|id| requests.contains(id));
+        if let Some(token) = record.event.token.filter(|_| ours) {
+            *shares.entry(token).or_default() += 1;
+        }
+    }
+    shares
+}
+
+fn state(bench: &Bench, token: usize) -> TokenState {
+    bench.service.tokens().bridges()[token].state()
+}
+
+fn kill(pid: u32) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_bridges_drive_one_token_and_one_that_dies_costs_nothing() {
+    for kind in [Kind::Embedded, Kind::Softhsm] {
+        let hsm = Hsm::new(kind, "four").await;
+        let config = altered(&hsm, "main", &[("processes = 1", "processes = 4")]);
+        let bench = Bench::with(vec![config], PolicyConfig::default()).await;
+        // Made by one of them, and known to all.
+        bench.kek("KEK", "main", Custody::Token).await;
+        default_kek(&bench, "KEK").await;
+        wait_for("four bridges", Duration::from_secs(20), || {
+            state(&bench, 0).bridges().len() == 4
+        });
+        let a = drive(bench.directory.path(), 1, kind.form());
+        bench.enrol(&a).await;
+        let tapes = join_all((0..16).map(|_| create(&bench, &a))).await;
+        assert_eq!(state(&bench, 0).word(), "ready");
+
+        let killed = state(&bench, 0).bridges()[1];
+        let reads = join_all(
+            tapes
+                .iter()
+                .cycle()
+                .take(64)
+                .map(|tape| resolve(&bench, &a, tape)),
+        );
+        let death = async {
+            kill(killed);
+            let begun = Instant::now();
+            while !matches!(state(&bench, 0), TokenState::Degraded { .. }) {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(5),
+                    "{:?}",
+                    state(&bench, 0)
+                );
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Each of the reads must succeed, those that the dead one had among them.
+        tokio::join!(reads, death);
+        wait_for("the fourth bridge again", Duration::from_secs(20), || {
+            let state = state(&bench, 0);
+            state.bridges().len() == 4 && state.word() == "ready"
+        });
+        assert!(!state(&bench, 0).bridges().contains(&killed));
+    }
+}
+
+/// Two tokens with one KEK.
+async fn twins(labels: [&str; 2]) -> (Vec<Hsm>, Vec<Faulty>) {
+    let key = pkcs8_key();
+    let mut hsms = Vec::new();
+    for label in labels {
+        let hsm = Hsm::new(Kind::SofthsmInProcess, label).await;
+        let file = hsm.directory.path().join("kek.der");
+        std::fs::write(&file, &key).unwrap();
+        hsm.hand(&["import-private", "KEK", &file.display().to_string()]);
+        hsms.push(hsm);
+    }
+    let faulty = hsms.iter().map(Faulty::before).collect();
+    (hsms, faulty)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_load_goes_by_priority_and_by_what_each_token_sustains() {
+    let (hsms, faulty) = twins(["fast", "slow"]).await;
+    let at = |index: usize, name: &str| faulty[index].config(&hsms[index], name);
+    let bench = Bench::with(
+        vec![at(0, "main"), at(1, "second")],
+        PolicyConfig::default(),
+    )
+    .await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, Kind::SofthsmInProcess.form());
+    bench.enrol(&a).await;
+    let tape = create(&bench, &a).await;
+
+    let read = async |count: usize| {
+        let mut requests = Vec::new();
+        for _ in 0..count / 8 {
+            requests.extend(join_all((0..8).map(|_| resolve(&bench, &a, &tape))).await);
+        }
+        shares(&bench, &requests)
+    };
+    let even = read(80).await;
+    assert!(even["main"] >= 25 && even["second"] >= 25, "{even:?}");
+
+    // One token takes 40 ms for each key: the other gets the most of it.
+    faulty[1].strike(Some("C_UnwrapKey"), 0, None, Fault::Delay(40));
+    let mut requests = Vec::new();
+    let readers = (0..8).map(|_| async {
+        let mut done = Vec::new();
+        for _ in 0..25 {
+            done.push(resolve(&bench, &a, &tape).await);
+        }
+        done
+    });
+    for done in join_all(readers).await {
+        requests.extend(done);
+    }
+    let uneven = shares(&bench, &requests);
+    let slow = uneven.get("second").copied().unwrap_or_default();
+    assert!(uneven["main"] > 2 * slow, "{uneven:?}");
+    faulty[1].heal();
+    drop(bench);
+
+    // The second one is for when the first is gone.
+    let mut spare = at(1, "second");
+    spare.priority = 2;
+    let bench = Bench::with(vec![at(0, "main"), spare], PolicyConfig::default()).await;
+    bench.enrol(&a).await;
+    let requests = join_all((0..40).map(|_| resolve(&bench, &a, &tape))).await;
+    assert_eq!(shares(&bench, &requests).get("second"), None);
+    kill(state(&bench, 0).bridges()[0]);
+    faulty[0].strike(Some("C_Initialize"), 0, None, Fault::Abort);
+    let requests = join_all((0..40).map(|_| resolve(&bench, &a, &tape))).await;
+    let shares = shares(&bench, &requests);
+    assert_eq!(shares.values().sum::<usize>(), 40, "{shares:?}");
+    assert!(shares["second"] >= 30, "{shares:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_hangs_costs_a_moment_where_another_has_the_key() {
+    let (hsms, faulty) = twins(["hangs", "goes-on"]).await;
+    let bench = Bench::with(
+        vec![
+            faulty[0].config(&hsms[0], "main"),
+            faulty[1].config(&hsms[1], "second"),
+        ],
+        PolicyConfig::default(),
+    )
+    .await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, Kind::SofthsmInProcess.form());
+    bench.enrol(&a).await;
+    let tape = create(&bench, &a).await;
+    faulty[0].strike(Some("C_UnwrapKey"), 0, None, Fault::Hang);
+    let begun = Instant::now();
+    join_all((0..8).map(|_| resolve(&bench, &a, &tape))).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}, and the deadline is 30 s",
+        begun.elapsed()
+    );
+    // And it is seen for what it is, long before its calls are overdue.
+    wait_for("a degraded token", Duration::from_secs(5), || {
+        state(&bench, 0).why().is_some()
+    });
+    faulty[0].heal();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_come_go_or_double_are_noticed_within_seconds() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "changing").await;
+    let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
+    bench.kek("KEK", "main", Custody::Token).await;
+    let file = hsm.directory.path().join("kek.der");
+    let known = |label: &str| {
+        let found = state(&bench, 0).found().cloned().unwrap();
+        found
+            .keks
+            .iter()
+            .filter(|kek| kek.label.as_str() == label)
+            .filter(|kek| !matches!(kek.private, ekm::bridge::message::PrivateHalf::Absent))
+            .count()
+    };
+    let patience = Duration::from_secs(15);
+    std::fs::write(&file, pkcs8_key()).unwrap();
+    hsm.hand(&["import-private", "NEW", &file.display().to_string()]);
+    wait_for("a key that another program made", patience, || {
+        known("NEW") == 1
+    });
+    std::fs::write(&file, pkcs8_key()).unwrap();
+    hsm.hand(&["import-private", "NEW", &file.display().to_string()]);
+    wait_for("a second key of one label", patience, || known("NEW") == 2);
+    hsm.hand(&["delete-private", "NEW"]);
+    wait_for("that the keys are gone", patience, || known("NEW") == 0);
+    assert_eq!(known("KEK"), 1);
+}
