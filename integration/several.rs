@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
-use ekm::bridge::supervisor::TokenState;
+use ekm::bridge::supervisor::{Program, TokenState};
 use ekm::config::TokenConfig;
 use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty};
-use crate::support::{Bench, Hsm, Kind, TestDrive, drive, pkcs8_key, wait_for};
+use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, pkcs8_key, wait_for};
 
 /// The token's profile with other values in it, as a site's own file.
 pub(crate) fn altered(hsm: &Hsm, name: &str, changes: &[(&str, &str)]) -> TokenConfig {
@@ -283,4 +283,30 @@ async fn keys_that_come_go_or_double_are_noticed_within_seconds() {
     hsm.hand(&["delete-private", "NEW"]);
     wait_for("that the keys are gone", patience, || known("NEW") == 0);
     assert_eq!(known("KEK"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_of_a_cluster_is_the_token_and_no_other_is() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "cluster").await;
+    let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
+    let serial = state(&bench, 0).found().unwrap().token.serial.clone();
+    drop(bench);
+    let mut node = hsm.config("main");
+    node.serials = vec!["not-there".to_owned(), serial];
+    let bench = Bench::with(vec![node.clone()], PolicyConfig::default()).await;
+    assert_eq!(state(&bench, 0).word(), "ready");
+    drop(bench);
+    node.serials.pop();
+    let directory = tempfile::tempdir().unwrap();
+    let config = Bench::config(directory.path(), vec![node], PolicyConfig::default());
+    let service = ekm::server::open(&config, &Program::at(EKM.into()))
+        .await
+        .unwrap();
+    let why = service.tokens().bridges()[0].settled().await.unwrap_err();
+    assert!(why.to_string().contains("not-there"), "{why}");
+    // No login was tried: it is asked for again soon, and the operator sees when.
+    assert!(matches!(
+        service.tokens().bridges()[0].state(),
+        TokenState::Failed { .. }
+    ));
 }
