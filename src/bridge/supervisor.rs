@@ -269,15 +269,16 @@ impl Bridge {
     }
 
     /// Asks now: for whoever can turn to another token instead. Where a bridge
-    /// ends under the request, another bridge of the same token is asked.
+    /// ends under the request, another bridge of the same token is asked. It
+    /// ends by `until`, and within the token's own deadline.
     ///
     /// # Errors
     /// The token's fault, or that it is down or busy.
-    pub async fn try_ask(&self, op: &Op) -> Result<Reply, Fault> {
+    pub async fn try_ask(&self, op: &Op, until: Instant) -> Result<Reply, Fault> {
         if !self.serves() {
             return Err(self.down(self.state.borrow().word()));
         }
-        let until = Instant::now() + self.deadline;
+        let until = until.min(Instant::now() + self.deadline);
         match self.ask_once(op, until).await {
             Err(fault) if self.may_repeat(&fault) && self.serves() => {
                 self.ask_once(op, until).await

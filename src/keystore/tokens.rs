@@ -156,7 +156,7 @@ impl Tokens {
     ) -> Result<(&Bridge, Reply), Fault> {
         let until = Instant::now() + self.longest();
         loop {
-            let outcome = first(self.order(&may), op, none.clone()).await;
+            let outcome = first(self.order(&may), op, until, none.clone()).await;
             let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
@@ -245,6 +245,7 @@ impl Tokens {
 async fn first<'a>(
     order: Vec<&'a Bridge>,
     op: &Op,
+    until: Instant,
     none: Fault,
 ) -> Result<(&'a Bridge, Reply), Fault> {
     let mut next = order.into_iter();
@@ -256,7 +257,7 @@ async fn first<'a>(
             match next.next() {
                 Some(bridge) => {
                     patience = bridge.patience();
-                    asked.push(async move { (bridge, bridge.try_ask(op).await) });
+                    asked.push(async move { (bridge, bridge.try_ask(op, until).await) });
                 }
                 None if asked.is_empty() => return Err(worst.unwrap_or(none)),
                 None => patience = Duration::MAX,
