@@ -18,6 +18,7 @@ mod tokens;
 mod budget;
 mod cli;
 mod conformance;
+mod doctor;
 mod door;
 mod drill;
 mod enrolment;

@@ -10,7 +10,9 @@
 //! twice and are configured by environment variables, so each token has a
 //! process of its own. The PIN lives only there.
 
+mod attend;
 mod catalog;
+pub mod doctor;
 pub mod faults;
 mod host;
 pub mod message;
@@ -19,6 +21,7 @@ pub mod pkcs11;
 mod probe;
 pub mod process;
 pub mod profile;
+pub mod rates;
 pub mod supervisor;
 mod token;
 pub mod uri;

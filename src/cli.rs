@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it failed, and standard error says why and what to
 //! do; 2 the command line itself is wrong; 3 something was checked and found
-//! wrong (`config check`, `audit verify`).
+//! wrong (`config check`, `audit verify`, `slot doctor`).
 
 mod audit;
 mod config;

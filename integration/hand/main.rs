@@ -8,6 +8,7 @@
 //! hand MODULE TOKEN PINFILE delete-private LABEL
 //! hand MODULE TOKEN PINFILE attributes LABEL
 //! hand MODULE TOKEN PINFILE steps
+//! hand MODULE TOKEN PINFILE list
 //! ```
 //!
 //! The variable `HAND_RESERVED` is text for `pReserved` of `C_Initialize`.
@@ -54,6 +55,7 @@ fn main() -> Outcome<()> {
         ["import-public", label, key] => import(&session, label, &read(key)?, false),
         ["delete-private", label] => delete_private(&session, label),
         ["attributes", label] => attributes(&session, label),
+        ["list"] => list(&session),
         other => Err(format!("hand: no verb {other:?}").into()),
     }
 }
@@ -147,6 +149,18 @@ fn attributes(session: &Session, label: &str) -> Outcome<()> {
     ];
     for attribute in session.get_attributes(object, &asked)? {
         println!("{attribute:?}");
+    }
+    Ok(())
+}
+
+/// The label of every object on the token, one a line.
+fn list(session: &Session) -> Outcome<()> {
+    for object in session.find_objects(&[Attribute::Token(true)])? {
+        for attribute in session.get_attributes(object, &[AttributeType::Label])? {
+            if let Attribute::Label(label) = attribute {
+                println!("{}", String::from_utf8_lossy(&label));
+            }
+        }
     }
     Ok(())
 }

@@ -180,7 +180,8 @@ impl Found {
         };
         let label = String::from_utf8(get(ck::CKA_LABEL)?)
             .ok()
-            .and_then(|text| KeyLabel::try_from(text).ok());
+            .and_then(|text| KeyLabel::try_from(text).ok())
+            .filter(|label| !label.as_str().starts_with(super::doctor::pairs::PREFIX));
         let mut exponent = get(ck::CKA_PUBLIC_EXPONENT)?;
         if exponent.is_empty() {
             // Private keys need not carry it (PKCS#11 v2.40, 2.1.3), and no KEK has another.

@@ -12,10 +12,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::doctor::findings::PairKind;
+use super::doctor::{Exam, Finding};
 use super::faults::Fault;
 use super::pin::Pin;
 use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
+use super::rates::{Measured, Run};
 use super::uri::TokenUri;
 use crate::drive::Wwn;
 use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm};
@@ -105,6 +108,30 @@ pub enum Task {
         /// The user PIN to set.
         user_pin: Pin,
     },
+    /// Do one [`Errand`] after another until the socket closes.
+    Attend {
+        /// Which token; none for the only one that the module shows.
+        token: Option<TokenUri>,
+        /// The serials that it may have, as for `Serve`.
+        serials: Vec<String>,
+        /// Its user PIN, where there is to be a login.
+        pin: Option<Pin>,
+        /// The directory of the files that guard the PIN counters.
+        ledgers: PathBuf,
+        /// Kinds of throw-away keys that are not to be made: they crashed the module.
+        avoid: Vec<PairKind>,
+    },
+}
+
+/// What a bridge of [`Task::Attend`] is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Errand {
+    /// One part of `ekm slot doctor`.
+    Examine(Exam),
+    /// Throw-away keys of that many bits, for `ekm slot bench`.
+    Prepare(u32),
+    /// One measurement with them.
+    Measure(Run),
 }
 
 /// One thing to do, with the time it may take.
@@ -253,6 +280,12 @@ pub enum Reply {
     Slots(Vec<SlotOnModule>),
     /// `Task::Init`
     Initialized(SlotOnModule),
+    /// `Task::Attend`: the module is loaded; also the answer to `Errand::Prepare`.
+    Attending,
+    /// `Errand::Examine`
+    Found(Box<Finding>),
+    /// `Errand::Measure`
+    Measured(Measured),
 }
 
 /// What the bridge found when it opened its token.

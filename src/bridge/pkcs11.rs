@@ -283,6 +283,52 @@ impl TokenInfo {
     }
 }
 
+/// What `C_GetInfo` says.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ModuleInfo {
+    /// Version of the PKCS#11 interface: major and minor.
+    pub cryptoki: (u8, u8),
+    /// Manufacturer, blank padding removed.
+    pub manufacturer: String,
+    /// Description, blank padding removed.
+    pub description: String,
+    /// Version of the library: major and minor.
+    pub version: (u8, u8),
+}
+
+/// What `C_GetTokenInfo` says of the token besides what names it; `None`
+/// stands for `CK_UNAVAILABLE_INFORMATION`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TokenLimits {
+    /// `ulMaxSessionCount`; 0 is "effectively infinite".
+    pub max_sessions: Option<u64>,
+    /// `ulSessionCount`, sessions of this application.
+    pub sessions: Option<u64>,
+    /// `ulMaxRwSessionCount`; 0 is "effectively infinite".
+    pub max_rw_sessions: Option<u64>,
+    /// `ulTotalPrivateMemory`, bytes.
+    pub total_private_memory: Option<u64>,
+    /// `ulFreePrivateMemory`, bytes.
+    pub free_private_memory: Option<u64>,
+    /// Hardware version: major and minor.
+    pub hardware: (u8, u8),
+    /// Firmware version: major and minor.
+    pub firmware: (u8, u8),
+    /// `utcTime`, `YYYYMMDDhhmmssxx`; only where `CKF_CLOCK_ON_TOKEN`.
+    pub utc_time: Option<String>,
+}
+
+/// What `C_GetMechanismInfo` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MechanismInfo {
+    /// Smallest key, bits or bytes as the mechanism counts.
+    pub min_key: u64,
+    /// Largest key, likewise.
+    pub max_key: u64,
+    /// `CKF_` flags of the mechanism.
+    pub flags: u64,
+}
+
 /// A public RSA key pair's two new handles, public first.
 #[derive(Clone, Copy, Debug)]
 pub struct PairHandles {
@@ -481,6 +527,59 @@ impl Module {
             },
             min_pin: info.ulMinPinLen,
             max_pin: info.ulMaxPinLen,
+        })
+    }
+
+    /// `C_GetInfo`.
+    ///
+    /// # Errors
+    /// The module's code.
+    pub fn info(&self) -> Call<ModuleInfo> {
+        let mut info = ck::CK_INFO::default();
+        call!(self, C_GetInfo(&raw mut info))?;
+        Ok(ModuleInfo {
+            cryptoki: version(info.cryptokiVersion),
+            manufacturer: padded(&info.manufacturerID),
+            description: padded(&info.libraryDescription),
+            version: version(info.libraryVersion),
+        })
+    }
+
+    /// The rest of `C_GetTokenInfo`.
+    ///
+    /// # Errors
+    /// The module's code; `CKR_TOKEN_NOT_PRESENT` for an empty slot.
+    pub fn token_limits(&self, slot: CK_SLOT_ID) -> Call<TokenLimits> {
+        let mut info = ck::CK_TOKEN_INFO::default();
+        call!(self, C_GetTokenInfo(slot, &raw mut info))?;
+        let told = |value| (value != ck::CK_UNAVAILABLE_INFORMATION).then_some(value);
+        Ok(TokenLimits {
+            max_sessions: told(info.ulMaxSessionCount),
+            sessions: told(info.ulSessionCount),
+            max_rw_sessions: told(info.ulMaxRwSessionCount),
+            total_private_memory: told(info.ulTotalPrivateMemory),
+            free_private_memory: told(info.ulFreePrivateMemory),
+            hardware: version(info.hardwareVersion),
+            firmware: version(info.firmwareVersion),
+            utc_time: (info.flags & ck::CKF_CLOCK_ON_TOKEN != 0).then(|| padded(&info.utcTime)),
+        })
+    }
+
+    /// `C_GetMechanismInfo`.
+    ///
+    /// # Errors
+    /// The module's code; `CKR_MECHANISM_INVALID` where the token lacks it.
+    pub fn mechanism_info(
+        &self,
+        slot: CK_SLOT_ID,
+        mechanism: CK_MECHANISM_TYPE,
+    ) -> Call<MechanismInfo> {
+        let mut info = ck::CK_MECHANISM_INFO::default();
+        call!(self, C_GetMechanismInfo(slot, mechanism, &raw mut info))?;
+        Ok(MechanismInfo {
+            min_key: info.ulMinKeySize,
+            max_key: info.ulMaxKeySize,
+            flags: info.flags,
         })
     }
 
@@ -699,6 +798,26 @@ impl Module {
         Ok(object)
     }
 
+    /// `C_CopyObject`: a copy with other attributes.
+    ///
+    /// # Errors
+    /// The module's code.
+    pub fn copy_object(
+        &self,
+        session: CK_SESSION_HANDLE,
+        object: CK_OBJECT_HANDLE,
+        template: &[Attr],
+    ) -> Call<CK_OBJECT_HANDLE> {
+        let mut raw = RawTemplate::new(template);
+        let (pointer, count) = raw.parts();
+        let mut copy = 0;
+        call!(
+            self,
+            C_CopyObject(session, object, pointer, count, &raw mut copy)
+        )?;
+        Ok(copy)
+    }
+
     /// `C_DestroyObject`.
     ///
     /// # Errors
@@ -904,6 +1023,10 @@ impl Module {
         )?;
         Ok(SecretSlice::from(std::mem::take(&mut *out)))
     }
+}
+
+const fn version(version: ck::CK_VERSION) -> (u8, u8) {
+    (version.major, version.minor)
 }
 
 fn pin_parts(pin: &SecretString) -> (*mut u8, ck::CK_ULONG) {

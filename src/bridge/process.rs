@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::attend;
+use super::doctor::Doctor;
 use super::faults::{Fault, FaultClass};
 use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pkcs11::Module;
@@ -55,6 +57,19 @@ pub fn run() -> io::Result<()> {
                     .map(Reply::Initialized)
             }),
         ),
+        Task::Attend {
+            token,
+            serials,
+            pin,
+            ledgers,
+            avoid,
+        } => {
+            let which = token.map(|uri| Which { uri, serials });
+            let loaded =
+                loaded.map(|module| Doctor::new(name, module, profile, which, pin, ledgers, avoid));
+            attend::run(&mut socket, loaded)?;
+            end()
+        }
         Task::Serve {
             token,
             serials,

@@ -303,7 +303,7 @@ impl HsmProfile {
     }
 
     /// Whether the values are in their ranges and fit together.
-    fn check(&self) -> Result<(), &'static str> {
+    pub(super) fn check(&self) -> Result<(), &'static str> {
         let Self {
             name: _,
             description: _,

@@ -11,6 +11,7 @@
 //! PKCS#11 has no way to abandon a call, so that bridge is killed. Pauses
 //! between starts grow, and a token that needs its operator is left alone.
 
+mod attended;
 mod lane;
 mod link;
 mod program;
@@ -29,6 +30,7 @@ use super::message::{self, Hello, Op, Ready, Reply, Response};
 use lane::{GRACE, Lane, Shared};
 use link::{Link, NotPut, receive, restarts};
 
+pub use attended::Attended;
 pub use program::Program;
 pub use state::TokenState;
 

@@ -81,6 +81,21 @@ impl Token {
         pin: Pin,
         ledgers: PathBuf,
     ) -> Result<Self, Fault> {
+        let token = Self::logged_in(name, module, profile, which, pin, ledgers)?;
+        let anchor = *token.anchor();
+        token.look_again(anchor, false)?;
+        Ok(token)
+    }
+
+    /// Finds the token and logs in; what is on it is not looked at.
+    pub(super) fn logged_in(
+        name: String,
+        module: Module,
+        profile: HsmProfile,
+        which: Which,
+        pin: Pin,
+        ledgers: PathBuf,
+    ) -> Result<Self, Fault> {
         let call = |error, what: &str| Fault::call(&name, error, what);
         let (slot, info) = which.find(&name, &module)?;
         let anchor = module
@@ -106,7 +121,6 @@ impl Token {
             probe: OnceLock::new(),
         };
         token.log_in(anchor)?;
-        token.look_again(anchor, false)?;
         Ok(token)
     }
 
@@ -631,7 +645,23 @@ pub(super) fn init(
         .ok_or_else(|| operator("the new token has vanished".to_owned()))
 }
 
-fn data_key_template(encrypt: bool) -> Vec<Attr> {
+/// Template of a drive's or a partner's public key, imported to wrap under.
+pub(super) fn import_template(numbers: &host::PublicNumbers) -> Vec<Attr> {
+    vec![
+        Attr::ulong(ck::CKA_CLASS, ck::CKO_PUBLIC_KEY),
+        Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_RSA),
+        Attr::flag(ck::CKA_TOKEN, false),
+        Attr::flag(ck::CKA_PRIVATE, false),
+        Attr::flag(ck::CKA_WRAP, true),
+        Attr::flag(ck::CKA_ENCRYPT, false),
+        Attr::flag(ck::CKA_VERIFY, false),
+        Attr::bytes(ck::CKA_MODULUS, numbers.modulus.clone()),
+        Attr::bytes(ck::CKA_PUBLIC_EXPONENT, numbers.exponent.clone()),
+    ]
+}
+
+/// What every data key's template has; `encrypt` lets it encrypt a block.
+pub(super) fn data_key_template(encrypt: bool) -> Vec<Attr> {
     vec![
         Attr::ulong(ck::CKA_CLASS, ck::CKO_SECRET_KEY),
         Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_AES),

@@ -1,5 +1,9 @@
 //! `ekm slot`
 
+mod bench;
+mod doctor;
+mod subject;
+
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -21,6 +25,18 @@ pub(super) enum Slot {
     /// files of mode 0600, or are asked for on the terminal; never from the
     /// command line, where every user of the machine can see them.
     Init(Init),
+    /// Holds a token against its profile, with throw-away keys.
+    ///
+    /// Says what the token can be used for, tries the attacks of someone who
+    /// has the PIN, and prints a profile that fits. A server that uses the
+    /// token goes on: the doctor has a bridge process of its own. Exit code 3
+    /// where the token does not do what its profile says.
+    Doctor(doctor::Doctor),
+    /// Measures how fast a token is, with how many sessions and processes.
+    ///
+    /// With throw-away keys. Says which session.workers and session.processes
+    /// pay. It takes what the token has: not beside a server with drives.
+    Bench(bench::Bench),
 }
 
 /// Which module.
@@ -41,7 +57,20 @@ pub(super) struct Which {
 
 impl Which {
     fn profile(&self) -> anyhow::Result<HsmProfile> {
-        let mut profile = match (&self.profile, &self.module) {
+        self.settled(self.unsettled()?)
+    }
+
+    fn settled(&self, mut profile: HsmProfile) -> anyhow::Result<HsmProfile> {
+        let directory = std::path::absolute(&self.directory)?;
+        profile
+            .settle(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(profile)
+    }
+
+    /// The profile as its file has it.
+    fn unsettled(&self) -> anyhow::Result<HsmProfile> {
+        Ok(match (&self.profile, &self.module) {
             (Some(name), _) => HsmProfile::load(name)?,
             (None, Some(library)) => {
                 // Nothing but the library counts for looking at slots.
@@ -59,12 +88,7 @@ impl Which {
                 "say which module: --profile NAME ({}) or --module LIBRARY.so",
                 HsmProfile::shipped().collect::<Vec<_>>().join(", ")
             ),
-        };
-        let directory = std::path::absolute(&self.directory)?;
-        profile
-            .settle(&directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(profile)
+        })
     }
 }
 
@@ -128,6 +152,8 @@ impl Slot {
                 ))?;
                 output::say(&format!("  uri = \"{uri}\""))
             }
+            Self::Doctor(doctor) => doctor.run(context),
+            Self::Bench(bench) => bench.run(context),
         }
     }
 }

@@ -99,7 +99,9 @@ impl Shared {
                 };
                 mended(source, ledgers)
             }
-            message::Task::List | message::Task::Init { .. } => Vec::new(),
+            message::Task::List | message::Task::Init { .. } | message::Task::Attend { .. } => {
+                Vec::new()
+            }
         }
     }
 }

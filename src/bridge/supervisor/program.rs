@@ -62,6 +62,10 @@ impl Program {
         if let Task::Serve {
             pin: Pin::Source(PinSource::Env(name)),
             ..
+        }
+        | Task::Attend {
+            pin: Some(Pin::Source(PinSource::Env(name))),
+            ..
         } = &hello.task
             && let Some(value) = std::env::var_os(name)
         {

@@ -9,7 +9,7 @@ use crate::bridge::host;
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Recipient, Reply, WrapUnder};
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism};
 use crate::bridge::profile::Sensitive;
-use crate::bridge::token::{Token, oaep};
+use crate::bridge::token::{Token, import_template, oaep};
 use crate::key::{DataKeyId, Eedk, KekHash, OaepHash, Sedk, SedkForm, WrapAlgorithm};
 use crate::t10::{WrappedKey, WrappedKeyLabel};
 
@@ -487,20 +487,7 @@ impl At<'_> {
         let handle = self
             .token
             .module
-            .create_object(
-                self.session.handle,
-                &[
-                    Attr::ulong(ck::CKA_CLASS, ck::CKO_PUBLIC_KEY),
-                    Attr::ulong(ck::CKA_KEY_TYPE, ck::CKK_RSA),
-                    Attr::flag(ck::CKA_TOKEN, false),
-                    Attr::flag(ck::CKA_PRIVATE, false),
-                    Attr::flag(ck::CKA_WRAP, true),
-                    Attr::flag(ck::CKA_ENCRYPT, false),
-                    Attr::flag(ck::CKA_VERIFY, false),
-                    Attr::bytes(ck::CKA_MODULUS, numbers.modulus),
-                    Attr::bytes(ck::CKA_PUBLIC_EXPONENT, numbers.exponent),
-                ],
-            )
+            .create_object(self.session.handle, &import_template(&numbers))
             .during(|| "importing a public key".to_owned())?;
         self.session.imported.push((hash, handle));
         Ok(handle)

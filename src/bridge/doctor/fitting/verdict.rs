@@ -1,0 +1,120 @@
+//! What a token can be used for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{cell, form_why, forms, host};
+use crate::bridge::doctor::findings::{DataKeys, Examination, Outcome};
+use crate::bridge::profile::HsmProfile;
+use crate::key::SedkForm;
+
+/// A way of working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Drive form `rsa-oaep-sha1`, as the 3592 has it, in custody `token`.
+    #[serde(rename = "3592-plain")]
+    Plain3592,
+    /// Drive form `t10-02h`, in custody `token`.
+    #[serde(rename = "t10-02h")]
+    T10Wrapped,
+    /// Drive form `t10-00h`, in custody `host`.
+    #[serde(rename = "t10-00h-host")]
+    HostCustody,
+    /// Data keys that only trusted drive keys can wrap.
+    WrapWithTrusted,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Plain3592 => "3592 plain (rsa-oaep-sha1)",
+            Self::T10Wrapped => "T10 02h (t10-02h)",
+            Self::HostCustody => "00h by host custody (t10-00h)",
+            Self::WrapWithTrusted => "wrap-with-trusted",
+        })
+    }
+}
+
+/// Whether the token can be used this way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Which way.
+    pub way: Way,
+    /// Whether it can.
+    pub able: bool,
+    /// Why, with the function and the code.
+    pub why: String,
+}
+
+pub(super) fn verdicts(
+    found: &Examination,
+    data_keys: &DataKeys,
+    profile: &HsmProfile,
+) -> Vec<Verdict> {
+    let forms = forms(found, data_keys);
+    let form = |way, form| Verdict {
+        way,
+        able: forms.contains(&form),
+        why: if forms.contains(&form) {
+            "data keys stay in the token".to_owned()
+        } else {
+            form_why(found, data_keys, form)
+        },
+    };
+    vec![
+        form(Way::Plain3592, SedkForm::RsaOaepSha1),
+        form(Way::T10Wrapped, SedkForm::T10Wrapped),
+        host_verdict(data_keys, profile),
+        trusted_verdict(found),
+    ]
+}
+
+fn host_verdict(data_keys: &DataKeys, profile: &HsmProfile) -> Verdict {
+    let able = host(data_keys, Some(&profile.eedk)).is_some();
+    let decrypt = cell(data_keys, profile.eedk.hash, profile.eedk.labelled);
+    Verdict {
+        way: Way::HostCustody,
+        able,
+        why: if able {
+            "with KEKs made for it; the data key is in ekm's memory for an instant".to_owned()
+        } else if data_keys.random.works() {
+            decrypt.map_or_else(String::new, |oaep| oaep.decrypt.why())
+        } else {
+            data_keys.random.why()
+        },
+    }
+}
+
+fn trusted_verdict(found: &Examination) -> Verdict {
+    let unknown = |outcome: &Outcome| matches!(outcome, Outcome::Refused { code, .. } if code == "CKR_ATTRIBUTE_TYPE_INVALID");
+    let (able, why) = match &found.trusted {
+        None => (false, "not tried".to_owned()),
+        Some(trusted) if !trusted.generated.stopped() => {
+            (false, format!("generated data keys: {}", trusted.generated))
+        }
+        Some(trusted) if !trusted.unwrapped.stopped() => {
+            (false, format!("unwrapped data keys: {}", trusted.unwrapped))
+        }
+        Some(trusted) if trusted.user_creates.works() || trusted.user_sets.works() => (
+            false,
+            "the user himself can make a key CKA_TRUSTED".to_owned(),
+        ),
+        Some(trusted) if unknown(&trusted.user_creates) => (
+            false,
+            "the token knows no CKA_TRUSTED on an RSA public key, so no drive's key can be trusted"
+                .to_owned(),
+        ),
+        Some(_) => (
+            true,
+            "the token enforces it; its security officer must mark each drive's key CKA_TRUSTED; ekm does not ask for it"
+                .to_owned(),
+        ),
+    };
+    Verdict {
+        way: Way::WrapWithTrusted,
+        able,
+        why,
+    }
+}
