@@ -24,7 +24,7 @@ use crate::bridge::supervisor::{Bridge, Program};
 use crate::config::{Config, TokenConfigError};
 use crate::keystore::Tokens;
 use crate::service::Service;
-use crate::store::{Sqlite, StoreError};
+use crate::store::{Remembered, Sqlite, StoreError};
 use crate::tls::{ServerTls, TlsError};
 
 pub use operator::{OperatorError, ask};
@@ -38,6 +38,10 @@ const EXPIRY: Duration = Duration::from_secs(12 * 3600);
 
 /// How long before its end a certificate is told of.
 const AHEAD: time::Duration = time::Duration::days(30);
+
+/// How long a server goes by what it has read of the state. Its own changes
+/// count at once.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// Why a server could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +74,8 @@ pub enum ServerError {
 /// # Errors
 /// What cannot be opened.
 pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerError> {
-    let store = Arc::new(Sqlite::open(&config.state).await?);
+    let store = Sqlite::open(&config.state).await?;
+    let store = Arc::new(Remembered::new(store, REMEMBERED));
     let audit = AuditLog::open(&config.audit, &config.node, Options::default())?;
     let ledgers = config.state.join("pins");
     let bridges = config

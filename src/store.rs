@@ -5,9 +5,11 @@
 //! its answer leaves. The history is never overwritten: an EEDK is issued,
 //! then confirmed, then superseded, each a row of its own.
 
+mod remembered;
 mod sqlite;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,11 @@ use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
+pub use remembered::Remembered;
 pub use sqlite::Sqlite;
+
+/// SHA-256 of an EEDK's DER.
+pub type EedkDigest = [u8; 32];
 
 /// How a drive's key is trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -264,7 +270,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn delete_drive(&self, serial: &DriveSerial) -> Result<bool, StoreError>;
 
     /// The KEK registry, by label.
-    async fn keks(&self) -> Result<Vec<RegisteredKek>, StoreError>;
+    async fn keks(&self) -> Result<Arc<[RegisteredKek]>, StoreError>;
     /// Registers a KEK; the label must be free or this key's already.
     async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError>;
 
@@ -281,7 +287,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         request: &RequestKey,
     ) -> Result<Option<([u8; 32], VolumeKey)>, StoreError>;
     /// Where the data key of an EEDK comes from, if this EEDK was issued here.
-    async fn issued(&self, eedk_sha256: &[u8; 32]) -> Result<Option<Origin>, StoreError>;
+    async fn issued(&self, eedk_sha256: &EedkDigest) -> Result<Option<Origin>, StoreError>;
     /// Where a data key comes from, if anything of it was issued here.
     async fn origin(&self, dki: &DataKeyId) -> Result<Option<Origin>, StoreError>;
     /// Notes that a drive stored (or did not store) what it was given for that

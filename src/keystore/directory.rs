@@ -1,8 +1,10 @@
 //! Which KEKs there are, by label and by hash, over all tokens and the registry.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
-use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
+use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance, Ready};
 use crate::key::{KekHash, KeyLabel};
 use crate::store::RegisteredKek;
 
@@ -72,7 +74,7 @@ pub enum KekError {
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     keks: Vec<KnownKek>,
-    registry: Vec<RegisteredKek>,
+    registry: Arc<[RegisteredKek]>,
 }
 
 impl Directory {
@@ -80,7 +82,7 @@ impl Directory {
     #[must_use]
     pub fn new<'a>(
         tokens: impl IntoIterator<Item = (&'a str, &'a [KekOnToken])>,
-        registry: Vec<RegisteredKek>,
+        registry: Arc<[RegisteredKek]>,
     ) -> Self {
         let mut keks: Vec<KnownKek> = Vec::new();
         for (token, list) in tokens {
@@ -187,5 +189,59 @@ impl Directory {
         } else {
             Some(first)
         }
+    }
+}
+
+/// The directory as it was last merged: every request asks for it, and tokens
+/// and registry change rarely.
+#[derive(Debug, Default)]
+pub(super) struct Merged(Mutex<Option<Merge>>);
+
+#[derive(Debug)]
+struct Merge {
+    shown: Vec<(String, Arc<Ready>)>,
+    registry: Arc<[RegisteredKek]>,
+    directory: Arc<Directory>,
+}
+
+impl Merged {
+    /// What the tokens show now, one entry per token name, merged with the
+    /// registry; anew where any of them is another than the last time.
+    pub(super) fn current(
+        &self,
+        shown: &[(&str, Arc<Ready>)],
+        registry: Arc<[RegisteredKek]>,
+    ) -> Arc<Directory> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && last.of(shown, &registry)
+        {
+            return Arc::clone(&last.directory);
+        }
+        let lists = shown
+            .iter()
+            .map(|(name, ready)| (*name, ready.keks.as_slice()));
+        let directory = Arc::new(Directory::new(lists, Arc::clone(&registry)));
+        *last = Some(Merge {
+            shown: shown
+                .iter()
+                .map(|(name, ready)| ((*name).to_owned(), Arc::clone(ready)))
+                .collect(),
+            registry,
+            directory: Arc::clone(&directory),
+        });
+        directory
+    }
+}
+
+impl Merge {
+    fn of(&self, shown: &[(&str, Arc<Ready>)], registry: &Arc<[RegisteredKek]>) -> bool {
+        Arc::ptr_eq(&self.registry, registry)
+            && self.shown.len() == shown.len()
+            && self
+                .shown
+                .iter()
+                .zip(shown)
+                .all(|((known, before), (name, now))| known == name && Arc::ptr_eq(before, now))
     }
 }

@@ -9,8 +9,11 @@ use futures_util::future::{join_all, select_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
+use super::directory::Merged;
 use super::{Directory, Fault, Keystore, Place, WrapKek, Wrapped};
-use crate::bridge::message::{Custody, KekOnToken, Op, PrivateHalf, Recipient, Reply, WrapUnder};
+use crate::bridge::message::{
+    Custody, KekOnToken, Op, PrivateHalf, Ready, Recipient, Reply, WrapUnder,
+};
 use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
 use crate::store::RegisteredKek;
@@ -23,6 +26,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub struct Tokens {
     bridges: Vec<Bridge>,
     turn: Arc<AtomicUsize>,
+    merged: Arc<Merged>,
 }
 
 /// How well a token fits a request, best first.
@@ -43,6 +47,7 @@ impl Tokens {
         Self {
             bridges,
             turn: Arc::default(),
+            merged: Arc::default(),
         }
     }
 
@@ -54,6 +59,10 @@ impl Tokens {
 
     /// Waits for tokens that are starting, up to the time given.
     pub async fn started(&self, patience: Duration) {
+        // Nearly always, and then without a timer.
+        if self.all_serve() {
+            return;
+        }
         let settled = join_all(self.bridges.iter().map(Bridge::settled));
         // Those that are not there by then are judged as they are.
         drop(tokio::time::timeout(patience, settled).await);
@@ -73,18 +82,15 @@ impl Tokens {
 
     /// The KEKs on all tokens, as last read.
     #[must_use]
-    pub fn directory(&self, registry: Vec<RegisteredKek>) -> Directory {
+    pub fn directory(&self, registry: Arc<[RegisteredKek]>) -> Arc<Directory> {
         // A token that is down still names its keys: they are not unknown,
         // only out of reach, and a label on two keys stays ambiguous.
-        let lists: Vec<(&str, Vec<KekOnToken>)> = self
+        let shown: Vec<(&str, Arc<Ready>)> = self
             .bridges
             .iter()
-            .filter_map(|bridge| Some((bridge.name(), bridge.found()?.keks.clone())))
+            .filter_map(|bridge| Some((bridge.name(), bridge.found()?)))
             .collect();
-        Directory::new(
-            lists.iter().map(|(name, keks)| (*name, keks.as_slice())),
-            registry,
-        )
+        self.merged.current(&shown, registry)
     }
 
     /// Has every token that serves read its KEKs again.

@@ -2,7 +2,7 @@
 //! EEDKs, and what a drive shows of its key.
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Service, unrecorded, unstored};
@@ -62,7 +62,7 @@ impl DriveCa {
 pub(super) struct Looked {
     drive_ca: Option<Vec<u8>>,
     drive: Option<Drive>,
-    directory: Directory,
+    directory: Arc<Directory>,
     defaults: Defaults,
 }
 
@@ -304,9 +304,8 @@ impl Service {
     ///
     /// # Errors
     /// The state cannot be read.
-    pub async fn directory(&self) -> Result<Directory, Problem> {
-        let registry: Vec<RegisteredKek> =
-            self.store.keks().await.map_err(|error| unstored(&error))?;
+    pub async fn directory(&self) -> Result<Arc<Directory>, Problem> {
+        let registry = self.store.keks().await.map_err(|error| unstored(&error))?;
         Ok(self.tokens.directory(registry))
     }
 

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -392,7 +393,7 @@ impl Store for Sqlite {
         Ok(done.rows_affected() > 0)
     }
 
-    async fn keks(&self) -> Result<Vec<RegisteredKek>, StoreError> {
+    async fn keks(&self) -> Result<Arc<[RegisteredKek]>, StoreError> {
         sqlx::query("SELECT * FROM keks ORDER BY folded")
             .fetch_all(&self.pool)
             .await
