@@ -24,7 +24,7 @@ mod server;
 pub use client::client_config;
 pub use drive::{SignatureScheme, VerifiedDrive, verify_drive_certificate, verify_signature};
 pub use peer::{PeerError, PeerId, Role};
-pub use server::{Paths, Reloaded, ServerTls};
+pub use server::{Paths, Reloaded, ServerTls, ShownChain};
 
 /// Why TLS cannot be set up, or a drive's certificate is not taken.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use tower::ServiceExt as _;
 
 use super::routes;
 use crate::service::Service;
-use crate::tls::{PeerId, ServerTls};
+use crate::tls::{PeerId, ServerTls, ShownChain};
 
 /// Largest head of a request, bytes.
 const HEAD: usize = 16 * 1024;
@@ -90,13 +90,13 @@ type Handshaken = (TlsStream<TcpStream>, PeerId, Vec<CertificateDer<'static>>);
 #[derive(Clone, Debug)]
 pub(super) struct Admission {
     tls: Arc<ServerTls>,
-    chain: Arc<[CertificateDer<'static>]>,
+    client: Arc<ShownChain>,
 }
 
 impl Admission {
     /// Whether the peer would be let in now.
     pub(super) fn stands(&self) -> bool {
-        self.tls.admits(&self.chain)
+        self.tls.admits(&self.client)
     }
 }
 
@@ -125,7 +125,7 @@ impl Connection {
         let router = self.router.clone();
         let admission = Admission {
             tls: Arc::clone(&self.tls),
-            chain: chain.into(),
+            client: Arc::new(ShownChain::new(chain)),
         };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());

@@ -103,14 +103,34 @@ impl ServerTls {
     }
 
     /// Whether a client that showed this chain when it connected would be let in now: not
-    /// revoked since, not expired, not of a CA that is gone.
-    pub fn admits(&self, chain: &[CertificateDer<'_>]) -> bool {
-        chain.split_first().is_some_and(|(end, intermediates)| {
-            self.loaded()
+    /// revoked since, not expired, not of a CA that is gone. What was found is good until the
+    /// files are loaded again or a certificate of the chain ends, and for a minute at most.
+    pub fn admits(&self, client: &ShownChain) -> bool {
+        let ShownChain { chain, found } = client;
+        let loaded = self.loaded();
+        let now = UnixTime::now();
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = &*found
+            && Arc::ptr_eq(&found.by, &loaded)
+            && (found.since..found.until).contains(&now.as_secs())
+        {
+            return true;
+        }
+        let admitted = chain.split_first().is_some_and(|(end, intermediates)| {
+            loaded
                 .verifier
-                .verify_client_cert(end, intermediates, UnixTime::now())
+                .verify_client_cert(end, intermediates, now)
                 .is_ok()
-        })
+        });
+        *found = admitted.then(|| Found {
+            since: now.as_secs(),
+            until: chain
+                .iter()
+                .filter_map(|certificate| not_after(certificate)?.unix_timestamp().try_into().ok())
+                .fold(now.as_secs().saturating_add(GOOD), u64::min),
+            by: loaded,
+        });
+        admitted
     }
 
     /// When the first of the server's own and the clients' CA certificates ends. TLS does not hold
@@ -121,6 +141,35 @@ impl ServerTls {
 
     fn loaded(&self) -> Arc<Loaded> {
         Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How long a verified chain is not verified again, seconds.
+const GOOD: u64 = 60;
+
+/// The chain that a client showed when it connected, and what was last found of it.
+#[derive(Debug)]
+pub struct ShownChain {
+    chain: Vec<CertificateDer<'static>>,
+    found: Mutex<Option<Found>>,
+}
+
+/// A chain was good in this time, by these certificates and lists. Times are in seconds since 1970.
+#[derive(Debug)]
+struct Found {
+    by: Arc<Loaded>,
+    since: u64,
+    until: u64,
+}
+
+impl ShownChain {
+    /// A chain of which nothing is known yet, the client's own certificate first.
+    #[must_use]
+    pub const fn new(chain: Vec<CertificateDer<'static>>) -> Self {
+        Self {
+            chain,
+            found: Mutex::new(None),
+        }
     }
 }
 

@@ -224,6 +224,34 @@ fn a_revoked_certificate_is_refused_after_reload() {
 }
 
 #[test]
+fn a_chain_that_was_found_good_is_looked_at_again_after_reload() {
+    let site = Site::new();
+    issue(&site.ca, "proxy:gone", |_| {});
+    let shown = ShownChain::new(certificates(&site.issued("proxy-gone.crt")).unwrap());
+    for _ in 0..2 {
+        assert!(site.server.admits(&shown));
+    }
+    site.ca.revoke("proxy:gone").unwrap();
+    site.server.reload().unwrap();
+    for _ in 0..2 {
+        assert!(!site.server.admits(&shown));
+    }
+}
+
+#[test]
+fn a_chain_that_was_found_good_is_refused_once_it_has_ended() {
+    let site = Site::new();
+    issue(&site.ca, "proxy:short", |request| {
+        request.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(1);
+        request.validity = Duration::from_secs(62);
+    });
+    let shown = ShownChain::new(certificates(&site.issued("proxy-short.crt")).unwrap());
+    assert!(site.server.admits(&shown));
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!site.server.admits(&shown));
+}
+
+#[test]
 fn nothing_is_resumed() {
     let site = Site::new();
     let mut client = site.client("proxy:a");
