@@ -27,3 +27,4 @@ mod openssl;
 mod power_cut;
 mod secrecy;
 mod several;
+mod storm;
