@@ -2,7 +2,8 @@
 //!
 //! Each verb is the same short story: known, granted, intended (the record's
 //! fsync runs while the token works), exchanged, committed, recorded,
-//! answered. Nothing leaves without its record: an answer is an [`Audited`].
+//! answered. Nothing leaves without its record: an answer is an [`Audited`],
+//! by the receipt of its outcome, or for a resolve by that of its intent.
 
 mod answer;
 mod challenge;
@@ -16,12 +17,12 @@ use crate::api::{
     ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, RekeyAnswer, RekeyRequest,
     ResolveAnswer, ResolveRequest,
 };
-use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome};
+use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome, Receipt};
 use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
 use crate::key::Eedk;
-use crate::keystore::Tokens;
+use crate::keystore::{Custody, Directory, Tokens};
 use crate::policy::{
     DriveClaim, GrantedKek, KeyClaim, PolicyConfig, Presented, Purpose, Readable,
     authorize_confirm, authorize_create, authorize_rekey, authorize_resolve,
@@ -274,8 +275,18 @@ impl Service {
             Some(&request.drive.serial),
         );
         event.volser = request.volser.as_ref().map(ToString::to_string);
-        let outcome = self.try_resolve(peer, request, &mut event).await;
-        self.close(event, outcome).await
+        match self.try_resolve(peer, request, &mut event).await {
+            // A data key that was in host memory has that on record before it leaves.
+            Ok((answer, _)) if event.custody == Some(Custody::Host.to_string()) => {
+                self.close(event, Ok(answer)).await
+            }
+            // The intent names all that the answer gives; how it ended follows.
+            Ok((answer, intent)) => {
+                self.audit.follow(event).await;
+                Ok(Audited::new(answer, &intent))
+            }
+            Err(problem) => self.close(event, Err(problem)).await,
+        }
     }
 
     async fn try_resolve(
@@ -283,7 +294,7 @@ impl Service {
         peer: &PeerId,
         request: &ResolveRequest,
         event: &mut Event,
-    ) -> Result<ResolveAnswer, Problem> {
+    ) -> Result<(ResolveAnswer, Receipt), Problem> {
         let presented = self.presented(&request.eedks).await?;
         let claim = self.claim(&request.drive)?;
         event.eedks = presented_marks(&presented);
@@ -297,18 +308,20 @@ impl Service {
                 authorize_resolve(known, peer, &claim, &presented, purpose)
             })
             .await?;
+        let directory = self.directory().await?;
         event.drive_key = fingerprint(&grant.drive().spki);
         event.dki = granted_dki(grant.readable());
+        event.keks = opening(grant.readable(), &directory);
         let intent = self.audit.submit(intended(event)).await;
         let resolved = exchange::resolve(&self.tokens, &grant)
             .await
             .map_err(|error| Problem::from(&error))?;
-        intent.await.map_err(|error| unrecorded(&error))?;
+        let intent = intent.await.map_err(|error| unrecorded(&error))?;
         event.token = Some(resolved.place.token.clone());
         event.custody = Some(resolved.place.custody.to_string());
         event.detail = failures(&resolved.failures);
-        let directory = self.directory().await?;
-        resolve_answer(request.request_id, &presented, &directory, resolved)
+        let answer = resolve_answer(request.request_id, &presented, &directory, resolved)?;
+        Ok((answer, intent))
     }
 
     /// The data key of a cartridge under other KEKs.
@@ -575,6 +588,18 @@ fn note_unproved(event: &mut Event, proved: &[bool]) {
 fn failures(faults: &[crate::keystore::Fault]) -> Option<String> {
     let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
     (!texts.is_empty()).then(|| format!("another EEDK does not open: {}", texts.join("; ")))
+}
+
+/// The labels of the KEKs that may open a cartridge; their hashes where a
+/// label is not known.
+fn opening(readable: &[Readable], directory: &Directory) -> Vec<String> {
+    readable
+        .iter()
+        .map(|readable| match directory.by_hash(&readable.kek) {
+            Some(kek) => kek.label.to_string(),
+            None => readable.kek.to_string(),
+        })
+        .collect()
 }
 
 fn granted_dki(readable: &[Readable]) -> Option<String> {

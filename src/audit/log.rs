@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -75,9 +76,8 @@ impl AuditLog {
         let shared = Arc::clone(&writer.shared);
         // A channel of no places would panic.
         let (sender, receiver) = mpsc::channel(queue.max(1));
-        let thread = thread::Builder::new()
-            .name("audit".into())
-            .spawn(move || writer.run(receiver))
+        let thread = writer
+            .start(receiver)
             .map_err(AuditError::file("start the writer of", dir))?;
         Ok(Self(Arc::new(Inner {
             queue: sender,
@@ -91,8 +91,19 @@ impl AuditLog {
     pub async fn submit(&self, event: Event) -> Pending {
         let (reply, pending) = oneshot::channel();
         // When the writer is gone the job is dropped, and its receiver says so.
-        drop(self.0.queue.send(Job { event, reply }).await);
+        let job = Job {
+            event,
+            reply: Some(reply),
+        };
+        drop(self.0.queue.send(job).await);
         Pending(pending)
+    }
+
+    /// Queues a record that nobody waits for. It is written soon, and made durable with the next
+    /// one that somebody waits for, or after [`LINGER`]. Where it cannot be, the log says so and
+    /// takes no more.
+    pub async fn follow(&self, event: Event) {
+        drop(self.0.queue.send(Job { event, reply: None }).await);
     }
 
     /// Makes a record durable.
@@ -116,7 +127,11 @@ impl AuditLog {
     /// As for [`AuditLog::record`].
     pub fn record_blocking(&self, event: Event) -> Result<Receipt, AuditError> {
         let (reply, pending) = oneshot::channel();
-        drop(self.0.queue.blocking_send(Job { event, reply }));
+        let job = Job {
+            event,
+            reply: Some(reply),
+        };
+        drop(self.0.queue.blocking_send(job));
         pending.blocking_recv().unwrap_or(Err(AuditError::Stopped))
     }
 
@@ -153,7 +168,8 @@ impl Future for Pending {
 #[derive(Debug)]
 struct Job {
     event: Event,
-    reply: oneshot::Sender<Result<Receipt, AuditError>>,
+    /// Who waits until it is durable.
+    reply: Option<oneshot::Sender<Result<Receipt, AuditError>>>,
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +206,8 @@ struct Writer {
     current: LogEnd,
     head: Head,
     shared: Arc<Shared>,
+    /// Records that were written since the last sync.
+    unsynced: u64,
     /// Held for its lock.
     _lock: File,
 }
@@ -200,6 +218,8 @@ struct LogEnd {
     number: u32,
     path: PathBuf,
     file: File,
+    /// Its length in bytes.
+    written: u64,
     /// The length in bytes that is known to be on disk.
     durable: u64,
 }
@@ -253,6 +273,7 @@ impl Writer {
             current,
             head,
             shared: Arc::default(),
+            unsynced: 0,
             _lock: lock,
         };
         if let Some(torn) = recovered {
@@ -269,20 +290,45 @@ impl Writer {
                     .append(&event, &writer.node, OffsetDateTime::now_utc(), &mut bytes)?;
             writer
                 .write(&bytes)
+                .and_then(|()| writer.sync())
                 .map_err(AuditError::file("append to", &writer.current.path))?;
             writer.head = head;
         }
         Ok(writer)
     }
 
-    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+    fn start(self, queue: mpsc::Receiver<Job>) -> io::Result<JoinHandle<()>> {
+        // Of its own, for its timer: whoever opens the log may have none.
+        let clock = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || clock.block_on(self.run(queue)))
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::new();
-        while queue.blocking_recv_many(&mut jobs, MAX_BATCH) > 0 {
-            let Err(error) = self.append(jobs.drain(..)) else {
+        loop {
+            let more = queue.recv_many(&mut jobs, MAX_BATCH);
+            let written = if self.current.is_durable() {
+                match more.await {
+                    0 => return,
+                    _ => self.append(jobs.drain(..)),
+                }
+            } else {
+                match tokio::time::timeout(LINGER, more).await {
+                    Ok(1..) => self.append(jobs.drain(..)),
+                    // Nobody came, or nobody can come any more.
+                    Ok(0) | Err(_) => self.sync().map_err(Arc::new),
+                }
+            };
+            let Err(error) = written else {
                 continue;
             };
+            self.shared.failed.store(true, Ordering::Relaxed);
             tracing::error!(file = %self.current.path.display(), %error, "the audit log has failed");
-            self.refuse(queue, error);
+            self.refuse(queue, error).await;
             return;
         }
     }
@@ -292,39 +338,50 @@ impl Writer {
         let mut bytes = Vec::new();
         let mut head = self.head;
         let mut written = Vec::new();
+        let mut awaited = false;
         for Job { event, reply } in jobs {
             match head.append(&event, &self.node, OffsetDateTime::now_utc(), &mut bytes) {
                 Ok(next) => {
                     head = next;
+                    awaited |= reply.is_some();
                     written.push((reply, next));
                 }
-                // Whoever no longer waits for an answer has none.
-                Err(error) => drop(reply.send(Err(error))),
+                Err(error) => match reply {
+                    // Whoever no longer waits for an answer has none.
+                    Some(reply) => drop(reply.send(Err(error))),
+                    None => tracing::error!(%error, "an outcome could not be recorded"),
+                },
             }
         }
         if written.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.write(&bytes) {
+        self.unsynced += u64::try_from(written.len()).unwrap_or(u64::MAX);
+        let done = self
+            .write(&bytes)
+            .and_then(|()| if awaited { self.sync() } else { Ok(()) });
+        if let Err(error) = done {
             let error = Arc::new(error);
             self.shared.failed.store(true, Ordering::Relaxed);
-            for (reply, _) in written {
+            for reply in written.into_iter().filter_map(|(reply, _)| reply) {
                 drop(reply.send(Err(self.failed(&error))));
             }
             return Err(error);
         }
         self.head = head;
-        let records = u64::try_from(written.len()).unwrap_or(u64::MAX);
-        self.shared.records.fetch_add(records, Ordering::Relaxed);
         for (reply, head) in written {
-            drop(reply.send(Ok(Receipt::new(head))));
+            if let Some(reply) = reply {
+                drop(reply.send(Ok(Receipt::new(head))));
+            }
         }
         Ok(())
     }
 
-    /// Makes whole lines durable, in a new file where the current one is long enough.
+    /// Writes whole lines, to a new file where the current one is long enough.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.current.durable >= self.rotate_at {
+        if self.current.written >= self.rotate_at {
+            // What stands before the new file must not be lost after it.
+            self.current.sync()?;
             let number = self.current.number.saturating_add(1);
             let path = file_path(&self.dir, number);
             let file = append_options().create_new(true).open(&path)?;
@@ -333,18 +390,28 @@ impl Writer {
                 number,
                 path,
                 file,
+                written: 0,
                 durable: 0,
             };
         }
-        self.current.write(bytes)?;
+        self.current.write(bytes)
+    }
+
+    /// Makes durable what has been written.
+    fn sync(&mut self) -> io::Result<()> {
+        self.current.sync()?;
+        let records = std::mem::take(&mut self.unsynced);
+        self.shared.records.fetch_add(records, Ordering::Relaxed);
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Answers everything that comes with the error, until nobody is left to ask.
-    fn refuse(&self, mut queue: mpsc::Receiver<Job>, error: Arc<io::Error>) {
-        while let Some(Job { reply, .. }) = queue.blocking_recv() {
-            drop(reply.send(Err(self.failed(&error))));
+    async fn refuse(&self, mut queue: mpsc::Receiver<Job>, error: Arc<io::Error>) {
+        while let Some(Job { reply, .. }) = queue.recv().await {
+            if let Some(reply) = reply {
+                drop(reply.send(Err(self.failed(&error))));
+            }
         }
     }
 
@@ -370,26 +437,34 @@ impl LogEnd {
             number,
             path,
             file,
+            written: durable,
             durable,
         })
     }
 
+    const fn is_durable(&self) -> bool {
+        self.written == self.durable
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let written = self
-            .file
-            .write_all(bytes)
-            .and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
-            // After a failed sync the kernel calls the lost pages clean: a restart would read
-            // them, chain to them, and lose them later. Nobody was told that they exist. Where
-            // this fails too, the next start finds a torn line or the whole ones.
-            drop(self.file.set_len(self.durable));
-            return Err(error);
-        }
-        self.durable = self
-            .durable
+        self.file.write_all(bytes).inspect_err(|_| self.cut_off())?;
+        self.written = self
+            .written
             .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data().inspect_err(|_| self.cut_off())?;
+        self.durable = self.written;
+        Ok(())
+    }
+
+    /// After a failed sync the kernel calls the lost pages clean: a restart would read them, chain
+    /// to them, and lose them later. Nobody was told that they exist. Where this fails too, the
+    /// next start finds a torn line or the whole ones.
+    fn cut_off(&self) {
+        drop(self.file.set_len(self.durable));
     }
 
     fn cut(&mut self, length: u64) -> Result<(), AuditError> {
@@ -397,6 +472,7 @@ impl LogEnd {
             .set_len(length)
             .and_then(|()| self.file.sync_all())
             .map_err(AuditError::file("cut the unfinished line off", &self.path))?;
+        self.written = length;
         self.durable = length;
         Ok(())
     }
@@ -443,6 +519,9 @@ fn lock(dir: &Path) -> Result<File, AuditError> {
     }
 }
 
+/// How long a record that nobody waits for may wait for one whose sync it can share.
+const LINGER: Duration = Duration::from_millis(50);
+
 /// The most records in one write: a bound on the writer's memory.
 const MAX_BATCH: usize = 1024;
 
@@ -450,18 +529,23 @@ const MAX_BATCH: usize = 1024;
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_full_disk_poisons_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut writer = Writer::open(dir.path(), "a", u64::MAX).unwrap();
+    /// A log on a disk that is full.
+    fn full(dir: &Path) -> AuditLog {
+        let mut writer = Writer::open(dir, "a", u64::MAX).unwrap();
         writer.current.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let shared = Arc::clone(&writer.shared);
         let (sender, receiver) = mpsc::channel(1);
-        let log = AuditLog(Arc::new(Inner {
+        AuditLog(Arc::new(Inner {
             queue: sender,
             shared,
-            _writer: JoinOnDrop(Some(thread::spawn(move || writer.run(receiver)))),
-        }));
+            _writer: JoinOnDrop(Some(writer.start(receiver).unwrap())),
+        }))
+    }
+
+    #[test]
+    fn a_full_disk_poisons_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = full(dir.path());
         for _ in 0..3 {
             let event = Event::new(Kind::Runtime, "create", Outcome::Intent);
             let Err(AuditError::Failed { source, .. }) = log.record_blocking(event) else {
@@ -475,6 +559,57 @@ mod tests {
             Stats {
                 records: 0,
                 syncs: 0
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_met_by_a_record_that_nobody_waits_for_stops_the_next_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = full(dir.path());
+        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+            .await;
+        let next = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+        assert!(matches!(
+            log.record(next).await,
+            Err(AuditError::Failed { .. })
+        ));
+        assert!(log.has_failed());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_nobody_waits_for_shares_the_sync_of_one_that_somebody_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+        for _ in 0..3 {
+            log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+                .await;
+        }
+        let receipt = log
+            .record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
+            .await
+            .unwrap();
+        assert_eq!(receipt.seq(), 4);
+        assert_eq!(log.stats().records, 4);
+        assert!(log.stats().syncs <= 2, "{:?}", log.stats());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_nobody_waits_for_becomes_durable_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+            .await;
+        let start = std::time::Instant::now();
+        while log.stats().records == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it never was");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(
+            log.stats(),
+            Stats {
+                records: 1,
+                syncs: 1
             }
         );
     }

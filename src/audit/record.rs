@@ -31,7 +31,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is about to happen; an answer leaves only after this record.
+    /// It is about to happen; an answer leaves only after this record. One that no outcome follows
+    /// may have happened.
     Intent,
     /// It happened.
     Success,
