@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
-use crate::faulty::{Fault, Faulty};
+use crate::faulty::{Fault, Faulty, SessionLimit};
 use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, pkcs8_key, wait_for};
 
 /// The token's profile with other values in it, as a site's own file.
@@ -309,4 +309,39 @@ async fn any_node_of_a_cluster_is_the_token_and_no_other_is() {
         service.tokens().bridges()[0].state(),
         TokenState::Failed { .. }
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_with_one_session_left_serves_with_one() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "crowded").await;
+    let faulty = Faulty::before(&hsm);
+    let bench = Bench::with(vec![faulty.config(&hsm, "main")], PolicyConfig::default()).await;
+    bench.kek("KEK", "main", Custody::Token).await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, Kind::SofthsmInProcess.form());
+    bench.enrol(&a).await;
+    let tape = create(&bench, &a).await;
+    // A bridge has five sessions, and those of the one that died count on.
+    faulty.change(|rules| {
+        rules.session_limit = Some(SessionLimit {
+            most: 6,
+            linger_ms: 8_000,
+            told: true,
+        });
+    });
+    kill(state(&bench, 0).bridges()[0]);
+    let begun = Instant::now();
+    join_all((0..16).map(|_| resolve(&bench, &a, &tape))).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    let crowded = state(&bench, 0);
+    assert_eq!(crowded.word(), "degraded", "{crowded:?}");
+    assert!(crowded.why().unwrap().contains("CKR_SESSION_COUNT"));
+    wait_for("all its sessions", Duration::from_secs(30), || {
+        state(&bench, 0).word() == "ready"
+    });
+    join_all((0..16).map(|_| resolve(&bench, &a, &tape))).await;
 }

@@ -66,7 +66,8 @@ pub(super) struct Token {
     sessions: AtomicUsize,
     pin: Pin,
     ledgers: PathBuf,
-    anchor: Mutex<CK_SESSION_HANDLE>,
+    // None while a worker has it for want of another.
+    anchor: Mutex<Option<CK_SESSION_HANDLE>>,
     epoch: RwLock<Arc<Epoch>>,
     probe: OnceLock<Probe>,
 }
@@ -83,7 +84,9 @@ impl Token {
     ) -> Result<Self, Fault> {
         let token = Self::logged_in(name, module, profile, which, pin, ledgers)?;
         let anchor = *token.anchor();
-        token.look_again(anchor, false)?;
+        if let Some(anchor) = anchor {
+            token.look_again(anchor, false)?;
+        }
         Ok(token)
     }
 
@@ -117,7 +120,7 @@ impl Token {
             sessions: AtomicUsize::new(0),
             pin,
             ledgers,
-            anchor: Mutex::new(anchor),
+            anchor: Mutex::new(Some(anchor)),
             probe: OnceLock::new(),
         };
         token.log_in(anchor)?;
@@ -178,26 +181,47 @@ impl Token {
 
     /// Reads the KEKs again, unless another worker has since `seen`; logging in
     /// first where the login is gone, since what a logged-out session shows is
-    /// not what is there.
-    pub(super) fn renew(&self, seen: u64) -> Result<(), Fault> {
+    /// not what is there. It does so on the anchor, or on the caller's `own`
+    /// session where a worker has the anchor and the token gives no other.
+    pub(super) fn renew(&self, seen: u64, own: Option<CK_SESSION_HANDLE>) -> Result<(), Fault> {
         let mut anchor = self.anchor();
         if self.epoch().number != seen {
             return Ok(());
         }
-        let state = self.module.session_state(*anchor);
-        if state.is_err() {
-            *anchor = self.session().map_err(|error| {
-                Fault::call(&self.name, error, "opening the first session again")
-            })?;
-        }
-        let same_login = state == Ok(ck::CKS_RW_USER_FUNCTIONS);
+        let state = anchor.map(|handle| self.module.session_state(handle));
+        let user = ck::CKS_RW_USER_FUNCTIONS;
+        let (session, same_login) = match (*anchor, state) {
+            (Some(handle), Some(Ok(state))) => (handle, state == user),
+            (_, _) => match (self.session(), own) {
+                (Ok(handle), _) => (*anchor.insert(handle), false),
+                (Err(error), Some(own)) if is_full(error) => {
+                    (own, self.module.session_state(own) == Ok(user))
+                }
+                (Err(error), _) => {
+                    return Err(Fault::call(
+                        &self.name,
+                        error,
+                        "opening the first session again",
+                    ));
+                }
+            },
+        };
         if !same_login {
-            self.log_in(*anchor)?;
+            self.log_in(session)?;
         }
-        self.look_again(*anchor, same_login)
+        self.look_again(session, same_login)
     }
 
-    fn anchor(&self) -> MutexGuard<'_, CK_SESSION_HANDLE> {
+    /// The anchor, for a worker to work on: where no worker has a session and
+    /// the token gives no more, the login is kept by that one.
+    pub(super) fn lend_anchor(&self) -> Option<CK_SESSION_HANDLE> {
+        if self.sessions() > 0 {
+            return None;
+        }
+        self.anchor().take()
+    }
+
+    fn anchor(&self) -> MutexGuard<'_, Option<CK_SESSION_HANDLE>> {
         self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -469,7 +493,7 @@ impl Token {
         }
         let seen = self.epoch();
         // Read again first: another program may have made the label since.
-        self.renew(seen.number)?;
+        self.renew(seen.number, Some(session))?;
         if let Some(kek) = self
             .epoch()
             .catalog
@@ -500,7 +524,7 @@ impl Token {
                     format!("generating KEK {label}, RSA-{bits}"),
                 )
             })?;
-        self.renew(self.epoch().number)?;
+        self.renew(self.epoch().number, Some(session))?;
         let epoch = self.epoch();
         let kek = epoch
             .catalog
@@ -521,6 +545,11 @@ impl Token {
         }
         Ok(kek.clone())
     }
+}
+
+/// Whether the token has no session to give.
+pub(super) const fn is_full(error: CallError) -> bool {
+    error.rv == ck::CKR_SESSION_COUNT
 }
 
 /// One ledger per token, whatever the configuration calls it.

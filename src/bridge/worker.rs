@@ -14,7 +14,7 @@ use cryptoki_sys as ck;
 use super::faults::{Fault, FaultClass, ckr_name, classify};
 use super::message::{Op, Reply};
 use super::pkcs11::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CallError};
-use super::token::{Epoch, Token};
+use super::token::{Epoch, Token, is_full};
 use crate::key::KekHash;
 use attempt::At;
 
@@ -103,7 +103,7 @@ impl Worker {
                 FaultClass::NewSession if !last => self.drop_session(),
                 FaultClass::Login | FaultClass::Find if !last => {
                     self.drop_session();
-                    self.token.renew(seen.unwrap_or_default())?;
+                    self.token.renew(seen.unwrap_or_default(), None)?;
                 }
                 FaultClass::Ambiguous => {
                     let fault = self.bad_data(error, &what, op);
@@ -221,10 +221,11 @@ impl Worker {
             self.drop_session();
         }
         if self.session.is_none() {
-            let handle = self
-                .token
-                .session()
-                .during(|| "opening a session".to_owned())?;
+            let handle = match self.token.session() {
+                Err(error) if is_full(error) => self.token.lend_anchor().ok_or(error),
+                opened => opened,
+            }
+            .during(|| "opening a session".to_owned())?;
             self.token.session_begun();
             self.session = Some(Session {
                 handle,
@@ -276,7 +277,7 @@ impl Worker {
             } => at.prove(eedk, kek, *custody, block),
             Op::Canary => at.canary(),
             Op::Look => {
-                token.renew(at.session.epoch.number)?;
+                token.renew(at.session.epoch.number, Some(at.session.handle))?;
                 Ok(Reply::Ready(token.ready()))
             }
             Op::Generate {
