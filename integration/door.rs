@@ -145,7 +145,7 @@ directory = "token"
     }
 
     /// Starts the server and waits until it listens.
-    async fn serve_command(&self, mut command: Command) -> Serving {
+    pub(crate) async fn serve_command(&self, mut command: Command) -> Serving {
         let log = self.at("server.log");
         let mut child = command
             .stdout(Stdio::piped())
@@ -275,7 +275,7 @@ impl Serving {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
     }
@@ -299,7 +299,7 @@ impl Serving {
     }
 
     /// Waits until its log says something that many times.
-    fn says(&self, text: &str, times: usize) {
+    pub(crate) fn says(&self, text: &str, times: usize) {
         wait_for(&format!("{text:?} in the log"), PATIENCE, || {
             self.log().matches(text).count() >= times
         });
@@ -325,21 +325,24 @@ async fn connect(
         .await
 }
 
-async fn open(address: &str, identity: &Identity) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn open(
+    address: &str,
+    identity: &Identity,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ekm::tls::client_config(&identity.ca, &identity.certificate, &identity.key);
     connect(address, config.unwrap()).await
 }
 
 /// What came back: status, head, body.
 #[derive(Debug)]
-struct Heard {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub(crate) struct Heard {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Heard {
-    fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         assert!(
             self.head.contains("content-type: application/problem+json"),
             "{}",
@@ -354,7 +357,7 @@ impl Heard {
 }
 
 /// Reads one answer; none where the connection ends first.
-async fn hear(stream: &mut TlsStream<TcpStream>) -> Option<Heard> {
+pub(crate) async fn hear(stream: &mut TlsStream<TcpStream>) -> Option<Heard> {
     let heard = tokio::time::timeout(PATIENCE, hear_all(stream)).await;
     heard.expect("the server neither answers nor closes")
 }
@@ -381,11 +384,11 @@ async fn hear_all(stream: &mut TlsStream<TcpStream>) -> Option<Heard> {
 }
 
 /// Whether the server closes the connection without a word.
-async fn closed(stream: &mut TlsStream<TcpStream>) -> bool {
+pub(crate) async fn closed(stream: &mut TlsStream<TcpStream>) -> bool {
     hear(stream).await.is_none()
 }
 
-fn post(path: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn post(path: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nhost: ekm\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -396,7 +399,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Says that on a connection of its own.
-async fn say(serving: &Serving, identity: &Identity, request: &[u8]) -> Option<Heard> {
+pub(crate) async fn say(serving: &Serving, identity: &Identity, request: &[u8]) -> Option<Heard> {
     let mut stream = open(&serving.address, identity).await.unwrap();
     // The server may close before it has taken everything in.
     let _ = stream.write_all(request).await;
@@ -407,7 +410,7 @@ async fn created(client: &mut KeyClient, drive: &HouseDrive) -> CreateAnswer {
     client.create(&drive.create()).await.unwrap()
 }
 
-const GET_HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: ekm\r\n\r\n";
+pub(crate) const GET_HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: ekm\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_certificate_of_the_ca_there_is_no_entry() {
@@ -528,7 +531,7 @@ async fn silent_and_slow_peers_delay_nobody_and_are_closed() {
     trickle.abort();
     let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
     assert!(
-        answer.starts_with("http/1.1 503") || answer.is_empty(),
+        answer.starts_with("http/1.1 408") || answer.is_empty(),
         "{answer}"
     );
 
@@ -544,38 +547,6 @@ async fn silent_and_slow_peers_delay_nobody_and_are_closed() {
     }
     serving.says("no TLS handshake in time", 50);
     created(&mut client, &drive).await;
-    serving.stop();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn past_the_cap_connections_are_refused_until_others_end() {
-    let house = House::new("max_connections = 4", "");
-    let drive = house.drive(1);
-    let serving = house.serve().await;
-    // What the wait for readiness had open may still count.
-    let mut held = Vec::new();
-    let start = Instant::now();
-    while held.len() < 4 {
-        assert!(start.elapsed() < PATIENCE);
-        if let Ok(mut stream) = open(&serving.address, &drive.identity).await {
-            stream.write_all(GET_HEALTH).await.unwrap();
-            if hear(&mut stream).await.is_some() {
-                held.push(stream);
-            }
-        }
-    }
-    assert!(open(&serving.address, &drive.identity).await.is_err());
-    serving.says("too many are open", 1);
-    // Who is in already goes on.
-    held[0].write_all(GET_HEALTH).await.unwrap();
-    assert_eq!(hear(&mut held[0]).await.unwrap().status, 200);
-    drop(held);
-    let mut client = house.client_of(&serving, &drive.identity);
-    let start = Instant::now();
-    while let Err(error) = client.create(&drive.create()).await {
-        assert!(start.elapsed() < PATIENCE, "{error}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
     serving.stop();
 }
 

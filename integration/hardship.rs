@@ -40,14 +40,20 @@ async fn default_kek(bench: &Bench, label: &str) {
     bench.store().set_defaults(&defaults).await.unwrap();
 }
 
-/// A file system that is full after a few records; unmounted when dropped.
-struct SmallDisk(std::path::PathBuf);
+/// A file system of few bytes, which is soon full; unmounted when dropped.
+pub(crate) struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"])
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size},mode=700"),
+                "tmpfs",
+            ])
             .arg(at)
             .status()
             .is_ok_and(|status| status.success());
@@ -73,7 +79,7 @@ impl Drop for SmallDisk {
 async fn a_full_audit_disk_stops_the_keys() {
     let hsm = Hsm::new(Kind::Embedded, "full").await;
     let root = tempfile::tempdir().unwrap();
-    let Some(_disk) = SmallDisk::mount(&root.path().join("audit")) else {
+    let Some(_disk) = SmallDisk::mount(&root.path().join("audit"), "64k") else {
         return;
     };
     let bench = Bench::at(root, vec![hsm.config("main")], PolicyConfig::default()).await;

@@ -16,6 +16,7 @@ use crate::bridge::profile::HsmProfile;
 use crate::bridge::supervisor::Rank;
 use crate::bridge::uri::TokenUri;
 use crate::policy::PolicyConfig;
+use crate::service::{Bounds, Gates};
 
 /// The configuration that `ekm config example` prints.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
@@ -36,6 +37,9 @@ pub struct Config {
     pub audit: PathBuf,
     /// The door for drives and proxies.
     pub server: ServerConfig,
+    /// The door for Prometheus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
     /// The tokens.
     #[serde(default)]
     pub tokens: Vec<TokenConfig>,
@@ -66,7 +70,16 @@ pub struct ServerConfig {
     /// Connections at once.
     #[serde(default = "default_connections")]
     pub max_connections: usize,
-    /// Seconds for a TLS handshake, and for the headers of a request.
+    /// Connections of one peer at once; before the handshake, of one address.
+    #[serde(default = "default_connections_per_peer")]
+    pub max_connections_per_peer: usize,
+    /// Requests that wait for a token at once.
+    #[serde(default = "default_waiting")]
+    pub max_waiting: usize,
+    /// Of these, requests of one peer.
+    #[serde(default = "default_waiting_per_peer")]
+    pub max_waiting_per_peer: usize,
+    /// Seconds for a TLS handshake, for the headers of a request, and for its body.
     #[serde(default = "default_handshake")]
     pub handshake_seconds: u64,
     /// Seconds for a whole request, its body and the token's work included.
@@ -75,6 +88,15 @@ pub struct ServerConfig {
     /// Seconds that a stop waits for requests in flight.
     #[serde(default = "default_stop")]
     pub stop_seconds: u64,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Address and port of `GET /metrics`, plain HTTP.
+    #[serde(default = "default_metrics")]
+    pub listen: SocketAddr,
 }
 
 /// `[[tokens]]`
@@ -126,8 +148,26 @@ const fn default_weight() -> u32 {
     1
 }
 
+// A thousand drives that mount in the same second fit, also behind one proxy
+// that has a connection for each.
 const fn default_connections() -> usize {
-    1024
+    4096
+}
+
+const fn default_connections_per_peer() -> usize {
+    2048
+}
+
+const fn default_waiting() -> usize {
+    4096
+}
+
+const fn default_waiting_per_peer() -> usize {
+    2048
+}
+
+fn default_metrics() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9464))
 }
 
 const fn default_handshake() -> u64 {
@@ -236,6 +276,7 @@ impl Config {
             state,
             audit,
             server,
+            metrics: _,
             tokens,
             policy: _,
         } = self;
@@ -247,6 +288,9 @@ impl Config {
             crl,
             drive_ca,
             max_connections: _,
+            max_connections_per_peer: _,
+            max_waiting: _,
+            max_waiting_per_peer: _,
             handshake_seconds: _,
             request_seconds: _,
             stop_seconds: _,
@@ -277,6 +321,7 @@ impl Config {
             state: _,
             audit: _,
             server,
+            metrics: _,
             tokens,
             policy: _,
         } = self;
@@ -306,11 +351,15 @@ impl Config {
                 faults.push(format!("server.{name}: {value} is not 1 to 300"));
             }
         }
-        if !(1..=100_000).contains(&server.max_connections) {
-            faults.push(format!(
-                "server.max_connections: {} is not 1 to 100000",
-                server.max_connections
-            ));
+        for (name, value) in [
+            ("max_connections", server.max_connections),
+            ("max_connections_per_peer", server.max_connections_per_peer),
+            ("max_waiting", server.max_waiting),
+            ("max_waiting_per_peer", server.max_waiting_per_peer),
+        ] {
+            if !(1..=100_000).contains(&value) {
+                faults.push(format!("server.{name}: {value} is not 1 to 100000"));
+            }
         }
         // Most bytes of a Unix socket's name (unix(7)), its final zero not counted.
         if self.socket().as_os_str().len() > 107 {
@@ -372,6 +421,25 @@ impl Config {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.state.join("ekm.sock")
+    }
+
+    /// Gates before the tokens.
+    pub(crate) fn gates(&self) -> Gates {
+        let bounds = Bounds {
+            total: self.server.max_waiting,
+            per_peer: self.server.max_waiting_per_peer,
+        };
+        let workers = |token: &TokenConfig| {
+            // One whose profile cannot be had is never ready either.
+            HsmProfile::load(&token.profile).map_or(1, |profile| {
+                profile.session.workers * profile.session.processes
+            })
+        };
+        let tokens = self
+            .tokens
+            .iter()
+            .map(|token| (token.name.clone(), workers(token)));
+        Gates::new(tokens, bounds, self.request_time())
     }
 
     /// The longest that a request may take.

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod admin;
+pub mod alarms;
 pub mod api;
 pub mod audit;
 pub mod bridge;
@@ -21,6 +22,7 @@ pub mod exchange;
 pub mod files;
 pub mod key;
 pub mod keystore;
+pub mod metrics;
 pub mod policy;
 pub mod problem;
 pub mod server;

@@ -32,6 +32,18 @@ pub enum EkmCode {
 }
 
 impl EkmCode {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::EE0F,
+        Self::EE23,
+        Self::EE25,
+        Self::EE2B,
+        Self::EE30,
+        Self::EE31,
+        Self::EE32,
+        Self::EF01,
+    ];
+
     /// What it means, in a few words.
     #[must_use]
     pub const fn title(self) -> &'static str {
@@ -96,6 +108,15 @@ impl Problem {
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self {
             retry_after: Some(5),
+            ..Self::new(EkmCode::EE0F, 503, detail)
+        }
+    }
+
+    /// Too much is asked of the key service; after `retry_after` seconds it may answer.
+    #[must_use]
+    pub fn busy(detail: impl Into<String>, retry_after: u32) -> Self {
+        Self {
+            retry_after: Some(retry_after),
             ..Self::new(EkmCode::EE0F, 503, detail)
         }
     }

@@ -7,9 +7,13 @@
 //! connection after the request it is serving, since what it was allowed may
 //! no longer be so.
 
+mod desk;
 mod listener;
+mod monitor;
 mod operator;
 mod routes;
+mod scrape;
+mod seats;
 
 use std::io;
 use std::sync::Arc;
@@ -26,18 +30,14 @@ use crate::keystore::Tokens;
 use crate::service::Service;
 use crate::store::{Remembered, Sqlite, StoreError};
 use crate::tls::{ServerTls, TlsError};
+use desk::Desk;
+use monitor::Monitor;
 
 pub use operator::{OperatorError, ask};
 pub use routes::openapi;
 
 /// How often certificates are looked at for a change.
 const RELOAD: Duration = Duration::from_secs(2);
-
-/// How often a certificate that expires soon is told of.
-const EXPIRY: Duration = Duration::from_secs(12 * 3600);
-
-/// How long before its end a certificate is told of.
-const AHEAD: time::Duration = time::Duration::days(30);
 
 /// How long a server goes by what it has read of the state. Its own changes
 /// count at once.
@@ -94,7 +94,10 @@ pub struct Server {
     service: Arc<Service>,
     tls: Arc<ServerTls>,
     door: TcpListener,
+    desk: Arc<Desk>,
     operators: UnixListener,
+    monitor: Arc<Monitor>,
+    scrapes: Option<TcpListener>,
     limits: listener::Limits,
     stop_time: Duration,
 }
@@ -105,6 +108,7 @@ pub struct Server {
 pub struct Door {
     tls: ServerTls,
     listener: TcpListener,
+    scrapes: Option<TcpListener>,
 }
 
 impl Door {
@@ -115,14 +119,16 @@ impl Door {
     pub async fn open(config: &Config) -> Result<Self, ServerError> {
         let server = &config.server;
         let tls = ServerTls::load(&server.tls_paths())?;
-        let listener =
-            TcpListener::bind(server.listen)
-                .await
-                .map_err(|source| ServerError::Listen {
-                    place: server.listen.to_string(),
-                    source,
-                })?;
-        Ok(Self { tls, listener })
+        let listener = listen(server.listen).await?;
+        let scrapes = match &config.metrics {
+            Some(metrics) => Some(listen(metrics.listen).await?),
+            None => None,
+        };
+        Ok(Self {
+            tls,
+            listener,
+            scrapes,
+        })
     }
 }
 
@@ -134,13 +140,25 @@ impl Server {
     /// The socket.
     pub fn new(door: Door, config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
         let server = &config.server;
+        let tls = Arc::new(door.tls);
+        let desk = Arc::new(Desk::new(
+            server.max_connections,
+            server.max_connections_per_peer,
+        ));
         Ok(Self {
+            monitor: Arc::new(Monitor::new(
+                config,
+                Arc::clone(&service),
+                Arc::clone(&tls),
+                Arc::clone(&desk),
+            )),
             service,
-            tls: Arc::new(door.tls),
+            tls,
             door: door.listener,
+            scrapes: door.scrapes,
+            desk,
             operators: operator::listen(&config.socket())?,
             limits: listener::Limits {
-                connections: server.max_connections,
                 handshake: Duration::from_secs(server.handshake_seconds),
                 request: config.request_time(),
             },
@@ -165,7 +183,10 @@ impl Server {
             service,
             tls,
             door,
+            desk,
             operators,
+            monitor,
+            scrapes,
             limits,
             stop_time,
         } = self;
@@ -175,14 +196,24 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(listener::accept(
             door,
-            Arc::clone(&service),
+            desk,
+            routes::router(Arc::clone(&service), Arc::clone(&monitor), limits.request),
             Arc::clone(&tls),
             limits,
             stopped.clone(),
             reloads,
         ));
+        if let Some(scrapes) = scrapes {
+            if let Ok(address) = scrapes.local_addr() {
+                tracing::info!(%address, "metrics are at http://{address}/metrics");
+            }
+            let monitor = Arc::clone(&monitor);
+            tasks.spawn(scrape::accept(scrapes, monitor, stopped.clone()));
+        }
         tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
-        let watcher = tokio::spawn(watch_certificates(tls, reloaded));
+        let mut watchers = JoinSet::new();
+        watchers.spawn(watch_certificates(tls, reloaded));
+        watchers.spawn(monitor.watch());
         stop.await;
         tracing::info!("stopping: requests in flight finish, no new ones are taken");
         stopping.send_replace(true);
@@ -196,7 +227,7 @@ impl Server {
                 "some requests did not finish in time and were ended"
             );
         }
-        watcher.abort();
+        watchers.abort_all();
         record(&service, "stop").await
     }
 }
@@ -208,22 +239,24 @@ async fn record(service: &Service, action: &str) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Takes new certificates in, and tells of their end ahead of time.
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServerError::Listen {
+            place: address.to_string(),
+            source,
+        })
+}
+
+/// Takes new certificates in.
 async fn watch_certificates(tls: Arc<ServerTls>, reloaded: watch::Sender<u64>) {
-    let mut told: Option<tokio::time::Instant> = None;
     loop {
-        let left = tls.expiry() - time::OffsetDateTime::now_utc();
-        if left < AHEAD && told.is_none_or(|at| at.elapsed() >= EXPIRY) {
-            told = Some(tokio::time::Instant::now());
-            tracing::warn!(expiry = %tls.expiry(), days = left.whole_days(), "a certificate of this server or its CA expires soon; issue a new one, it is taken in without a restart");
-        }
         tokio::time::sleep(RELOAD).await;
         if !tls.changed_on_disk() {
             continue;
         }
         match tls.reload() {
             Ok(now) => {
-                told = None;
                 tracing::info!(expiry = %now.expiry, "certificates taken in anew");
                 reloaded.send_modify(|count| *count += 1);
             }

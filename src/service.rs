@@ -7,11 +7,12 @@
 
 mod answer;
 mod challenge;
+mod gates;
 mod known;
 mod turns;
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::api::{
     ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, RekeyAnswer, RekeyRequest,
@@ -21,7 +22,7 @@ use crate::audit::{AuditError, AuditLog, Audited, Event, Kind, Outcome, Receipt}
 use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
-use crate::key::Eedk;
+use crate::key::{Eedk, KekHash};
 use crate::keystore::{Custody, Directory, Tokens};
 use crate::policy::{
     DriveClaim, GrantedKek, KeyClaim, PolicyConfig, Presented, Purpose, Readable,
@@ -32,6 +33,9 @@ use crate::store::{Issuance, Origin, RequestKey, Store, StoreError, StoredEedk, 
 use crate::tls::PeerId;
 use answer::{create_answer, marks, presented_marks, rekey_answer, resolve_answer};
 use challenge::Challenges;
+pub(crate) use gates::Bounds;
+use gates::Caller;
+pub use gates::{GateSeen, Gates};
 use known::DriveCa;
 use tokio::sync::RwLock;
 use turns::Turns;
@@ -49,6 +53,8 @@ pub struct Service {
     audit: AuditLog,
     tokens: Tokens,
     turns: Turns,
+    gates: Gates,
+    request_time: Duration,
     challenges: Challenges,
     searched: Mutex<Option<Instant>>,
     under_way: Arc<RwLock<()>>,
@@ -69,6 +75,8 @@ impl Service {
             audit,
             tokens,
             turns: Turns::default(),
+            gates: config.gates(),
+            request_time: config.request_time(),
             challenges: Challenges::default(),
             searched: Mutex::new(None),
             under_way: Arc::default(),
@@ -99,6 +107,12 @@ impl Service {
         &self.tokens
     }
 
+    /// How many requests are under way at each token, and how many wait.
+    #[must_use]
+    pub fn gates(&self) -> Vec<GateSeen> {
+        self.gates.seen()
+    }
+
     /// Runs a verb to its end, also when whoever asked has gone: a data key
     /// that is in the state must not lack its record.
     ///
@@ -109,8 +123,10 @@ impl Service {
         verb: impl Future<Output = Result<T, Problem>> + Send + 'static,
     ) -> Result<T, Problem> {
         let under_way = Arc::clone(&self.under_way).read_owned().await;
+        // Dropped with this future: while a verb waits for its turn, nothing is lost with it.
+        let (caller, _here) = Caller::new(self.request_time);
         tokio::spawn(async move {
-            let outcome = verb.await;
+            let outcome = caller.wait_for(verb).await;
             drop(under_way);
             outcome
         })
@@ -131,11 +147,11 @@ impl Service {
     /// A challenge for a drive's session key, good once.
     ///
     /// # Errors
-    /// Too many are waiting, or the operating system gives no random numbers.
-    pub fn challenge(&self) -> Result<Vec<u8>, Problem> {
+    /// The operating system gives no random numbers.
+    pub fn challenge(&self, peer: &PeerId) -> Result<Vec<u8>, Problem> {
         self.challenges
-            .give()
-            .ok_or_else(|| Problem::unavailable("too many challenges wait for their answer"))
+            .give(peer)
+            .ok_or_else(|| Problem::internal("the operating system gives no random numbers"))
     }
 
     /// A new data key. The same request id gets the same one again.
@@ -163,10 +179,11 @@ impl Service {
         let key = request_key(peer, &request.request_id);
         let digest = request.digest();
         let _turn = self.turns.take(key.clone()).await;
+        let looking = self.gates.arrive(peer).await?;
         let claim = self.claim(&request.drive)?;
         if let Some(earlier) = self.answered(&key, &digest).await? {
             return self
-                .create_again(peer, request, &claim, &earlier, event)
+                .create_again(looking, peer, request, &claim, &earlier, event)
                 .await;
         }
         let labels = (request.kek1.as_ref(), request.kek2.as_ref());
@@ -182,6 +199,9 @@ impl Service {
             .map(|kek| kek.kek.label.to_string())
             .collect();
         event.drive_key = fingerprint(&grant.drive().spki);
+        let place = self
+            .place(looking, peer, grant.keks().iter().map(|kek| &kek.kek.hash))
+            .await?;
         let intent = self.audit.submit(intended(event)).await;
         let issued = exchange::create(
             &self.tokens,
@@ -190,6 +210,7 @@ impl Service {
         )
         .await
         .map_err(|error| Problem::from(&error))?;
+        drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         let eedks = stored(&issued.eedks, grant.keks(), &issued.proved);
         event.dki = Some(issued.dki.to_string());
@@ -224,6 +245,7 @@ impl Service {
     /// The answer to a create was lost: the same data key, wrapped again for the drive.
     async fn create_again(
         &self,
+        looking: gates::Place,
         peer: &PeerId,
         request: &CreateRequest,
         claim: &DriveClaim,
@@ -247,10 +269,14 @@ impl Service {
         event.eedks = marks(&earlier.eedks);
         event.drive_key = fingerprint(&grant.drive().spki);
         event.detail = Some("the same data key again for a repeated request".to_owned());
+        let place = self
+            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
+            .await?;
         let intent = self.audit.submit(intended(event)).await;
         let resolved = exchange::resolve(&self.tokens, &grant)
             .await
             .map_err(|error| Problem::from(&error))?;
+        drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         event.token = Some(resolved.place.token);
         event.custody = Some(resolved.place.custody.to_string());
@@ -295,6 +321,7 @@ impl Service {
         request: &ResolveRequest,
         event: &mut Event,
     ) -> Result<(ResolveAnswer, Receipt), Problem> {
+        let looking = self.gates.arrive(peer).await?;
         let presented = self.presented(&request.eedks).await?;
         let claim = self.claim(&request.drive)?;
         event.eedks = presented_marks(&presented);
@@ -312,10 +339,14 @@ impl Service {
         event.drive_key = fingerprint(&grant.drive().spki);
         event.dki = granted_dki(grant.readable());
         event.keks = opening(grant.readable(), &directory);
+        let place = self
+            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
+            .await?;
         let intent = self.audit.submit(intended(event)).await;
         let resolved = exchange::resolve(&self.tokens, &grant)
             .await
             .map_err(|error| Problem::from(&error))?;
+        drop(place);
         let intent = intent.await.map_err(|error| unrecorded(&error))?;
         event.token = Some(resolved.place.token.clone());
         event.custody = Some(resolved.place.custody.to_string());
@@ -344,6 +375,7 @@ impl Service {
         let key = request_key(peer, &request.request_id);
         let digest = request.digest();
         let _turn = self.turns.take(key.clone()).await;
+        let looking = self.gates.arrive(peer).await?;
         if let Some(earlier) = self.answered(&key, &digest).await? {
             event.dki = Some(earlier.dki.to_string());
             event.eedks = marks(&earlier.eedks);
@@ -374,6 +406,9 @@ impl Service {
                 authorize_rekey(known, peer, &request.serial, labels, &presented, purpose)
             })
             .await?;
+        let place = self
+            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
+            .await?;
         let intent = self.audit.submit(intended(event)).await;
         let rekeyed = exchange::rekey(
             &self.tokens,
@@ -382,6 +417,7 @@ impl Service {
         )
         .await
         .map_err(|error| Problem::from(&error))?;
+        drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         let source = presented
             .get(rekeyed.opened)
@@ -415,6 +451,18 @@ impl Service {
             .await
             .map_err(|error| unstored(&error))?;
         Ok(rekey_answer(request.request_id, dki, &fresh))
+    }
+
+    /// A place at a token that holds one of the KEKs, when it is this peer's
+    /// turn, in exchange for the place at the state.
+    async fn place<'a>(
+        &self,
+        looking: gates::Place,
+        peer: &PeerId,
+        keks: impl Iterator<Item = &'a KekHash> + Clone,
+    ) -> Result<Option<gates::Place>, Problem> {
+        drop(looking);
+        self.gates.enter(&self.tokens, keks, peer).await
     }
 
     /// What a drive says became of its newest EEDKs.
@@ -561,7 +609,7 @@ fn request_key(peer: &PeerId, id: &uuid::Uuid) -> RequestKey {
 }
 
 fn fingerprint(spki: &[u8]) -> Option<String> {
-    (!spki.is_empty()).then(|| crate::key::KekHash::of_spki(spki).to_string())
+    (!spki.is_empty()).then(|| KekHash::of_spki(spki).to_string())
 }
 
 fn stored(eedks: &[Eedk], keks: &[GrantedKek], proved: &[bool]) -> Vec<StoredEedk> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Context, Found, output};
+use crate::alarms::ALARMS;
 use crate::config::{Config as Configuration, ConfigError, EXAMPLE};
 use crate::tls::ServerTls;
 
@@ -15,12 +16,21 @@ pub(super) enum Config {
     },
     /// Prints a configuration to start from.
     Example,
+    /// Lists the alarms: codes, what they say, what to do.
+    Alarms,
 }
 
 impl Config {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::Example => output::say(EXAMPLE.trim_end()),
+            Self::Alarms if context.json => output::json(&ALARMS),
+            Self::Alarms => ALARMS.iter().try_for_each(|alarm| {
+                output::fields(&[
+                    (alarm.code, alarm.title.to_owned()),
+                    ("  do", alarm.action.to_owned()),
+                ])
+            }),
             Self::Check { file } => {
                 let path = file.as_ref().unwrap_or(&context.config);
                 match Configuration::load(path) {

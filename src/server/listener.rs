@@ -8,14 +8,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
-use super::routes;
-use crate::service::Service;
+use super::desk::{BusyMark, Desk, Seated};
 use crate::tls::{PeerId, ServerTls, ShownChain};
 
 /// Largest head of a request, bytes.
@@ -27,10 +26,12 @@ const HEADERS: usize = 64;
 /// First byte of every TLS connection (RFC 8446, 5.1: handshake).
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What one peer may take.
+/// How long an idle connection that has to give way may take to end.
+const GIVES_WAY: Duration = Duration::from_secs(2);
+
+/// The times that a peer may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    pub(super) connections: usize,
     pub(super) handshake: Duration,
     pub(super) request: Duration,
 }
@@ -38,14 +39,13 @@ pub(super) struct Limits {
 /// Accepts until told to stop, then waits for what is open.
 pub(super) async fn accept(
     door: TcpListener,
-    service: Arc<Service>,
+    desk: Arc<Desk>,
+    router: axum::Router,
     tls: Arc<ServerTls>,
     limits: Limits,
     mut stopped: watch::Receiver<bool>,
     reloads: watch::Receiver<u64>,
 ) {
-    let router = routes::router(service, limits.request);
-    let permits = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -63,8 +63,7 @@ pub(super) async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::warn!(%address, limit = limits.connections, "connection refused: too many are open");
+        let Some(seated) = desk.admit(address.ip()) else {
             continue;
         };
         let connection = Connection {
@@ -74,10 +73,7 @@ pub(super) async fn accept(
             stopped: stopped.clone(),
             reloads: from_now(&reloads),
         };
-        connections.spawn(async move {
-            connection.serve(stream, address).await;
-            drop(permit);
-        });
+        connections.spawn(connection.serve(stream, address, seated));
     }
     drop(door);
     while connections.join_next().await.is_some() {}
@@ -91,9 +87,21 @@ type Handshaken = (TlsStream<TcpStream>, PeerId, Vec<CertificateDer<'static>>);
 pub(super) struct Admission {
     tls: Arc<ServerTls>,
     client: Arc<ShownChain>,
+    busy: BusyMark,
+    body: Duration,
 }
 
 impl Admission {
+    /// How long the body of a request may take.
+    pub(super) const fn body_time(&self) -> Duration {
+        self.body
+    }
+
+    /// The whole request is here: from now on it is not the peer that is slow.
+    pub(super) fn begins(&self) {
+        self.busy.set(true);
+    }
+
     /// Whether the peer would be let in now.
     pub(super) fn stands(&self) -> bool {
         self.tls.admits(&self.client)
@@ -109,9 +117,16 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(mut self, stream: TcpStream, address: std::net::SocketAddr) {
+    async fn serve(mut self, stream: TcpStream, address: std::net::SocketAddr, mut seated: Seated) {
         let handshake = tokio::time::timeout(self.limits.handshake, self.handshake(stream));
-        let (stream, peer, chain) = match handshake.await {
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            () = seated.gives_way() => {
+                tracing::debug!(%address, "connection closed before its handshake: it gave way");
+                return;
+            }
+        };
+        let (stream, peer, chain) = match handshake {
             Ok(Ok(ready)) => ready,
             Ok(Err(reason)) => {
                 tracing::warn!(%address, reason, "connection closed");
@@ -122,15 +137,27 @@ impl Connection {
                 return;
             }
         };
+        if !seated.belongs_to(&peer) {
+            tracing::debug!(%address, %peer, "connection closed: this peer has as many as it may");
+            return;
+        }
         let router = self.router.clone();
+        let busy = seated.mark();
         let admission = Admission {
             tls: Arc::clone(&self.tls),
             client: Arc::new(ShownChain::new(chain)),
+            busy: busy.clone(),
+            body: self.limits.handshake,
         };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(admission.clone());
-            router.clone().oneshot(request)
+            let (router, busy) = (router.clone(), busy.clone());
+            async move {
+                let response = router.oneshot(request).await;
+                busy.set(false);
+                response
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -144,6 +171,11 @@ impl Connection {
             () = over(&mut self.stopped, &mut self.reloads) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = seated.gives_way() => {
+                connection.as_mut().graceful_shutdown();
+                // Dropped where it is in the middle of a head or a body.
+                tokio::time::timeout(GIVES_WAY, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = outcome {

@@ -15,10 +15,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 
 use super::listener::Admission;
+use super::monitor::Monitor;
 use crate::api::{
     Base64, ChallengeAnswer, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest,
     RekeyAnswer, RekeyRequest, ResolveAnswer, ResolveRequest,
 };
+use crate::metrics::{Outcome, Verb};
 use crate::problem::{EkmCode, Problem};
 use crate::service::{Answer, Service};
 use crate::tls::PeerId;
@@ -46,7 +48,12 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 }
 
 /// The routes, each under its limits.
-pub(super) fn router(service: Arc<Service>, request_time: Duration) -> Router {
+pub(super) fn router(
+    service: Arc<Service>,
+    monitor: Arc<Monitor>,
+    request_time: Duration,
+) -> Router {
+    let requests = Arc::clone(monitor.requests());
     Router::new()
         .route("/v1/keys/create", post(create))
         .route("/v1/keys/resolve", post(resolve))
@@ -55,13 +62,18 @@ pub(super) fn router(service: Arc<Service>, request_time: Duration) -> Router {
         .route("/v1/challenge", post(challenge))
         .route("/v1/openapi.json", get(document))
         .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .route(
+            "/readyz",
+            get(move |service| std::future::ready(readyz(service, &monitor))),
+        )
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY))
-        .layer(middleware::from_fn(
-            move |request: Request, next: Next| async move {
-                tokio::time::timeout(request_time, next.run(request))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let verb = Verb::of_path(request.uri().path());
+            let counted = verb.map(|verb| requests.begin(verb));
+            async move {
+                let response = tokio::time::timeout(request_time, next.run(request))
                     .await
                     .unwrap_or_else(|_| {
                         Problem::unavailable(format!(
@@ -69,9 +81,14 @@ pub(super) fn router(service: Arc<Service>, request_time: Duration) -> Router {
                             request_time.as_secs()
                         ))
                         .into_response()
-                    })
-            },
-        ))
+                    });
+                if let Some(counted) = counted {
+                    let code = response.extensions().get::<EkmCode>();
+                    counted.ended(code.map_or(Outcome::Answered, |code| Outcome::Refused(*code)));
+                }
+                response
+            }
+        }))
         .layer(CatchPanicLayer::custom(panicked))
         .with_state(service)
 }
@@ -94,9 +111,24 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let admission = request.extensions().get::<Admission>().cloned();
-        match Json::from_request(request, state).await {
+        let Some(admission) = admission else {
+            return Err(Problem::internal("the request came without its peer"));
+        };
+        let read = Json::from_request(request, state);
+        let Ok(read) = tokio::time::timeout(admission.body_time(), read).await else {
+            return Err(Problem::new(
+                EkmCode::EE23,
+                408,
+                format!(
+                    "the body did not arrive within {} s",
+                    admission.body_time().as_secs()
+                ),
+            ));
+        };
+        match read {
             // Now that the whole of it is here, however long that took.
-            Ok(Json(body)) if admission.is_some_and(|admission| admission.stands()) => {
+            Ok(Json(body)) if admission.stands() => {
+                admission.begins();
                 Ok(Self(body))
             }
             Ok(_) => Err(Problem::new(
@@ -116,8 +148,10 @@ where
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry = self.retry_after;
+        let (retry, code) = (self.retry_after, self.code);
         let mut response = (status, Json(self)).into_response();
+        // For whoever counts.
+        response.extensions_mut().insert(code);
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -207,8 +241,11 @@ async fn confirm(
 /// A challenge for a drive's session key, good once, for 60 s.
 #[utoipa::path(post, path = "/v1/challenge",
     responses((status = 200, body = ChallengeAnswer), (status = "default", body = Problem, content_type = "application/problem+json")))]
-async fn challenge(State(service): State<Arc<Service>>) -> Result<Json<ChallengeAnswer>, Problem> {
-    let challenge = Base64(service.challenge()?);
+async fn challenge(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<PeerId>,
+) -> Result<Json<ChallengeAnswer>, Problem> {
+    let challenge = Base64(service.challenge(&peer)?);
     Ok(Json(ChallengeAnswer { challenge }))
 }
 
@@ -226,12 +263,13 @@ async fn healthz() -> &'static str {
 }
 
 /// Keys can be served now: a token's canary opens and the records can be written.
+/// The lines after the first are the alarms that are raised.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, description = "keys can be served"),
     (status = 503, body = Problem, content_type = "application/problem+json")))]
-async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str, Problem> {
+fn readyz(State(service): State<Arc<Service>>, monitor: &Monitor) -> Result<String, Problem> {
     service
         .ready()
-        .map(|()| "ready\n")
+        .map(|()| format!("ready\n{}", monitor.raised()))
         .map_err(Problem::unavailable)
 }
 

@@ -1,0 +1,327 @@
+//! More than can be served: floods of requests, of connections, of silence.
+
+use std::time::{Duration, Instant};
+
+use ekm::api::{ConfirmRequest, CreateAnswer};
+use ekm::problem::EkmCode;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::client::TlsStream;
+
+use crate::door::{
+    GET_HEALTH, Heard, House, HouseDrive, PATIENCE, Serving, closed, hear, open, post, say,
+};
+
+/// Exchanges under way at once at the embedded token: four for each of its four workers.
+const PLACES: usize = 16;
+
+/// The bridge's process of the only token.
+fn bridge(house: &House) -> Pid {
+    let status: serde_json::Value =
+        serde_json::from_str(&house.done(&["--json", "token", "status"])).unwrap();
+    let pid = status[0]["bridges"][0].as_i64().unwrap();
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+/// A token that does nothing until this is dropped: its process is stopped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(house: &House) -> Self {
+        let pid = bridge(house);
+        kill_process(pid, Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+fn create(drive: &HouseDrive) -> Vec<u8> {
+    post(
+        "/v1/keys/create",
+        &serde_json::to_vec(&drive.create()).unwrap(),
+    )
+}
+
+/// Sends a create on a connection of its own.
+async fn ask(serving: &Serving, drive: &HouseDrive) -> TlsStream<TcpStream> {
+    let mut stream = open(&serving.address, &drive.identity).await.unwrap();
+    stream.write_all(&create(drive)).await.unwrap();
+    stream
+}
+
+/// What came back within a second, if anything did.
+async fn at_once(stream: &mut TlsStream<TcpStream>) -> Option<Heard> {
+    tokio::time::timeout(Duration::from_secs(1), hear(stream))
+        .await
+        .ok()
+        .map(|heard| heard.expect("the server closed instead of answering"))
+}
+
+fn assert_busy(heard: &Heard) {
+    assert_eq!(heard.status, 503);
+    assert!(heard.head.contains("retry-after: "), "{}", heard.head);
+    let problem = heard.problem();
+    assert_eq!(problem.code, EkmCode::EE0F);
+    assert!(problem.detail.contains("is busy"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
+    const WAITING: usize = 6;
+    let house = House::new(
+        &format!("max_waiting = {WAITING}\nmax_waiting_per_peer = {WAITING}"),
+        "",
+    );
+    let drive = house.drive(1);
+    let serving = house.serve().await;
+    // Something to confirm later, without a token.
+    let mut client = house.client_of(&serving, &drive.identity);
+    let before = drive.create();
+    let answer = client.create(&before).await.unwrap();
+
+    let stopped = Stopped::new(&house);
+    let mut taken = Vec::new();
+    let mut refused = 0;
+    while refused < 3 {
+        assert!(taken.len() <= PLACES + WAITING, "nobody was refused");
+        let mut stream = ask(&serving, &drive).await;
+        match at_once(&mut stream).await {
+            Some(heard) => {
+                assert_busy(&heard);
+                refused += 1;
+            }
+            None => taken.push(stream),
+        }
+    }
+    assert_eq!(taken.len(), PLACES + WAITING);
+
+    // What needs no token is not held up.
+    let confirm = ConfirmRequest {
+        request_id: before.request_id,
+        dki: answer.dki,
+        serial: drive.serial.clone(),
+        stored: true,
+    };
+    let asked = Instant::now();
+    client.confirm(&confirm).await.unwrap();
+    client.challenge().await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(1));
+
+    // A client that goes leaves its room to another.
+    drop(taken.pop());
+    let start = Instant::now();
+    let in_its_place = loop {
+        assert!(start.elapsed() < PATIENCE, "no room became free");
+        let mut stream = ask(&serving, &drive).await;
+        if at_once(&mut stream).await.is_none() {
+            break stream;
+        }
+    };
+    taken.push(in_its_place);
+
+    drop(stopped);
+    let mut keys = std::collections::HashSet::new();
+    for mut stream in taken {
+        let heard = hear(&mut stream).await.expect("a request is answered");
+        assert_eq!(heard.status, 200, "{}", heard.head);
+        let answer: CreateAnswer = serde_json::from_slice(&heard.body).unwrap();
+        keys.insert(answer.dki.to_string());
+    }
+    assert_eq!(keys.len(), PLACES + WAITING);
+    serving.stop();
+    house.done(&["audit", "verify"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_floods_leaves_another_served_soon() {
+    const FLOOD: usize = 500;
+    let house = House::new("", "");
+    let (flood, single) = (house.drive(1), house.drive(2));
+    let serving = house.serve().await;
+    let mut open_before = Vec::new();
+    for _ in 0..FLOOD {
+        open_before.push(open(&serving.address, &flood.identity).await.unwrap());
+    }
+    let mut client = house.client_of(&serving, &single.identity);
+    client.create(&single.create()).await.unwrap();
+
+    let start = Instant::now();
+    let mut answers = JoinSet::new();
+    for mut stream in open_before {
+        let request = create(&flood);
+        answers.spawn(async move {
+            stream.write_all(&request).await.unwrap();
+            hear(&mut stream).await.expect("an answer").status
+        });
+    }
+    let flooding = tokio::spawn(async move {
+        let statuses = answers.join_all().await;
+        (statuses, start.elapsed())
+    });
+    let mut single_times = Vec::new();
+    while !flooding.is_finished() {
+        let asked = Instant::now();
+        client.create(&single.create()).await.unwrap();
+        single_times.push(asked.elapsed());
+    }
+    let (statuses, flood_time) = flooding.await.unwrap();
+    assert!(
+        statuses.iter().all(|status| *status == 200),
+        "a flood within the bounds is refused nothing: {statuses:?}"
+    );
+    single_times.sort();
+    let longest = single_times.last().copied().unwrap();
+    eprintln!(
+        "{FLOOD} requests of one peer took {flood_time:?}; meanwhile {} single ones of another took {:?} at the median and {longest:?} at most",
+        single_times.len(),
+        single_times[single_times.len() / 2],
+    );
+    // Behind the flood in one queue the first of them would take all its time.
+    assert!(
+        longest < flood_time / 2,
+        "{single_times:?} in {flood_time:?}"
+    );
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    serving.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_however_renewed_keep_nobody_out() {
+    let house = House::new("max_connections = 20\nmax_connections_per_peer = 20", "");
+    let drive = house.drive(1);
+    let serving = house.serve().await;
+    let address = serving.address.clone();
+    let silence = tokio::spawn(async move {
+        let mut silent = std::collections::VecDeque::new();
+        loop {
+            silent.push_back(TcpStream::connect(&address).await.unwrap());
+            if silent.len() > 100 {
+                silent.pop_front();
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    serving.says("too many are open", 1);
+    // Each on a new connection, so each has to get through the crowd.
+    for _ in 0..20 {
+        let heard = say(&serving, &drive.identity, &create(&drive)).await;
+        assert_eq!(heard.expect("it was kept out").status, 200);
+    }
+    silence.abort();
+    serving.stop();
+}
+
+async fn healthy(stream: &mut TlsStream<TcpStream>) {
+    stream.write_all(GET_HEALTH).await.unwrap();
+    assert_eq!(hear(stream).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_past_its_connections_loses_the_oldest_idle_one() {
+    let house = House::new("max_connections_per_peer = 3", "");
+    let (one, other) = (house.drive(1), house.drive(2));
+    let serving = house.serve().await;
+    let mut others = open(&serving.address, &other.identity).await.unwrap();
+    healthy(&mut others).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = open(&serving.address, &one.identity).await.unwrap();
+        healthy(&mut stream).await;
+        held.push(stream);
+    }
+    assert!(closed(&mut held.remove(0)).await);
+    for stream in &mut held {
+        healthy(stream).await;
+    }
+    healthy(&mut others).await;
+    serving.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_waits_for_its_answer_gives_way_to_nobody() {
+    let house = House::new("max_connections = 4", "");
+    let drive = house.drive(1);
+    let serving = house.serve().await;
+    let stopped = Stopped::new(&house);
+    let mut waiting = Vec::new();
+    // The last ones find no room: all others are at work.
+    let start = Instant::now();
+    let mut refused = 0;
+    while refused < 3 {
+        assert!(start.elapsed() < PATIENCE, "everybody found room");
+        let Ok(mut stream) = open(&serving.address, &drive.identity).await else {
+            refused += 1;
+            continue;
+        };
+        let _ = stream.write_all(&create(&drive)).await;
+        match tokio::time::timeout(Duration::from_millis(500), hear(&mut stream)).await {
+            Ok(heard) => assert!(heard.is_none(), "{heard:?}"),
+            Err(_) => waiting.push(stream),
+        }
+    }
+    serving.says("a new one was refused", 1);
+    drop(stopped);
+    let mut answered = 0;
+    for mut stream in waiting {
+        if let Some(heard) = hear(&mut stream).await {
+            assert_eq!(heard.status, 200, "{}", heard.head);
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 4);
+    serving.stop();
+    house.done(&["audit", "verify"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_descriptors_is_raised_or_respected() {
+    let house = House::new("", "");
+    let drive = house.drive(1);
+    let limited = |limits: &str| {
+        let mut command = std::process::Command::new("sh");
+        let serve = format!("ulimit {limits}; exec \"$0\" serve");
+        command
+            .args(["-c", &serve, crate::support::EKM])
+            .current_dir(house.at("."));
+        command
+    };
+    let crowd = async |serving: &Serving| {
+        let mut crowd = Vec::new();
+        for _ in 0..300 {
+            crowd.push(TcpStream::connect(&serving.address).await.unwrap());
+        }
+        let heard = say(serving, &drive.identity, GET_HEALTH).await;
+        assert_eq!(heard.expect("an answer").status, 200);
+    };
+    // A soft limit is raised: nothing gives way.
+    let serving = house.serve_command(limited("-Sn 128")).await;
+    crowd(&serving).await;
+    assert!(
+        !serving.log().contains("too many are open"),
+        "{}",
+        serving.log()
+    );
+    assert!(
+        !serving.log().contains("cannot accept"),
+        "{}",
+        serving.log()
+    );
+    serving.stop();
+    // A hard one is kept, and told of.
+    let serving = house.serve_command(limited("-n 320")).await;
+    serving.says("too few file descriptors", 1);
+    crowd(&serving).await;
+    assert!(
+        !serving.log().contains("cannot accept"),
+        "{}",
+        serving.log()
+    );
+    serving.stop();
+}

@@ -1,0 +1,331 @@
+//! When an alarm is raised: what is seen of a server, and what of it is wrong.
+
+use std::collections::BTreeMap;
+
+use super::{Alarm, Alarms, Found};
+use crate::key::KekHash;
+
+/// Days before its end at which a certificate is told of.
+const CERTIFICATE_DAYS: i64 = 30;
+
+/// Share of a disk that is in use at which it is told of, and at which that is over, per cent.
+const DISK: (u64, u64) = (80, 75);
+
+/// Share of the requests that may wait at which it is told of, and at which that is over, per cent.
+const WAITING: (usize, usize) = (80, 40);
+
+/// KEKs that are named in an alarm; of more there is the number only.
+const NAMED: usize = 5;
+
+/// A token, as an alarm needs it.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its configured name.
+    pub name: String,
+    /// `starting`, `ready`, `degraded`, `failed` or `locked`.
+    pub state: &'static str,
+    /// Whether it serves.
+    pub serves: bool,
+    /// Why it is not ready.
+    pub why: Option<String>,
+    /// Whether it has been so for long enough to be told of.
+    pub lasts: bool,
+    /// Whether wrong PINs were given: `CKF_USER_PIN_COUNT_LOW` or worse.
+    pub pin_low: bool,
+    /// The KEKs whose private half it holds, as last read.
+    pub keks: Vec<(KekHash, String)>,
+}
+
+/// The requests that wait at a gate.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// The token's name, or `(state)`.
+    pub name: String,
+    /// How many wait.
+    pub waiting: usize,
+    /// How many may.
+    pub most: usize,
+    /// How many were refused since the last look.
+    pub refused: u64,
+}
+
+/// A file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Its size for unprivileged users, bytes.
+    pub size: u64,
+    /// What is free of it for them, bytes.
+    pub free: u64,
+}
+
+/// What is seen of a server.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// The tokens.
+    pub tokens: Vec<Token>,
+    /// The requests that wait.
+    pub gates: Vec<Gate>,
+    /// Time until the first certificate ends.
+    pub certificate: time::Duration,
+    /// The audit log's file system, where it can be looked at.
+    pub audit_disk: Option<Disk>,
+    /// The state's.
+    pub state_disk: Option<Disk>,
+    /// Whether a record could not be made durable.
+    pub audit_failed: bool,
+}
+
+/// What is wrong. What is raised already is over a little later than it rose,
+/// so that it does not flicker.
+#[must_use]
+pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
+    let Sight {
+        tokens,
+        gates,
+        certificate,
+        audit_disk,
+        state_disk,
+        audit_failed,
+    } = sight;
+    let mut all = Vec::new();
+    let mut add = |alarm: Alarm, subject: &str, detail: String| {
+        all.push(Found {
+            alarm,
+            subject: subject.to_owned(),
+            detail,
+        });
+    };
+    for token in tokens {
+        let why = token.why.clone().unwrap_or_else(|| token.state.to_owned());
+        match token.state {
+            "locked" => add(Alarm::TokenLocked, &token.name, why),
+            "failed" | "starting" if token.lasts => add(Alarm::TokenDown, &token.name, why),
+            "degraded" if token.lasts => add(Alarm::TokenDegraded, &token.name, why),
+            _ => {}
+        }
+        if token.pin_low {
+            add(
+                Alarm::PinLow,
+                &token.name,
+                "CKF_USER_PIN_COUNT_LOW".to_owned(),
+            );
+        }
+    }
+    let (last, none) = copies(tokens);
+    if !last.is_empty() {
+        add(Alarm::LastCopy, "", named(&last));
+    }
+    if !none.is_empty() {
+        add(Alarm::NoCopy, "", named(&none));
+    }
+    if certificate.whole_days() < CERTIFICATE_DAYS {
+        let days = certificate.whole_days();
+        add(Alarm::Certificate, "", format!("in {days} days"));
+    }
+    for (alarm, disk) in [
+        (Alarm::AuditDisk, audit_disk),
+        (Alarm::StateDisk, state_disk),
+    ] {
+        if let Some(used) = disk.as_ref().map(Disk::used) {
+            let bound = bound(DISK, raised.is_raised(alarm, ""));
+            if used >= bound {
+                add(alarm, "", format!("{used} % in use"));
+            }
+        }
+    }
+    if *audit_failed {
+        add(Alarm::AuditFailed, "", "see the log".to_owned());
+    }
+    for gate in gates {
+        let share = gate.waiting * 100 / gate.most.max(1);
+        let bound = bound(WAITING, raised.is_raised(Alarm::Busy, &gate.name));
+        if share >= bound || gate.refused > 0 {
+            let detail = format!(
+                "{} of {} wait, {} were refused",
+                gate.waiting, gate.most, gate.refused
+            );
+            add(Alarm::Busy, &gate.name, detail);
+        }
+    }
+    all
+}
+
+const fn bound<T: Copy>(rises_and_ends: (T, T), raised: bool) -> T {
+    if raised {
+        rises_and_ends.1
+    } else {
+        rises_and_ends.0
+    }
+}
+
+impl Disk {
+    /// The share in use, per cent.
+    #[must_use]
+    pub const fn used(&self) -> u64 {
+        let used = self.size.saturating_sub(self.free);
+        match self.size {
+            0 => 0,
+            size => used.saturating_mul(100) / size,
+        }
+    }
+}
+
+/// The KEKs with one usable copy left of several, and those with none.
+fn copies(tokens: &[Token]) -> (Vec<&str>, Vec<&str>) {
+    let mut copies: BTreeMap<[u8; 32], (&str, usize, usize)> = BTreeMap::new();
+    for token in tokens {
+        for (hash, label) in &token.keks {
+            let (_, all, usable) = copies.entry(*hash.as_bytes()).or_insert((label, 0, 0));
+            *all += 1;
+            *usable += usize::from(token.serves);
+        }
+    }
+    let with = |wanted: fn(usize, usize) -> bool| {
+        copies
+            .values()
+            .filter(|(_, all, usable)| wanted(*all, *usable))
+            .map(|(label, ..)| *label)
+            .collect()
+    };
+    (
+        with(|all, usable| all > 1 && usable == 1),
+        with(|_, usable| usable == 0),
+    )
+}
+
+fn named(labels: &[&str]) -> String {
+    let first: Vec<&str> = labels.iter().take(NAMED).copied().collect();
+    match labels.len() - first.len() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kek(n: u8) -> (KekHash, String) {
+        (KekHash::of_spki(&[n]), format!("KEK{n}"))
+    }
+
+    fn token(name: &str, state: &'static str, keks: &[u8]) -> Token {
+        Token {
+            name: name.to_owned(),
+            state,
+            serves: state == "ready",
+            why: None,
+            lasts: true,
+            pin_low: false,
+            keks: keks.iter().map(|n| kek(*n)).collect(),
+        }
+    }
+
+    fn well(tokens: Vec<Token>) -> Sight {
+        Sight {
+            tokens,
+            gates: Vec::new(),
+            certificate: time::Duration::days(300),
+            audit_disk: None,
+            state_disk: None,
+            audit_failed: false,
+        }
+    }
+
+    fn alarms(sight: &Sight) -> Vec<(Alarm, String)> {
+        found(sight, &Alarms::default())
+            .into_iter()
+            .map(|found| (found.alarm, found.subject))
+            .collect()
+    }
+
+    #[test]
+    fn a_server_that_is_well_raises_nothing() {
+        // A KEK on one token only, as the two of a cartridge may be, is no alarm.
+        let tokens = vec![token("a", "ready", &[1]), token("b", "ready", &[2])];
+        assert!(alarms(&well(tokens)).is_empty());
+    }
+
+    #[test]
+    fn a_token_that_is_down_leaves_last_copies_and_lost_ones() {
+        let tokens = vec![token("a", "ready", &[1]), token("b", "failed", &[1, 2])];
+        assert_eq!(
+            alarms(&well(tokens)),
+            [
+                (Alarm::TokenDown, "b".to_owned()),
+                (Alarm::LastCopy, String::new()),
+                (Alarm::NoCopy, String::new()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_token_that_starts_is_told_of_only_when_that_lasts() {
+        let mut starting = token("a", "starting", &[]);
+        starting.lasts = false;
+        assert!(alarms(&well(vec![starting.clone()])).is_empty());
+        starting.lasts = true;
+        assert_eq!(
+            alarms(&well(vec![starting])),
+            [(Alarm::TokenDown, "a".to_owned())]
+        );
+        assert_eq!(
+            alarms(&well(vec![token("a", "locked", &[])])),
+            [(Alarm::TokenLocked, "a".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_disk_rises_at_80_per_cent_and_is_over_below_75() {
+        let raised = Alarms::default();
+        let at = |used: u64| Sight {
+            audit_disk: Some(Disk {
+                size: 1000,
+                free: 1000 - used * 10,
+            }),
+            ..well(Vec::new())
+        };
+        for (used, is) in [
+            (79, false),
+            (80, true),
+            (75, true),
+            (74, false),
+            (79, false),
+        ] {
+            raised.settle(found(&at(used), &raised));
+            assert_eq!(raised.is_raised(Alarm::AuditDisk, ""), is, "{used} %");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_told_of_each_by_its_own() {
+        let mut sight = well(vec![Token {
+            pin_low: true,
+            ..token("a", "ready", &[])
+        }]);
+        sight.certificate = time::Duration::days(29);
+        sight.audit_failed = true;
+        sight.gates = vec![Gate {
+            name: "a".to_owned(),
+            waiting: 0,
+            most: 10,
+            refused: 1,
+        }];
+        assert_eq!(
+            alarms(&sight),
+            [
+                (Alarm::PinLow, "a".to_owned()),
+                (Alarm::Certificate, String::new()),
+                (Alarm::AuditFailed, String::new()),
+                (Alarm::Busy, "a".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn of_many_keks_the_first_are_named() {
+        let labels = ["A", "B", "C", "D", "E", "F", "G"];
+        assert_eq!(named(&labels), "A, B, C, D, E and 2 more");
+        assert_eq!(named(&labels[..2]), "A, B");
+    }
+}

@@ -1,0 +1,329 @@
+//! Looks after a running server: what it measures, and what it raises alarms for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::desk::Desk;
+use crate::alarms::{self, ALARMS, Alarms, Disk, Sight};
+use crate::bridge::message::PrivateHalf;
+use crate::bridge::supervisor::Bridge;
+use crate::config::Config;
+use crate::metrics::{Page, Requests, Value, families};
+use crate::service::Service;
+use crate::tls::ServerTls;
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// States of a token, as one word each, and how long they may last before
+/// they are told of; a token that is only started anew is no alarm.
+const STATES: [(&str, Duration); 5] = [
+    ("starting", Duration::from_secs(60)),
+    ("ready", Duration::MAX),
+    ("degraded", Duration::from_secs(10)),
+    ("failed", Duration::from_secs(2)),
+    ("locked", Duration::ZERO),
+];
+
+/// What is looked at.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    service: Arc<Service>,
+    tls: Arc<ServerTls>,
+    desk: Arc<Desk>,
+    requests: Arc<Requests>,
+    alarms: Alarms,
+    state: PathBuf,
+    audit: PathBuf,
+    seen: Mutex<Seen>,
+}
+
+/// What the last look saw, and the next one compares with.
+#[derive(Debug, Default)]
+struct Seen {
+    // Each token's state, and since when.
+    tokens: HashMap<String, (&'static str, Instant)>,
+    // Requests that each gate had refused.
+    refused: HashMap<String, u64>,
+    audit_disk: Option<Disk>,
+    state_disk: Option<Disk>,
+}
+
+impl Monitor {
+    pub(super) fn new(
+        config: &Config,
+        service: Arc<Service>,
+        tls: Arc<ServerTls>,
+        desk: Arc<Desk>,
+    ) -> Self {
+        Self {
+            service,
+            tls,
+            desk,
+            requests: Arc::default(),
+            alarms: Alarms::default(),
+            state: config.state.clone(),
+            audit: config.audit.clone(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The counters of the drives' door.
+    pub(super) const fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
+    /// The alarms that are raised, a line each.
+    pub(super) fn raised(&self) -> String {
+        let raised = self.alarms.raised();
+        raised
+            .iter()
+            .map(|(alarm, subject, raised)| {
+                let entry = alarm.entry();
+                let subject = if subject.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({subject})")
+                };
+                format!(
+                    "{} {}{subject}: {}\n",
+                    entry.code, entry.title, raised.detail
+                )
+            })
+            .collect()
+    }
+
+    /// Looks at everything once a second and raises what is to be raised.
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let (audit, state) = (self.audit.clone(), self.state.clone());
+            // A file system on the network may not answer.
+            let disks = tokio::task::spawn_blocking(move || (disk(&audit), disk(&state)));
+            if let Ok((audit_disk, state_disk)) = disks.await {
+                let mut seen = self.seen();
+                seen.audit_disk = audit_disk;
+                seen.state_disk = state_disk;
+            }
+            let sight = self.sight();
+            self.alarms.settle(alarms::found(&sight, &self.alarms));
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sight(&self) -> Sight {
+        let mut seen = self.seen();
+        let bridges = self.service.tokens().bridges();
+        let tokens = bridges.iter().map(|bridge| seen.token(bridge)).collect();
+        let gates = self.service.gates();
+        let gates = gates
+            .into_iter()
+            .map(|gate| {
+                let before = seen
+                    .refused
+                    .insert(gate.name.clone(), gate.refused)
+                    .unwrap_or_default();
+                alarms::Gate {
+                    name: gate.name,
+                    waiting: gate.waiting,
+                    most: gate.most,
+                    refused: gate.refused - before,
+                }
+            })
+            .collect();
+        Sight {
+            tokens,
+            gates,
+            certificate: self.tls.expiry() - time::OffsetDateTime::now_utc(),
+            audit_disk: seen.audit_disk,
+            state_disk: seen.state_disk,
+            audit_failed: self.service.audit().has_failed(),
+        }
+    }
+
+    /// All measurements, in the Prometheus text format.
+    ///
+    /// # Errors
+    /// They cannot be written; a defect.
+    pub(super) fn page(&self) -> Result<String, fmt::Error> {
+        let mut page = Page::default();
+        page.add(families::BUILD, &[env!("CARGO_PKG_VERSION")], true);
+        let raised = self.alarms.raised();
+        for entry in &ALARMS {
+            let count = raised
+                .iter()
+                .filter(|(alarm, ..)| *alarm == entry.alarm)
+                .count();
+            page.add(families::ALARM, &[entry.code], count);
+        }
+        self.add_requests(&mut page);
+        self.add_door(&mut page);
+        for bridge in self.service.tokens().bridges() {
+            add_token(&mut page, bridge);
+        }
+        self.add_site(&mut page);
+        page.text()
+    }
+
+    fn add_requests(&self, page: &mut Page) {
+        for seen in self.requests.seen() {
+            let verb = seen.verb.name();
+            for (outcome, count) in seen.outcomes {
+                let labels = [verb, &outcome.label()];
+                page.add(families::REQUESTS, &labels, Value::Count(count));
+            }
+            page.add(families::REQUEST_SECONDS, &[verb], Value::Times(seen.took));
+        }
+        for gate in self.service.gates() {
+            let name = [gate.name.as_str()];
+            page.add(families::PLACES, &name, gate.places);
+            page.add(families::UNDER_WAY, &name, gate.under_way);
+            page.add(families::WAITING, &name, gate.waiting);
+            page.add(families::WAITING_PEERS, &name, gate.peers);
+            page.add(families::REFUSED, &name, Value::Count(gate.refused));
+            page.add(families::LEFT, &name, Value::Count(gate.left));
+            page.add(families::WAIT_SECONDS, &name, Value::Times(gate.waited));
+        }
+    }
+
+    fn add_door(&self, page: &mut Page) {
+        let door = self.desk.seen();
+        page.add(families::CONNECTIONS, &[], door.open);
+        page.add(families::CONNECTIONS_LIMIT, &[], door.limit);
+        page.add(families::ACCEPTED, &[], Value::Count(door.accepted));
+        page.add(families::DISPLACED, &[], Value::Count(door.displaced));
+        page.add(families::UNSEATED, &[], Value::Count(door.refused));
+    }
+
+    fn add_site(&self, page: &mut Page) {
+        let audit = self.service.audit();
+        let stats = audit.stats();
+        page.add(families::AUDIT_RECORDS, &[], Value::Count(stats.records));
+        page.add(families::AUDIT_SYNCS, &[], Value::Count(stats.syncs));
+        page.add(families::AUDIT_FAILED, &[], audit.has_failed());
+        let expiry = self.tls.expiry() - time::OffsetDateTime::UNIX_EPOCH;
+        page.add(
+            families::CERTIFICATE,
+            &[],
+            Value::Level(expiry.as_seconds_f64()),
+        );
+        let seen = self.seen();
+        for (directory, disk) in [("audit", seen.audit_disk), ("state", seen.state_disk)] {
+            if let Some(Disk { size, free }) = disk {
+                page.add(families::DISK_FREE, &[directory], bytes(free));
+                page.add(families::DISK_SIZE, &[directory], bytes(size));
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn token(&mut self, bridge: &Bridge) -> alarms::Token {
+        let state = bridge.state();
+        let (name, word) = (bridge.name().to_owned(), state.word());
+        let now = Instant::now();
+        let noted = self.tokens.entry(name.clone()).or_insert((word, now));
+        if noted.0 != word {
+            *noted = (word, now);
+        }
+        let patience = STATES
+            .iter()
+            .find(|(known, _)| *known == word)
+            .map_or(Duration::ZERO, |(_, patience)| *patience);
+        let found = state.found();
+        alarms::Token {
+            name,
+            state: word,
+            serves: state.serves(),
+            why: state.why(),
+            lasts: noted.1.elapsed() >= patience,
+            pin_low: found.is_some_and(|found| {
+                let token = &found.token;
+                token.user_pin_count_low() || token.user_pin_final_try() || token.user_pin_locked()
+            }),
+            keks: found.map_or_else(Vec::new, |found| {
+                found
+                    .keks
+                    .iter()
+                    .filter(|kek| matches!(kek.private, PrivateHalf::Serves { .. }))
+                    .map(|kek| (kek.hash, kek.label.to_string()))
+                    .collect()
+            }),
+        }
+    }
+}
+
+fn add_token(page: &mut Page, bridge: &Bridge) {
+    let (name, state) = (bridge.name(), bridge.state());
+    for (word, _) in STATES {
+        page.add(families::TOKEN_STATE, &[name, word], state.word() == word);
+    }
+    page.add(families::TOKEN_BRIDGES, &[name], state.bridges().len());
+    let starts = Value::Count(bridge.starts());
+    page.add(families::TOKEN_STARTS, &[name], starts);
+    page.add(families::TOKEN_REQUESTS, &[name], bridge.under_way());
+    if let Some(heard) = bridge.heard() {
+        page.add(families::TOKEN_HEARD, &[name], heard);
+    }
+    let found = state.found();
+    page.add(
+        families::TOKEN_KEKS,
+        &[name],
+        found.map_or(0, |found| found.keks.len()),
+    );
+    if let Some(found) = found {
+        let token = &found.token;
+        for (flag, set) in [
+            ("CKF_USER_PIN_COUNT_LOW", token.user_pin_count_low()),
+            ("CKF_USER_PIN_FINAL_TRY", token.user_pin_final_try()),
+            ("CKF_USER_PIN_LOCKED", token.user_pin_locked()),
+        ] {
+            page.add(families::TOKEN_PIN, &[name, flag], set);
+        }
+    }
+}
+
+/// The file system that a directory is on; none where it cannot be looked at.
+fn disk(directory: &Path) -> Option<Disk> {
+    let seen = rustix::fs::statvfs(directory).ok()?;
+    // What only root may use is neither free nor part of it.
+    let reserved = seen.f_bfree.saturating_sub(seen.f_bavail);
+    Some(Disk {
+        size: (seen.f_blocks.saturating_sub(reserved)).saturating_mul(seen.f_frsize),
+        free: seen.f_bavail.saturating_mul(seen.f_frsize),
+    })
+}
+
+fn bytes(count: u64) -> Value {
+    // Past 2^53 the last digits do not matter.
+    let (high, low) = (count >> 32, count & 0xffff_ffff);
+    let half = |bits: u64| f64::from(u32::try_from(bits).unwrap_or(u32::MAX));
+    Value::Level(half(high).mul_add(4_294_967_296.0, half(low)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_past_four_gigabytes() {
+        assert_eq!(bytes(5), Value::Level(5.0));
+        assert_eq!(bytes(10 << 40), Value::Level(10_995_116_277_760.0));
+    }
+
+    #[test]
+    fn a_disk_has_no_more_free_than_it_has() {
+        let disk = disk(Path::new("/")).unwrap();
+        assert!(disk.free <= disk.size && disk.size > 0, "{disk:?}");
+    }
+}
