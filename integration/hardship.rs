@@ -150,6 +150,37 @@ async fn a_bridge_is_renewed_after_its_share_of_host_custody() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_whose_module_never_frees_all_is_renewed_and_costs_no_request() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "frees").await;
+    let mut token = hsm.config("main");
+    let text = include_str!("../hsm-profiles/softhsm2.toml")
+        .replace("exchanges = 100000", "exchanges = 40")
+        .replace("name = \"softhsm2\"", "name = \"frees\"");
+    let path = hsm.directory.path().join("frees.toml");
+    std::fs::write(&path, text).unwrap();
+    token.profile = path.display().to_string();
+    let bench = Bench::with(vec![token], PolicyConfig::default()).await;
+    bench.kek("KEK", "main", Custody::Token).await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, hsm.kind.form());
+    bench.enrol(&a).await;
+    let first = bridge_pid(&bench);
+    // Many at once, so that some are under way whenever the bridge has had its share.
+    let creates = (0..100).map(|_| async {
+        let request = request(&a);
+        bench.service.create(&a.peer, &request).await.map(drop)
+    });
+    for outcome in futures_util::future::join_all(creates).await {
+        outcome.unwrap();
+    }
+    assert_ne!(
+        bridge_pid(&bench),
+        first,
+        "200 exchanges and still the same bridge"
+    );
+}
+
 fn bridge_pid(bench: &Bench) -> u32 {
     match bench.service.tokens().bridges()[0].state() {
         TokenState::Ready { bridges, .. } => bridges[0],

@@ -213,6 +213,10 @@ pub struct SessionProfile {
     pub deadline_seconds: u64,
     /// Host-custody exchanges after which the bridge is started anew.
     pub host_exchanges: u64,
+    /// Exchanges of any custody after which the bridge is started anew, for a module that never
+    /// frees all that a session object took; `None` for one that does.
+    #[serde(default)]
+    pub exchanges: Option<u64>,
 }
 
 /// Why a profile could not be had.
@@ -357,6 +361,9 @@ impl HsmProfile {
         }
         if session.host_exchanges == 0 {
             return Err("session.host_exchanges must be 1 or more");
+        }
+        if session.exchanges == Some(0) {
+            return Err("session.exchanges must be 1 or more, or left out");
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Program;
-use super::link::{Link, Over, Unanswered, locks, receive};
+use super::link::{Link, Over, Share, Unanswered, locks, receive};
 use super::state::{Board, LaneState};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
@@ -169,7 +169,8 @@ impl Lane {
                         Ended::Renewed => {
                             tracing::info!(
                                 token,
-                                "bridge started anew after its share of host custody"
+                                bridge = self.index,
+                                "bridge started anew after its share of exchanges"
                             );
                             continue;
                         }
@@ -309,7 +310,10 @@ impl Lane {
         let link = Link::start(
             shared.hello.name.as_str().into(),
             socket,
-            profile.host_exchanges,
+            Share {
+                host_exchanges: profile.host_exchanges,
+                exchanges: profile.exchanges,
+            },
             Arc::clone(&shared.board),
             self.index,
         );

@@ -30,7 +30,7 @@ const SILENT: Duration = Duration::from_secs(1);
 /// Why a conversation ended.
 #[derive(Clone, Debug)]
 pub(super) enum Over {
-    /// It is started anew on purpose, after its share of host custody.
+    /// It is started anew on purpose, after its share of exchanges.
     Renewed,
     /// The bridge, its module or its token failed.
     Failed(Fault),
@@ -67,7 +67,7 @@ pub(super) struct Link {
     // Recent time from question to answer, microseconds.
     latency: AtomicU64,
     served: AtomicBool,
-    host_limit: u64,
+    share: Share,
     over: watch::Sender<Option<Over>>,
     board: Arc<Board>,
     lane: usize,
@@ -87,6 +87,16 @@ struct Waitings {
     by_id: HashMap<u64, Waiting>,
     heard: Instant,
     host_exchanges: u64,
+    exchanges: u64,
+}
+
+/// What a bridge may do before it is started anew.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    /// Exchanges in custody `host`.
+    pub(super) host_exchanges: u64,
+    /// Exchanges of any custody, where there is a bound.
+    pub(super) exchanges: Option<u64>,
 }
 
 impl Link {
@@ -94,7 +104,7 @@ impl Link {
     pub(super) fn start(
         token: Arc<str>,
         socket: UnixStream,
-        host_limit: u64,
+        share: Share,
         board: Arc<Board>,
         lane: usize,
     ) -> Arc<Self> {
@@ -111,11 +121,12 @@ impl Link {
                 by_id: HashMap::new(),
                 heard: Instant::now(),
                 host_exchanges: 0,
+                exchanges: 0,
             }),
             next: AtomicU64::new(1),
             latency: AtomicU64::new(0),
             served: AtomicBool::new(false),
-            host_limit,
+            share,
             over: watch::Sender::new(None),
             board,
             lane,
@@ -304,7 +315,13 @@ impl Link {
             if result.as_ref().is_ok_and(in_host) {
                 waiting.host_exchanges += 1;
             }
-            let renewing = waiting.host_exchanges >= self.host_limit;
+            waiting.exchanges += 1;
+            let Share {
+                host_exchanges,
+                exchanges,
+            } = self.share;
+            let renewing = waiting.host_exchanges >= host_exchanges
+                || exchanges.is_some_and(|most| waiting.exchanges >= most);
             if renewing {
                 waiting.open = false;
             }
@@ -486,7 +503,11 @@ mod tests {
         ours.set_nonblocking(true).unwrap();
         let socket = UnixStream::from_std(ours).unwrap();
         let board = Arc::new(Board::new(1, 1));
-        (Link::start("t".into(), socket, 64, board, 0), theirs)
+        let share = Share {
+            host_exchanges: 64,
+            exchanges: None,
+        };
+        (Link::start("t".into(), socket, share, board, 0), theirs)
     }
 
     #[tokio::test]
