@@ -1,6 +1,7 @@
 //! The faulty module before a token, and how a test has it misbehave.
 
 mod control;
+mod hand;
 mod names;
 mod tests;
 
@@ -14,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use ekm::config::TokenConfig;
 
 pub(crate) use control::{Fault, Rule, Rules, SessionLimit, Slots};
+pub(crate) use hand::Hand;
 
 use control::{BOARD, Board, CLIENTS, Client, RULES};
 use names::FUNCTIONS;
@@ -76,7 +78,11 @@ impl Faulty {
 
     /// The token in a configuration, reached through the faulty module.
     pub(crate) fn config(&self, hsm: &Hsm, name: &str) -> TokenConfig {
-        let mut config = hsm.config(name);
+        self.through(hsm.config(name))
+    }
+
+    /// That configuration of the token, with the faulty module in it.
+    pub(crate) fn through(&self, mut config: TokenConfig) -> TokenConfig {
         config.library = Some(Self::library().display().to_string());
         config.environment = self.environment();
         config

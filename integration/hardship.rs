@@ -15,7 +15,7 @@ use ekm::store::Defaults;
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
-use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for};
+use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, lives, wait_for};
 
 fn request(drive: &TestDrive) -> CreateRequest {
     CreateRequest {
@@ -186,11 +186,6 @@ fn bridge_pid(bench: &Bench) -> u32 {
         TokenState::Ready { bridges, .. } => bridges[0],
         other => panic!("{other:?}"),
     }
-}
-
-/// Whether the process is there and not a zombie.
-fn lives(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 #[tokio::test(flavor = "multi_thread")]

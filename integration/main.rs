@@ -27,6 +27,7 @@ mod metrics;
 mod openssl;
 mod overload;
 mod power_cut;
+mod resilience;
 mod secrecy;
 mod several;
 mod storm;

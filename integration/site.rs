@@ -35,11 +35,16 @@ impl Site {
     /// `policy` is the end of its `ekm.toml`, `[policy]` and what follows; it may be empty.
     pub(crate) async fn start(tokens: &[&Hsm], policy: &str) -> Self {
         let names = ["main", "second", "third"];
-        let tokens: Vec<TokenConfig> = tokens
+        let tokens = tokens
             .iter()
             .zip(names)
             .map(|(hsm, name)| hsm.config(name))
             .collect();
+        Self::over(tokens, policy).await
+    }
+
+    /// Starts a server over tokens that are configured already, and waits until they are ready.
+    pub(crate) async fn over(tokens: Vec<TokenConfig>, policy: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ca = certify(&directory.path().join("tls"));
         configure(&directory.path().join("ekm.toml"), &tokens, policy);
@@ -145,6 +150,11 @@ impl Site {
 
     /// Stops the server as systemd would. It must end well.
     pub(crate) fn stop(mut self) {
+        self.terminate();
+    }
+
+    /// Stops the server, and leaves its directory to be looked at.
+    pub(crate) fn terminate(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         let status = self.child.wait().unwrap();

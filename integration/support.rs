@@ -96,7 +96,6 @@ impl Kind {
 }
 
 /// What keeps a remote token running; dropping it stops the token.
-#[expect(dead_code, reason = "a container is held for its drop")]
 enum Remote {
     None,
     Container(Box<ContainerAsync<GenericImage>>),
@@ -118,7 +117,7 @@ pub(crate) struct Hsm {
     pub(crate) label: String,
     // Before the directory: its processes write there until they end.
     pub(crate) surroundings: Surroundings,
-    _remote: Remote,
+    remote: Remote,
     pub(crate) directory: TempDir,
 }
 
@@ -144,7 +143,7 @@ impl Hsm {
             kind,
             label: label.to_owned(),
             surroundings,
-            _remote: remote,
+            remote,
             directory,
         };
         if !matches!(kind, Kind::Opencryptoki | Kind::Nss) {
@@ -159,6 +158,11 @@ impl Hsm {
     }
 
     fn init(&self) {
+        self.init_another(&self.label, &self.directory.path().join("pin"));
+    }
+
+    /// Makes another token in the same module, with its user PIN in that file.
+    pub(crate) fn init_another(&self, label: &str, pin_file: &Path) {
         let dir = self.directory.path();
         let output = Command::new(EKM)
             .args([
@@ -167,14 +171,14 @@ impl Hsm {
                 "--profile",
                 &self.profile(),
                 "--label",
-                &self.label,
+                label,
             ])
             .arg("--directory")
             .arg(dir)
             .arg("--so-pin-file")
             .arg(dir.join("so-pin"))
             .arg("--pin-file")
-            .arg(dir.join("pin"))
+            .arg(pin_file)
             .output()
             .unwrap();
         assert!(
@@ -246,6 +250,20 @@ impl Hsm {
                 )],
             ),
         }
+    }
+
+    /// Does to the token's container what that command of `docker` does: `pause`, `kill` …
+    /// False without a container, which only a laptop may be.
+    pub(crate) fn docker(&self, command: &str) -> bool {
+        let Remote::Container(container) = &self.remote else {
+            return false;
+        };
+        let done = Command::new("docker")
+            .args([command, container.id()])
+            .stdout(Stdio::null())
+            .status();
+        assert!(done.unwrap().success(), "docker {command}");
+        true
     }
 
     /// Has the second PKCS#11 client do something.
@@ -347,6 +365,11 @@ pub(crate) fn pkcs8_key() -> Vec<u8> {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
     der.as_ref().to_vec()
+}
+
+/// Whether the process is there and not a zombie.
+pub(crate) fn lives(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 pub(crate) fn write_private(path: &Path, text: &str) {

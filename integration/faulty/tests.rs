@@ -1,92 +1,12 @@
 //! Each fault happens as it was told, seen by the second PKCS#11 client.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use cryptoki_sys as ck;
 
+use super::hand::{Hand, PATIENCE};
 use super::{Fault, Faulty, SessionLimit, Slots};
-use crate::support::{EKM, Hsm, Kind, PIN, example, wait_for};
-
-/// Longest time for one step.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A process that has the faulty module loaded and takes one step after another.
-struct Hand {
-    child: Child,
-    steps: ChildStdin,
-    answers: Receiver<String>,
-}
-
-impl Hand {
-    fn of(hsm: &Hsm, faulty: &Faulty) -> Self {
-        let mut child = Command::new(example("hand"))
-            .arg(Faulty::library())
-            .arg(&hsm.label)
-            .arg(hsm.directory.path().join("pin"))
-            .arg("steps")
-            .envs(faulty.environment())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (send, answers) = channel();
-        std::thread::spawn(move || {
-            lines
-                .map_while(Result::ok)
-                .try_for_each(|line| send.send(line))
-        });
-        Self {
-            steps: child.stdin.take().unwrap(),
-            child,
-            answers,
-        }
-    }
-
-    fn begin(&mut self, step: &str) {
-        writeln!(self.steps, "{step}").unwrap();
-    }
-
-    fn step(&mut self, step: &str) -> String {
-        self.begin(step);
-        match self.answers.recv_timeout(PATIENCE) {
-            Ok(answer) => answer,
-            Err(error) => panic!("{step}: {error}"),
-        }
-    }
-
-    /// Takes steps that must go well.
-    fn steps<const N: usize>(&mut self, steps: [&str; N]) {
-        for step in steps {
-            assert_eq!(self.step(step), "ok", "{step}");
-        }
-    }
-
-    fn log_in(&mut self) {
-        self.steps(["open", &format!("login {PIN}")]);
-    }
-
-    /// The signal that the step ends the process by.
-    fn dies_of(mut self, step: &str) -> Option<i32> {
-        self.begin(step);
-        assert!(
-            self.answers.recv_timeout(PATIENCE).is_err(),
-            "{step} was answered"
-        );
-        self.child.wait().unwrap().signal()
-    }
-}
-
-impl Drop for Hand {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::support::{Hsm, Kind, PIN, wait_for};
 
 async fn softhsm(label: &str) -> (Hsm, Faulty) {
     let hsm = Hsm::new(Kind::SofthsmInProcess, label).await;
@@ -255,29 +175,14 @@ async fn faulty_loses_sessions_and_login_of_the_embedded_token() {
 
 /// Slot number by token label.
 fn slot(hand: &mut Hand, label: &str) -> u64 {
-    let slots = hand.step("slots");
-    let found = slots
-        .split(' ')
-        .filter_map(|slot| slot.split_once('='))
-        .find(|(_, have)| *have == label);
-    found.expect(&slots).0.parse().unwrap()
+    let slots = hand.slots();
+    slots.iter().find(|(_, have)| have == label).unwrap().0
 }
 
 #[tokio::test]
 async fn faulty_renumbers_slots() {
     let (hsm, faulty) = softhsm("one").await;
-    let dir = hsm.directory.path();
-    let second = Command::new(EKM)
-        .args(["slot", "init", "--profile", "softhsm2", "--label", "other"])
-        .arg("--directory")
-        .arg(dir)
-        .arg("--so-pin-file")
-        .arg(dir.join("so-pin"))
-        .arg("--pin-file")
-        .arg(dir.join("pin"))
-        .output()
-        .unwrap();
-    assert!(second.status.success(), "{second:?}");
+    hsm.init_another("other", &hsm.directory.path().join("pin"));
     let mut hand = Hand::of(&hsm, &faulty);
     let (old, other) = (slot(&mut hand, "one"), slot(&mut hand, "other"));
     assert_eq!(hand.step(&format!("at {old}")), "one");
