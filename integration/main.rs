@@ -22,6 +22,7 @@ mod doctor;
 mod door;
 mod drill;
 mod enrolment;
+mod faults;
 mod hardship;
 mod metrics;
 mod openssl;

@@ -155,7 +155,9 @@ pub async fn create(
     })
 }
 
-/// Opens a data key by the first EEDK that opens.
+/// Opens a data key by the first EEDK that opens. No token is waited for before
+/// every EEDK was tried: the other may open at once. Then those are waited for
+/// whose fault may pass; what is settled, such as a bad EEDK, is not asked again.
 ///
 /// # Errors
 /// None opens.
@@ -164,9 +166,10 @@ pub async fn resolve(
     grant: &ResolveGrant,
 ) -> Result<Resolved, ExchangeError> {
     let mut failures = grant.unreadable().to_vec();
+    let mut left: Vec<_> = grant.readable().iter().collect();
     for patient in [false, true] {
-        let before = failures.len();
-        for readable in grant.readable() {
+        let mut passing = Vec::new();
+        for readable in std::mem::take(&mut left) {
             let asked = keystore.resolve(
                 &readable.eedk,
                 &readable.kek,
@@ -176,6 +179,7 @@ pub async fn resolve(
             );
             match asked.await {
                 Ok((sedk, place)) => {
+                    failures.extend(passing);
                     return Ok(Resolved {
                         opened: readable.index,
                         sedk,
@@ -183,25 +187,15 @@ pub async fn resolve(
                         failures,
                     });
                 }
+                Err(fault) if !patient && fault.passes() => {
+                    left.push(readable);
+                    passing.push(fault);
+                }
                 Err(fault) => failures.push(fault),
             }
         }
-        if patient || !wait(&mut failures, before) {
-            break;
-        }
     }
     Err(ExchangeError::NoneOpens(failures))
-}
-
-/// Whether any of the faults since may pass, so that the EEDKs are worth
-/// trying once more; then those faults are forgotten. No token is waited for
-/// before every EEDK was tried: the other may open at once.
-fn wait(failures: &mut Vec<Fault>, since: usize) -> bool {
-    let passes = failures.iter().skip(since).any(Fault::passes);
-    if passes {
-        failures.truncate(since);
-    }
-    passes
 }
 
 /// Puts a data key under other KEKs.
@@ -219,9 +213,10 @@ pub async fn rekey(
         .map(|granted| granted.kek.clone())
         .collect();
     let mut failures = grant.unreadable().to_vec();
+    let mut left: Vec<_> = grant.readable().iter().collect();
     for patient in [false, true] {
-        let before = failures.len();
-        for readable in grant.readable() {
+        let mut passing = Vec::new();
+        for readable in std::mem::take(&mut left) {
             let asked = keystore.rekey(
                 &readable.eedk,
                 &readable.kek,
@@ -240,6 +235,7 @@ pub async fn rekey(
                         &wrapped,
                     )
                     .await?;
+                    failures.extend(passing);
                     return Ok(Rekeyed {
                         opened: readable.index,
                         eedks: wrapped.eedks,
@@ -251,11 +247,12 @@ pub async fn rekey(
                         failures,
                     });
                 }
+                Err(fault) if !patient && fault.passes() => {
+                    left.push(readable);
+                    passing.push(fault);
+                }
                 Err(fault) => failures.push(fault),
             }
-        }
-        if patient || !wait(&mut failures, before) {
-            break;
         }
     }
     Err(ExchangeError::NoneOpens(failures))

@@ -1,19 +1,33 @@
 //! What a `CKR_` code means for the request that met it.
 //!
-//! One table maps every code of PKCS#11 v3.2 to a [`FaultClass`]; the few
-//! functions that mean something else by a code stand in [`classify`]. Codes
-//! that a tampered EEDK and a broken token share (`CKR_GENERAL_ERROR` on
-//! SoftHSM, `CKR_DEVICE_ERROR` on Kryoptic) are [`FaultClass::Ambiguous`]:
-//! the canary decides, so that a bad cartridge never takes a token down.
+//! `codes.rs` has one row for every code of PKCS#11 v3.2, `functions.rs` rows
+//! for functions that mean something else by one, and a profile may have rules
+//! of its own; each says why. `ekm token explain` prints them. Codes that a
+//! tampered EEDK and a broken token share (`CKR_GENERAL_ERROR` on SoftHSM,
+//! `CKR_DEVICE_ERROR` on kryoptic) are [`FaultClass::Ambiguous`]: an EEDK that
+//! is known to be good decides, so that a bad cartridge never takes a token
+//! down.
+
+mod codes;
+mod explain;
+mod functions;
+mod rules;
 
 use cryptoki::error::Rv;
 use cryptoki_sys as ck;
 use serde::{Deserialize, Serialize};
 
 use super::pkcs11::{CK_RV, CallError};
+use codes::CODES;
+use functions::{Codes, FunctionRow, ROWS};
+
+pub use explain::{AskError, Asked, Explained, explain};
+pub use functions::{FUNCTIONS, OPENS};
+pub use rules::FaultRule;
 
 /// What to do about a failed call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FaultClass {
     /// The request cannot succeed on this token: answer it so.
     Request,
@@ -26,353 +40,209 @@ pub enum FaultClass {
     /// Either the data is bad, or the token is broken or cannot do it: try with
     /// data that is known to be good.
     Ambiguous,
+    /// The token is well and has no room for this now: wait a moment, and leave
+    /// what others hold alone.
+    Full,
     /// The module must be loaded afresh: end this bridge, start another.
     Restart,
     /// Only an operator can mend this; trying again may do harm.
     Operator,
+    /// Nothing is wrong: go on as if the call had succeeded.
+    Harmless,
 }
 
-use FaultClass::{Ambiguous, Find, Login, NewSession, Operator, Request, Restart};
+impl FaultClass {
+    /// Every class, the mildest cure first.
+    pub const ALL: [Self; 9] = [
+        Self::Harmless,
+        Self::Request,
+        Self::NewSession,
+        Self::Find,
+        Self::Login,
+        Self::Full,
+        Self::Ambiguous,
+        Self::Restart,
+        Self::Operator,
+    ];
 
-/// Code, name and class, in the order of the standard's header.
-const TABLE: &[(CK_RV, &str, FaultClass)] = &[
-    (ck::CKR_CANCEL, "CKR_CANCEL", Ambiguous),
-    (ck::CKR_HOST_MEMORY, "CKR_HOST_MEMORY", Restart),
-    (ck::CKR_SLOT_ID_INVALID, "CKR_SLOT_ID_INVALID", Restart),
-    (ck::CKR_GENERAL_ERROR, "CKR_GENERAL_ERROR", Ambiguous),
-    (ck::CKR_FUNCTION_FAILED, "CKR_FUNCTION_FAILED", Ambiguous),
-    (ck::CKR_ARGUMENTS_BAD, "CKR_ARGUMENTS_BAD", Ambiguous),
-    (ck::CKR_NO_EVENT, "CKR_NO_EVENT", Request),
-    (
-        ck::CKR_NEED_TO_CREATE_THREADS,
-        "CKR_NEED_TO_CREATE_THREADS",
-        Restart,
-    ),
-    (ck::CKR_CANT_LOCK, "CKR_CANT_LOCK", Restart),
-    (
-        ck::CKR_ATTRIBUTE_READ_ONLY,
-        "CKR_ATTRIBUTE_READ_ONLY",
-        Request,
-    ),
-    (
-        ck::CKR_ATTRIBUTE_SENSITIVE,
-        "CKR_ATTRIBUTE_SENSITIVE",
-        Request,
-    ),
-    (
-        ck::CKR_ATTRIBUTE_TYPE_INVALID,
-        "CKR_ATTRIBUTE_TYPE_INVALID",
-        Request,
-    ),
-    (
-        ck::CKR_ATTRIBUTE_VALUE_INVALID,
-        "CKR_ATTRIBUTE_VALUE_INVALID",
-        Request,
-    ),
-    (ck::CKR_ACTION_PROHIBITED, "CKR_ACTION_PROHIBITED", Request),
-    (ck::CKR_DATA_INVALID, "CKR_DATA_INVALID", Ambiguous),
-    (ck::CKR_DATA_LEN_RANGE, "CKR_DATA_LEN_RANGE", Ambiguous),
-    (ck::CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR", Ambiguous),
-    (ck::CKR_DEVICE_MEMORY, "CKR_DEVICE_MEMORY", Restart),
-    (ck::CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED", Restart),
-    (
-        ck::CKR_ENCRYPTED_DATA_INVALID,
-        "CKR_ENCRYPTED_DATA_INVALID",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_ENCRYPTED_DATA_LEN_RANGE,
-        "CKR_ENCRYPTED_DATA_LEN_RANGE",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_AEAD_DECRYPT_FAILED,
-        "CKR_AEAD_DECRYPT_FAILED",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_FUNCTION_CANCELED,
-        "CKR_FUNCTION_CANCELED",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_FUNCTION_NOT_PARALLEL,
-        "CKR_FUNCTION_NOT_PARALLEL",
-        Request,
-    ),
-    (
-        ck::CKR_FUNCTION_NOT_SUPPORTED,
-        "CKR_FUNCTION_NOT_SUPPORTED",
-        Request,
-    ),
-    (ck::CKR_KEY_HANDLE_INVALID, "CKR_KEY_HANDLE_INVALID", Find),
-    (ck::CKR_KEY_SIZE_RANGE, "CKR_KEY_SIZE_RANGE", Ambiguous),
-    (
-        ck::CKR_KEY_TYPE_INCONSISTENT,
-        "CKR_KEY_TYPE_INCONSISTENT",
-        Request,
-    ),
-    (ck::CKR_KEY_NOT_NEEDED, "CKR_KEY_NOT_NEEDED", Request),
-    (ck::CKR_KEY_CHANGED, "CKR_KEY_CHANGED", Find),
-    (ck::CKR_KEY_NEEDED, "CKR_KEY_NEEDED", Request),
-    (ck::CKR_KEY_INDIGESTIBLE, "CKR_KEY_INDIGESTIBLE", Request),
-    (
-        ck::CKR_KEY_FUNCTION_NOT_PERMITTED,
-        "CKR_KEY_FUNCTION_NOT_PERMITTED",
-        Request,
-    ),
-    (ck::CKR_KEY_NOT_WRAPPABLE, "CKR_KEY_NOT_WRAPPABLE", Request),
-    (ck::CKR_KEY_UNEXTRACTABLE, "CKR_KEY_UNEXTRACTABLE", Request),
-    (ck::CKR_MECHANISM_INVALID, "CKR_MECHANISM_INVALID", Request),
-    (
-        ck::CKR_MECHANISM_PARAM_INVALID,
-        "CKR_MECHANISM_PARAM_INVALID",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_OBJECT_HANDLE_INVALID,
-        "CKR_OBJECT_HANDLE_INVALID",
-        Find,
-    ),
-    (ck::CKR_OPERATION_ACTIVE, "CKR_OPERATION_ACTIVE", NewSession),
-    (
-        ck::CKR_OPERATION_NOT_INITIALIZED,
-        "CKR_OPERATION_NOT_INITIALIZED",
-        NewSession,
-    ),
-    (ck::CKR_PIN_INCORRECT, "CKR_PIN_INCORRECT", Operator),
-    (ck::CKR_PIN_INVALID, "CKR_PIN_INVALID", Operator),
-    (ck::CKR_PIN_LEN_RANGE, "CKR_PIN_LEN_RANGE", Operator),
-    (ck::CKR_PIN_EXPIRED, "CKR_PIN_EXPIRED", Operator),
-    (ck::CKR_PIN_LOCKED, "CKR_PIN_LOCKED", Operator),
-    (ck::CKR_SESSION_CLOSED, "CKR_SESSION_CLOSED", NewSession),
-    (ck::CKR_SESSION_COUNT, "CKR_SESSION_COUNT", NewSession),
-    (
-        ck::CKR_SESSION_HANDLE_INVALID,
-        "CKR_SESSION_HANDLE_INVALID",
-        NewSession,
-    ),
-    (
-        ck::CKR_SESSION_PARALLEL_NOT_SUPPORTED,
-        "CKR_SESSION_PARALLEL_NOT_SUPPORTED",
-        NewSession,
-    ),
-    (
-        ck::CKR_SESSION_READ_ONLY,
-        "CKR_SESSION_READ_ONLY",
-        NewSession,
-    ),
-    (ck::CKR_SESSION_EXISTS, "CKR_SESSION_EXISTS", Request),
-    (
-        ck::CKR_SESSION_READ_ONLY_EXISTS,
-        "CKR_SESSION_READ_ONLY_EXISTS",
-        Request,
-    ),
-    (
-        ck::CKR_SESSION_READ_WRITE_SO_EXISTS,
-        "CKR_SESSION_READ_WRITE_SO_EXISTS",
-        Request,
-    ),
-    (ck::CKR_SIGNATURE_INVALID, "CKR_SIGNATURE_INVALID", Request),
-    (
-        ck::CKR_SIGNATURE_LEN_RANGE,
-        "CKR_SIGNATURE_LEN_RANGE",
-        Request,
-    ),
-    (
-        ck::CKR_TEMPLATE_INCOMPLETE,
-        "CKR_TEMPLATE_INCOMPLETE",
-        Request,
-    ),
-    (
-        ck::CKR_TEMPLATE_INCONSISTENT,
-        "CKR_TEMPLATE_INCONSISTENT",
-        Request,
-    ),
-    (ck::CKR_TOKEN_NOT_PRESENT, "CKR_TOKEN_NOT_PRESENT", Restart),
-    (
-        ck::CKR_TOKEN_NOT_RECOGNIZED,
-        "CKR_TOKEN_NOT_RECOGNIZED",
-        Restart,
-    ),
-    (
-        ck::CKR_TOKEN_WRITE_PROTECTED,
-        "CKR_TOKEN_WRITE_PROTECTED",
-        Operator,
-    ),
-    (
-        ck::CKR_UNWRAPPING_KEY_HANDLE_INVALID,
-        "CKR_UNWRAPPING_KEY_HANDLE_INVALID",
-        Find,
-    ),
-    (
-        ck::CKR_UNWRAPPING_KEY_SIZE_RANGE,
-        "CKR_UNWRAPPING_KEY_SIZE_RANGE",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT,
-        "CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT",
-        Request,
-    ),
-    (
-        ck::CKR_USER_ALREADY_LOGGED_IN,
-        "CKR_USER_ALREADY_LOGGED_IN",
-        Request,
-    ),
-    (ck::CKR_USER_NOT_LOGGED_IN, "CKR_USER_NOT_LOGGED_IN", Login),
-    (
-        ck::CKR_USER_PIN_NOT_INITIALIZED,
-        "CKR_USER_PIN_NOT_INITIALIZED",
-        Operator,
-    ),
-    (ck::CKR_USER_TYPE_INVALID, "CKR_USER_TYPE_INVALID", Operator),
-    (
-        ck::CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
-        "CKR_USER_ANOTHER_ALREADY_LOGGED_IN",
-        Operator,
-    ),
-    (
-        ck::CKR_USER_TOO_MANY_TYPES,
-        "CKR_USER_TOO_MANY_TYPES",
-        Operator,
-    ),
-    (
-        ck::CKR_WRAPPED_KEY_INVALID,
-        "CKR_WRAPPED_KEY_INVALID",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_WRAPPED_KEY_LEN_RANGE,
-        "CKR_WRAPPED_KEY_LEN_RANGE",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_WRAPPING_KEY_HANDLE_INVALID,
-        "CKR_WRAPPING_KEY_HANDLE_INVALID",
-        Find,
-    ),
-    (
-        ck::CKR_WRAPPING_KEY_SIZE_RANGE,
-        "CKR_WRAPPING_KEY_SIZE_RANGE",
-        Request,
-    ),
-    (
-        ck::CKR_WRAPPING_KEY_TYPE_INCONSISTENT,
-        "CKR_WRAPPING_KEY_TYPE_INCONSISTENT",
-        Request,
-    ),
-    (
-        ck::CKR_RANDOM_SEED_NOT_SUPPORTED,
-        "CKR_RANDOM_SEED_NOT_SUPPORTED",
-        Operator,
-    ),
-    (ck::CKR_RANDOM_NO_RNG, "CKR_RANDOM_NO_RNG", Operator),
-    (
-        ck::CKR_DOMAIN_PARAMS_INVALID,
-        "CKR_DOMAIN_PARAMS_INVALID",
-        Request,
-    ),
-    (
-        ck::CKR_CURVE_NOT_SUPPORTED,
-        "CKR_CURVE_NOT_SUPPORTED",
-        Request,
-    ),
-    (ck::CKR_BUFFER_TOO_SMALL, "CKR_BUFFER_TOO_SMALL", Request),
-    (
-        ck::CKR_SAVED_STATE_INVALID,
-        "CKR_SAVED_STATE_INVALID",
-        Request,
-    ),
-    (
-        ck::CKR_INFORMATION_SENSITIVE,
-        "CKR_INFORMATION_SENSITIVE",
-        Request,
-    ),
-    (ck::CKR_STATE_UNSAVEABLE, "CKR_STATE_UNSAVEABLE", Request),
-    (
-        ck::CKR_CRYPTOKI_NOT_INITIALIZED,
-        "CKR_CRYPTOKI_NOT_INITIALIZED",
-        Restart,
-    ),
-    (
-        ck::CKR_CRYPTOKI_ALREADY_INITIALIZED,
-        "CKR_CRYPTOKI_ALREADY_INITIALIZED",
-        Request,
-    ),
-    (ck::CKR_MUTEX_BAD, "CKR_MUTEX_BAD", Restart),
-    (ck::CKR_MUTEX_NOT_LOCKED, "CKR_MUTEX_NOT_LOCKED", Restart),
-    (ck::CKR_NEW_PIN_MODE, "CKR_NEW_PIN_MODE", Operator),
-    (ck::CKR_NEXT_OTP, "CKR_NEXT_OTP", Operator),
-    (
-        ck::CKR_EXCEEDED_MAX_ITERATIONS,
-        "CKR_EXCEEDED_MAX_ITERATIONS",
-        Request,
-    ),
-    (
-        ck::CKR_FIPS_SELF_TEST_FAILED,
-        "CKR_FIPS_SELF_TEST_FAILED",
-        Restart,
-    ),
-    (
-        ck::CKR_LIBRARY_LOAD_FAILED,
-        "CKR_LIBRARY_LOAD_FAILED",
-        Operator,
-    ),
-    (ck::CKR_PIN_TOO_WEAK, "CKR_PIN_TOO_WEAK", Operator),
-    (
-        ck::CKR_PUBLIC_KEY_INVALID,
-        "CKR_PUBLIC_KEY_INVALID",
-        Request,
-    ),
-    (
-        ck::CKR_FUNCTION_REJECTED,
-        "CKR_FUNCTION_REJECTED",
-        Ambiguous,
-    ),
-    (
-        ck::CKR_TOKEN_RESOURCE_EXCEEDED,
-        "CKR_TOKEN_RESOURCE_EXCEEDED",
-        NewSession,
-    ),
-    (
-        ck::CKR_OPERATION_CANCEL_FAILED,
-        "CKR_OPERATION_CANCEL_FAILED",
-        NewSession,
-    ),
-    (ck::CKR_KEY_EXHAUSTED, "CKR_KEY_EXHAUSTED", Operator),
-    (ck::CKR_PENDING, "CKR_PENDING", Request),
-    (
-        ck::CKR_SESSION_ASYNC_NOT_SUPPORTED,
-        "CKR_SESSION_ASYNC_NOT_SUPPORTED",
-        Request,
-    ),
-    (
-        ck::CKR_SEED_RANDOM_REQUIRED,
-        "CKR_SEED_RANDOM_REQUIRED",
-        Operator,
-    ),
-    (
-        ck::CKR_OPERATION_NOT_VALIDATED,
-        "CKR_OPERATION_NOT_VALIDATED",
-        Request,
-    ),
-    (
-        ck::CKR_TOKEN_NOT_INITIALIZED,
-        "CKR_TOKEN_NOT_INITIALIZED",
-        Operator,
-    ),
-    (
-        ck::CKR_PARAMETER_SET_NOT_SUPPORTED,
-        "CKR_PARAMETER_SET_NOT_SUPPORTED",
-        Request,
-    ),
-];
+    /// Its name, as a profile and `ekm token explain` spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::NewSession => "new-session",
+            Self::Login => "login",
+            Self::Find => "find",
+            Self::Ambiguous => "ambiguous",
+            Self::Full => "full",
+            Self::Restart => "restart",
+            Self::Operator => "operator",
+            Self::Harmless => "harmless",
+        }
+    }
+
+    /// What `ekm` does about it.
+    #[must_use]
+    pub const fn action(self) -> &'static str {
+        match self {
+            Self::Request => {
+                "answers this one request with the fault, or asks another token that holds the key; the token stays in service"
+            }
+            Self::NewSession => {
+                "closes the session and does the exchange again on a new one, at most three times and within the request's time"
+            }
+            Self::Login => {
+                "logs in again (if the PIN's ledger allows it), finds the keys again and does the exchange again"
+            }
+            Self::Find => {
+                "finds the keys again and does the exchange again; if the session's state says that the login is gone, logs in first"
+            }
+            Self::Ambiguous => {
+                "opens an EEDK of its own on a new session: if that opens, the exchange is tried once more and then its data is to blame; if not, the bridge is started anew"
+            }
+            Self::Full => {
+                "closes the session, waits a moment and tries again within the request's time; other sessions go on, and no bridge is ended"
+            }
+            Self::Restart => {
+                "ends the bridge process and starts another, with growing pauses; requests wait for it or go to another token meanwhile"
+            }
+            Self::Operator => {
+                "does not try again; where a login was refused, the token is locked until an operator acts"
+            }
+            Self::Harmless => "goes on as if the call had succeeded",
+        }
+    }
+
+    /// What an operator may do, where a row has nothing better.
+    #[must_use]
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Request => {
+                "compare the profile with the token (hsm-profiles/README.md); the message names what was being done"
+            }
+            Self::NewSession | Self::Login | Self::Find => {
+                "nothing, if it passes; if it comes again and again, look for a program or a vendor's setting that closes sessions, logs out or changes keys"
+            }
+            Self::Ambiguous => {
+                "see the audit record: EE32 means that the cartridge's EEDK is bad, and its other EEDK may open; if the token fails, ekm token status says so"
+            }
+            Self::Full => "look for other programs with sessions on the token",
+            Self::Restart => {
+                "nothing, if the token comes back (ekm token status); if not, look at the HSM, its network and the vendor's client software"
+            }
+            Self::Operator => "ekm token status says what is to be done",
+            Self::Harmless => "nothing",
+        }
+    }
+}
+
+impl std::fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A code and what it means, whichever function answers with it.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    code: CK_RV,
+    name: &'static str,
+    class: FaultClass,
+    reason: &'static str,
+    advice: Option<&'static str>,
+}
+
+/// What a code means when a certain function answers with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meaning<'a> {
+    /// What follows from it.
+    pub class: FaultClass,
+    /// Why, in one sentence.
+    pub reason: &'a str,
+    /// What an operator may do, where there is more to say than for the class.
+    pub advice: Option<&'a str>,
+    /// What `ekm` does, where it is not what it does about the class elsewhere.
+    pub action: Option<&'static str>,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// Where a meaning was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// A rule of the profile.
+    Profile,
+    /// A row of the function.
+    Function,
+    /// The row of the code.
+    Code,
+    /// No row: a vendor's code, or one of a later standard.
+    Unlisted,
+}
+
+/// What a code means when that function answers with it: by the profile's
+/// rules, else by the function's row, else by the code's.
+#[must_use]
+pub fn meaning<'a>(function: &str, rv: CK_RV, rules: &'a [FaultRule]) -> Meaning<'a> {
+    if let Some(rule) = rules.iter().find(|rule| rule.covers(function, rv)) {
+        return Meaning {
+            class: rule.class,
+            reason: &rule.reason,
+            advice: None,
+            action: None,
+            source: Source::Profile,
+        };
+    }
+    let general = in_general(rv);
+    function_row(function, rv, general.class).map_or(general, |row| Meaning {
+        class: row.class,
+        reason: row.reason,
+        advice: row.advice,
+        action: row.action,
+        source: Source::Function,
+    })
+}
+
+/// What a code means, whichever function answers with it.
+fn in_general(rv: CK_RV) -> Meaning<'static> {
+    CODES.iter().find(|row| row.code == rv).map_or(
+        Meaning {
+            class: FaultClass::Ambiguous,
+            reason: "No code of the standard: a vendor's own tells nothing about whose fault it is.",
+            advice: Some(
+                "look the code up in the vendor's manual; [[faults]] of the profile can say what it means",
+            ),
+            action: None,
+            source: Source::Unlisted,
+        },
+        |row| Meaning {
+            class: row.class,
+            reason: row.reason,
+            advice: row.advice,
+            action: None,
+            source: Source::Code,
+        },
+    )
+}
+
+fn function_row(function: &str, rv: CK_RV, general: FaultClass) -> Option<&'static FunctionRow> {
+    let of_function = || ROWS.iter().filter(|row| row.functions.contains(&function));
+    let exact = of_function().find(|row| match row.codes {
+        Codes::These(codes) => codes.contains(&rv),
+        Codes::Vendors => rv >= ck::CKR_VENDOR_DEFINED,
+        Codes::Rest(_) => false,
+    });
+    exact.or_else(|| {
+        of_function()
+            .find(|row| matches!(row.codes, Codes::Rest(classes) if classes.contains(&general)))
+    })
+}
 
 /// The name of a `CKR_` code as the standard spells it, or its number.
 #[must_use]
 pub fn ckr_name(rv: CK_RV) -> String {
-    TABLE.iter().find(|(code, _, _)| *code == rv).map_or_else(
+    CODES.iter().find(|row| row.code == rv).map_or_else(
         || {
             if rv >= ck::CKR_VENDOR_DEFINED {
                 format!("CKR_VENDOR_DEFINED+{:#x}", rv - ck::CKR_VENDOR_DEFINED)
@@ -380,53 +250,59 @@ pub fn ckr_name(rv: CK_RV) -> String {
                 format!("CKR_{rv:#010x}")
             }
         },
-        |(_, name, _)| (*name).to_owned(),
+        |row| row.name.to_owned(),
     )
 }
 
+/// The code of a name as [`ckr_name`] gives it, with or without `CKR_` and in
+/// any case, or of a number, decimal or hexadecimal with `0x`.
+fn ckr_code(text: &str) -> Option<CK_RV> {
+    let upper = text.trim().to_ascii_uppercase();
+    let short = upper.strip_prefix("CKR_").unwrap_or(&upper);
+    if let Some(row) = CODES.iter().find(|row| row.name.get(4..) == Some(short)) {
+        return Some(row.code);
+    }
+    let number = |text: &str| match text.strip_prefix("0X") {
+        Some(hex) => CK_RV::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    match short.strip_prefix("VENDOR_DEFINED+") {
+        Some(offset) => number(offset)?.checked_add(ck::CKR_VENDOR_DEFINED),
+        None => number(short),
+    }
+}
+
 /// What the standard says of a code (PKCS#11 v2.40, 5.1), in its first
-/// sentence and in parentheses; nothing for a vendor's own.
-fn meaning(name: &str) -> String {
-    let known = TABLE.iter().find(|(_, known, _)| *known == name);
-    match known.map(|(rv, _, _)| Rv::from(*rv)) {
-        Some(Rv::Error(error)) => {
+/// sentence; nothing for a vendor's own and for those that came later.
+fn standard(rv: CK_RV) -> Option<String> {
+    use cryptoki::error::RvError;
+    match Rv::from(rv) {
+        Rv::Ok | Rv::Error(RvError::UnknownErrorCode(_) | RvError::VendorDefined(_)) => None,
+        Rv::Error(error) => {
             let text = error.to_string();
             let sentence = text.split_inclusive(". ").next().unwrap_or_default();
-            format!(" ({})", sentence.trim().trim_end_matches('.'))
+            Some(sentence.trim().trim_end_matches('.').to_owned())
         }
-        Some(Rv::Ok) | None => String::new(),
     }
 }
 
-/// The class of a failed call.
-#[must_use]
-pub fn classify(error: CallError) -> FaultClass {
-    match (error.function, error.rv) {
-        // Another thread of this bridge was faster: nothing is wrong.
-        ("C_Login", ck::CKR_USER_ALREADY_LOGGED_IN) => Request,
-        // Nothing but the token itself is in play before a session exists.
-        ("C_Initialize" | "C_GetSlotList" | "C_GetTokenInfo" | "C_OpenSession", rv)
-            if !matches!(class_of(rv), Operator) =>
-        {
-            Restart
-        }
-        (_, rv) => class_of(rv),
-    }
-}
-
-fn class_of(rv: CK_RV) -> FaultClass {
-    TABLE
+/// The same in parentheses, for a message; only for codes with a name.
+fn in_parentheses(name: &str) -> String {
+    CODES
         .iter()
-        .find(|(code, _, _)| *code == rv)
-        // A vendor's own code tells nothing about whose fault it is.
-        .map_or(Ambiguous, |(_, _, class)| *class)
+        .find(|row| row.name == name)
+        .and_then(|row| standard(row.code))
+        .map_or_else(String::new, |text| format!(" ({text})"))
 }
 
 /// A failure on a token, as the bridge reports it to the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Fault {
     /// A PKCS#11 call failed.
-    #[error("token {token}: {what}: {function} answered {name}{}", meaning(name))]
+    #[error(
+        "token {token}: {what}: {function} answered {name}{}; see ekm token explain {name} --function {function}",
+        in_parentheses(name)
+    )]
     Call {
         /// The token's configured name.
         token: String,
@@ -529,7 +405,7 @@ impl Fault {
             function: error.function.to_owned(),
             name: ckr_name(error.rv),
             what: what.into(),
-            class: classify(error),
+            class: error.class,
         }
     }
 
@@ -537,7 +413,9 @@ impl Fault {
     #[must_use]
     pub const fn passes(&self) -> bool {
         match self {
-            Self::Call { class, .. } => !matches!(class, Request),
+            Self::Call { class, .. } => {
+                !matches!(class, FaultClass::Request | FaultClass::Operator)
+            }
             Self::Operator { .. } | Self::Down { .. } | Self::Deadline { .. } => true,
             Self::BadEedk { .. }
             | Self::NotTried { .. }
@@ -547,13 +425,15 @@ impl Fault {
         }
     }
 
-    /// Whether another token that holds the key may do better.
+    /// Whether another token that holds the key may do better. That an EEDK is
+    /// bad was found with a fresh EEDK that opened under the same key, so every
+    /// token with that key would find the same; a cartridge's other EEDK is
+    /// another matter, and the exchange's.
     #[must_use]
     pub const fn elsewhere(&self) -> bool {
         match self {
-            Self::NotTried { .. } => false,
+            Self::BadEedk { .. } | Self::NotTried { .. } => false,
             Self::Call { .. }
-            | Self::BadEedk { .. }
             | Self::NoKek { .. }
             | Self::Refused { .. }
             | Self::Unsupported { .. }
@@ -565,46 +445,4 @@ impl Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_code_has_one_row() {
-        let mut codes: Vec<CK_RV> = TABLE.iter().map(|(code, _, _)| *code).collect();
-        codes.sort_unstable();
-        codes.dedup();
-        assert_eq!(codes.len(), TABLE.len());
-    }
-
-    #[test]
-    fn a_tampered_eedk_does_not_condemn_the_token() {
-        for rv in [ck::CKR_GENERAL_ERROR, ck::CKR_DEVICE_ERROR] {
-            let class = classify(CallError {
-                function: "C_UnwrapKey",
-                rv,
-            });
-            assert_eq!(class, Ambiguous);
-        }
-    }
-
-    #[test]
-    fn a_refused_pin_is_never_tried_again() {
-        for rv in [
-            ck::CKR_PIN_INCORRECT,
-            ck::CKR_PIN_LOCKED,
-            ck::CKR_PIN_EXPIRED,
-        ] {
-            let class = classify(CallError {
-                function: "C_Login",
-                rv,
-            });
-            assert_eq!(class, Operator);
-        }
-    }
-
-    #[test]
-    fn codes_are_named_as_the_standard_names_them() {
-        assert_eq!(ckr_name(ck::CKR_DEVICE_ERROR), "CKR_DEVICE_ERROR");
-        assert_eq!(ckr_name(0x8000_0042), "CKR_VENDOR_DEFINED+0x42");
-    }
-}
+mod tests;

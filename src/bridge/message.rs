@@ -233,6 +233,41 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether doing it twice is the same as doing it once, so that it may be
+    /// repeated after a failure, by the bridge itself or on another token.
+    ///
+    /// | what | why |
+    /// |---|---|
+    /// | create | its data key is an object of one session and ends with it; EEDKs of a failed attempt never leave the bridge, so the DKi names one key only |
+    /// | resolve, rekey, prove | they read what is there; the data key they open is an object of one session |
+    /// | canary, look | they read what is there |
+    /// | generate | **never**: a key pair that was made before the answer was lost stays on the token, and a second would be under the same label |
+    #[must_use]
+    pub const fn repeatable(&self) -> bool {
+        match self {
+            Self::Create { .. }
+            | Self::Resolve { .. }
+            | Self::Rekey { .. }
+            | Self::Prove { .. }
+            | Self::Canary
+            | Self::Look => true,
+            Self::Generate { .. } => false,
+        }
+    }
+
+    /// The EEDK that it opens, and under which KEK.
+    #[must_use]
+    pub const fn opened(&self) -> Option<(&Eedk, &KekHash)> {
+        match self {
+            Self::Resolve { eedk, kek, .. }
+            | Self::Rekey { eedk, kek, .. }
+            | Self::Prove { eedk, kek, .. } => Some((eedk, kek)),
+            Self::Create { .. } | Self::Canary | Self::Look | Self::Generate { .. } => None,
+        }
+    }
+}
+
 /// What a bridge answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {

@@ -348,7 +348,7 @@ impl LoginGuard {
     /// # Errors
     /// The ledger cannot be written.
     pub fn end(mut self, outcome: Result<(), CallError>) -> Result<(), PinError> {
-        use super::faults::{FaultClass, classify};
+        use super::faults::FaultClass;
         match outcome {
             Ok(()) => {
                 self.entry.accepted = Some(self.login.clone());
@@ -356,7 +356,7 @@ impl LoginGuard {
             }
             // A vendor's own code may well be his word for a wrong PIN.
             Err(error)
-                if classify(error) == FaultClass::Operator
+                if error.class == FaultClass::Operator
                     || error.rv >= cryptoki_sys::CKR_VENDOR_DEFINED =>
             {
                 self.entry.refused = Some(self.login.clone());
@@ -400,6 +400,7 @@ mod tests {
     const REFUSED: CallError = CallError {
         function: "C_Login",
         rv: cryptoki_sys::CKR_PIN_INCORRECT,
+        class: crate::bridge::faults::FaultClass::Operator,
     };
 
     #[test]
@@ -430,10 +431,11 @@ mod tests {
     fn an_answer_that_does_not_tell_leaves_the_pin_pending() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = dir.path().join("ledger");
-        let lost = Err(CallError {
-            function: "C_Login",
-            rv: cryptoki_sys::CKR_DEVICE_ERROR,
-        });
+        let lost = Err(CallError::new(
+            "C_Login",
+            cryptoki_sys::CKR_DEVICE_ERROR,
+            &[],
+        ));
         let guard = LoginGuard::begin(&ledger, &token(), "1".into()).unwrap();
         guard.end(lost).unwrap();
         assert!(matches!(

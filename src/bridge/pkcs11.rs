@@ -5,8 +5,9 @@
 //! wrap functions twice, and gives up on modules whose `C_GetInterface` says
 //! `CKR_FUNCTION_NOT_SUPPORTED`; so the bridge calls `cryptoki-sys` itself.
 //!
-//! Nothing here retries, caches or decides: every function is one call to the
-//! module and comes back with its `CKR_` code.
+//! Nothing here retries or caches: every function is one call to the module and
+//! comes back with its `CKR_` code, and with the class that the fault table
+//! gives it.
 #![expect(
     unsafe_code,
     reason = "PKCS#11 is a C interface; every block passes pointers to values that outlive the call"
@@ -20,6 +21,8 @@ use cryptoki_sys as ck;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use zeroize::Zeroizing;
 
+use super::faults::{FaultClass, FaultRule, meaning};
+
 pub use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
 };
@@ -31,6 +34,20 @@ pub struct CallError {
     pub function: &'static str,
     /// The code; `super::faults::ckr_name` spells it.
     pub rv: CK_RV,
+    /// What follows from it, by the fault table and the profile's own rules.
+    pub class: FaultClass,
+}
+
+impl CallError {
+    /// A failure, as the fault table and these rules judge it.
+    #[must_use]
+    pub fn new(function: &'static str, rv: CK_RV, rules: &[FaultRule]) -> Self {
+        Self {
+            function,
+            rv,
+            class: meaning(function, rv, rules).class,
+        }
+    }
 }
 
 /// Result of one PKCS#11 call.
@@ -362,6 +379,7 @@ struct InitializeArgs {
 #[derive(Debug)]
 pub struct Module {
     list: *mut ck::CK_FUNCTION_LIST,
+    rules: Vec<FaultRule>,
     // Keeps the code behind `list` mapped.
     _library: Option<libloading::Library>,
 }
@@ -376,12 +394,12 @@ macro_rules! call {
     ($module:expr, $name:ident ( $($arg:expr),* $(,)? )) => {{
         // SAFETY: `list` points to the module's table while the module is loaded.
         match unsafe { (*$module.list).$name } {
-            None => Err(CallError { function: stringify!($name), rv: ck::CKR_FUNCTION_NOT_SUPPORTED }),
+            None => Err($module.failed(stringify!($name), ck::CKR_FUNCTION_NOT_SUPPORTED)),
             Some(function) => {
                 // SAFETY: every pointer argument is to a live value of the type and length given.
                 match unsafe { function($($arg),*) } {
                     ck::CKR_OK => Ok(()),
-                    rv => Err(CallError { function: stringify!($name), rv }),
+                    rv => Err($module.failed(stringify!($name), rv)),
                 }
             }
         }
@@ -421,6 +439,7 @@ impl Module {
         }
         Ok(Self {
             list,
+            rules: Vec::new(),
             _library: Some(library),
         })
     }
@@ -442,6 +461,7 @@ impl Module {
         }
         Ok(Self {
             list: list.cast(),
+            rules: Vec::new(),
             _library: None,
         })
     }
@@ -453,6 +473,17 @@ impl Module {
     #[cfg(not(feature = "embedded-token"))]
     pub fn embedded() -> Result<Self, LoadError> {
         Err(LoadError::NoEmbedded)
+    }
+
+    /// The same module, its failures judged by a profile's rules first.
+    #[must_use]
+    pub fn ruled(self, rules: Vec<FaultRule>) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// A failure in the words of a call.
+    pub(super) fn failed(&self, function: &'static str, rv: CK_RV) -> CallError {
+        CallError::new(function, rv, &self.rules)
     }
 
     /// `C_Initialize` with `CKF_OS_LOCKING_OK`; `reserved` goes to `pReserved`.
@@ -976,10 +1007,7 @@ impl Module {
         )?;
         match (size, out.first_chunk::<16>()) {
             (16, Some(encrypted)) => Ok(*encrypted),
-            _ => Err(CallError {
-                function: "C_Encrypt",
-                rv: ck::CKR_DATA_LEN_RANGE,
-            }),
+            _ => Err(self.failed("C_Encrypt", ck::CKR_DATA_LEN_RANGE)),
         }
     }
 

@@ -131,7 +131,8 @@ fn load(name: &str, profile: &HsmProfile) -> Result<Module, Fault> {
     .map_err(|error| Fault::Operator {
         token: name.to_owned(),
         reason: error.to_string(),
-    })?;
+    })?
+    .ruled(profile.faults.clone());
     module
         .initialize(profile.module.reserved.as_deref())
         .map_err(|error| Fault::call(name, error, format!("initialising {library}")))?;
@@ -208,7 +209,7 @@ fn work(
         };
         let until = Instant::now() + Duration::from_millis(deadline_ms);
         let result = loop {
-            let result = worker.run(&op);
+            let result = worker.run(&op, until);
             // The session was lost on the way, and others took what there was.
             let again = result.as_ref().is_err_and(crowded) && Instant::now() + CROWDED < until;
             if !again {

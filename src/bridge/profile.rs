@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::faults::FaultRule;
 use super::pkcs11::User;
 use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
@@ -70,6 +71,10 @@ pub struct HsmProfile {
     pub kek: KekProfile,
     /// Sessions and times.
     pub session: SessionProfile,
+    /// What this product means by a `CKR_` code, where it is something else
+    /// than what the fault table says (`ekm token explain`).
+    #[serde(default)]
+    pub faults: Vec<FaultRule>,
 }
 
 /// The library and its surroundings.
@@ -320,6 +325,8 @@ impl HsmProfile {
             data_key,
             kek,
             session,
+            // Each was checked when it was read.
+            faults: _,
         } = self;
         if login.user_type != LoginProfile::CKU_USER
             && login.user_type < LoginProfile::CKU_VENDOR_DEFINED

@@ -259,7 +259,7 @@ impl Bridge {
     /// # Errors
     /// The token's fault, or that it is down or busy.
     pub async fn ask(&self, op: Op) -> Result<Reply, Fault> {
-        let again = !matches!(op, Op::Generate { .. });
+        let again = op.repeatable();
         let until = Instant::now() + if again { self.deadline } else { GENERATE };
         match self.ask_once(&op, until).await {
             Err(fault) if again && self.may_repeat(&fault) => {

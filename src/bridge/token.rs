@@ -13,7 +13,7 @@ use cryptoki_sys as ck;
 use sha2::{Digest, Sha256};
 
 use super::catalog::{self, Catalog};
-use super::faults::{Fault, FaultClass, classify};
+use super::faults::{Fault, FaultClass};
 use super::host;
 use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
 use super::pin::{LoginGuard, Pin};
@@ -148,10 +148,9 @@ impl Token {
                 }
                 // A session there would be one on another token.
                 (Err(_), Ok(_)) => {
-                    return Err(CallError {
-                        function: "C_GetTokenInfo",
-                        rv: ck::CKR_TOKEN_NOT_PRESENT,
-                    });
+                    return Err(self
+                        .module
+                        .failed("C_GetTokenInfo", ck::CKR_TOKEN_NOT_PRESENT));
                 }
                 (Err(_), Err(error)) => return Err(error),
             }
@@ -260,7 +259,7 @@ impl Token {
             other => other,
         };
         guard.end(outcome).map_err(operator)?;
-        outcome.map_err(|error| match classify(error) {
+        outcome.map_err(|error| match error.class {
             FaultClass::Operator => Fault::Operator {
                 token: self.name.clone(),
                 reason: format!("C_Login answered {}; put the right PIN into its source, it is not sent again before", super::faults::ckr_name(error.rv)),
@@ -311,7 +310,11 @@ impl Token {
                 custody,
                 wrapped,
             };
-            match self.sing(session, catalog, &canary) {
+            let sung = self.sing(session, catalog, &canary).or_else(|error| {
+                // One slip of the token refuses no key.
+                self.sing(session, catalog, &canary).map_err(|_| error)
+            });
+            match sung {
                 Ok(()) => return Ok(Some(canary)),
                 Err(error) => {
                     let fault = Fault::call(
@@ -320,7 +323,7 @@ impl Token {
                         format!("opening the first canary under KEK {label}"),
                     );
                     // Anything else is no word about this key.
-                    if !matches!(classify(error), FaultClass::Request | FaultClass::Ambiguous) {
+                    if !matches!(error.class, FaultClass::Request | FaultClass::Ambiguous) {
                         return Err(fault);
                     }
                     catalog.refuse(&hash, &fault.to_string());

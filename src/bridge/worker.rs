@@ -2,16 +2,23 @@
 //!
 //! A warm resolve is three calls (`C_UnwrapKey`, `C_WrapKey`,
 //! `C_DestroyObject`), a warm create with two KEKs seven. What fails is
-//! classified once, here, and repeated at most twice: nothing that these
-//! exchanges leave behind outlives them, so repeating them is safe.
+//! classified once, by the fault table, and mended here as its class says:
+//!
+//! - a session on which any call failed is closed, since some modules leave it
+//!   stuck (tpm2-pkcs11 in `CKR_OPERATION_ACTIVE`) or with objects on it;
+//! - an exchange is repeated only where [`Op::repeatable`] says so, at most
+//!   [`ATTEMPTS`] times, and never when it could not end within its request's time;
+//! - an EEDK is called bad only after it failed twice while a fresh EEDK under
+//!   the same KEK opened; a token only after its canary failed on a new session.
 
 mod attempt;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cryptoki_sys as ck;
 
-use super::faults::{Fault, FaultClass, ckr_name, classify};
+use super::faults::{Fault, FaultClass, OPENS, ckr_name};
 use super::message::{Op, Reply};
 use super::pkcs11::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CallError};
 use super::token::{Epoch, Token, is_full};
@@ -21,11 +28,16 @@ use attempt::At;
 /// Attempts at one exchange, the first included.
 const ATTEMPTS: u32 = 3;
 
+/// First pause where the token is full; each further one is as much longer.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A thread's share of the token.
 #[derive(Debug)]
 pub(super) struct Worker {
     token: Arc<Token>,
     session: Option<Session>,
+    // Of all attempts that succeeded.
+    quickest: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -40,6 +52,17 @@ struct Session {
 enum Failure {
     Call(CallError, String),
     Fault(Fault),
+}
+
+/// Who is to blame.
+enum Verdict {
+    /// The token, and what follows: it does not open what it should, or has no
+    /// session now to try it on.
+    Token(FaultClass),
+    /// What the exchange was given, or what this token can do.
+    Data(Fault),
+    /// Nobody: the token's keys are others than they were when it failed.
+    Changed,
 }
 
 impl From<Fault> for Failure {
@@ -65,6 +88,7 @@ impl Worker {
         Self {
             token,
             session: None,
+            quickest: None,
         }
     }
 
@@ -80,126 +104,226 @@ impl Worker {
         }
     }
 
-    /// Does one thing.
-    pub(super) fn run(&mut self, op: &Op) -> Result<Reply, Fault> {
+    /// Does one thing, and is done with it by `until` unless a call hangs.
+    pub(super) fn run(&mut self, op: &Op, until: Instant) -> Result<Reply, Fault> {
+        let outcome = self.repeat(op, until);
+        super::host::scrub_stack();
+        outcome
+    }
+
+    fn repeat(&mut self, op: &Op, until: Instant) -> Result<Reply, Fault> {
+        if !self.in_time(until) {
+            return Err(Fault::Deadline {
+                token: self.token.name.clone(),
+                seconds: self.token.profile.session.deadline_seconds,
+            });
+        }
         let mut attempt = 1;
+        // A failure that the cure of its class did not mend, or that proved
+        // not to be the token's, may happen once.
+        let mut doubted = false;
         loop {
+            let begun = Instant::now();
             let (error, what) = match self.attempt(op) {
                 Ok(reply) => {
-                    super::host::scrub_stack();
+                    let took = begun.elapsed();
+                    self.quickest = Some(self.quickest.map_or(took, |known| known.min(took)));
                     return Ok(reply);
                 }
-                Err(Failure::Fault(fault)) => {
-                    super::host::scrub_stack();
-                    return Err(fault);
-                }
+                Err(Failure::Fault(fault)) => return Err(self.settled(fault)),
                 Err(Failure::Call(error, what)) => (error, what),
             };
-            let class = self.judge(error);
-            let last = attempt == ATTEMPTS;
-            attempt += 1;
             let seen = self.session.as_ref().map(|session| session.epoch.number);
+            let class = self.look_closer(error);
+            self.drop_session();
+            let token = Arc::clone(&self.token);
+            let fault = |class| Fault::call(&token.name, CallError { class, ..error }, &*what);
+            let again = op.repeatable() && attempt < ATTEMPTS && self.in_time(until);
             match class {
-                FaultClass::NewSession if !last => self.drop_session(),
-                FaultClass::Login | FaultClass::Find if !last => {
-                    self.drop_session();
-                    self.token.renew(seen.unwrap_or_default(), None)?;
+                FaultClass::Request | FaultClass::Restart | FaultClass::Operator => {
+                    return Err(fault(class));
                 }
-                FaultClass::Ambiguous => {
-                    let fault = self.bad_data(error, &what, op);
-                    self.drop_session();
-                    return Err(fault);
+                FaultClass::NewSession if again => {}
+                FaultClass::Full if again => {
+                    std::thread::sleep(
+                        (PAUSE * attempt).min(until.saturating_duration_since(Instant::now())),
+                    );
                 }
-                FaultClass::NewSession
-                | FaultClass::Login
-                | FaultClass::Find
-                | FaultClass::Request
-                | FaultClass::Restart
-                | FaultClass::Operator => {
-                    self.drop_session();
-                    return Err(Fault::Call {
-                        token: self.token.name.clone(),
-                        function: error.function.to_owned(),
-                        name: ckr_name(error.rv),
-                        what,
-                        class,
-                    });
+                FaultClass::Full => return Err(fault(class)),
+                FaultClass::Login | FaultClass::Find if again => {
+                    let renewed = self.token.renew(seen.unwrap_or_default(), None);
+                    renewed.map_err(|fault| self.settled(fault))?;
+                }
+                FaultClass::Ambiguous | FaultClass::Harmless => {
+                    match self.verdict(error, &what, op) {
+                        Verdict::Token(class) => return Err(fault(class)),
+                        // It has failed twice, and the token is well.
+                        Verdict::Data(bad) if doubted => return Err(bad),
+                        Verdict::Data(_) if again => doubted = true,
+                        Verdict::Changed if again => {}
+                        // Once is too little to call a cartridge bad.
+                        Verdict::Data(_) | Verdict::Changed => return Err(fault(class)),
+                    }
+                }
+                // The cure did not help, or there is no time for it.
+                FaultClass::NewSession | FaultClass::Login | FaultClass::Find => {
+                    return Err(fault(if attempt < ATTEMPTS {
+                        class
+                    } else {
+                        self.sings().err().unwrap_or(FaultClass::Request)
+                    }));
                 }
             }
+            attempt += 1;
         }
+    }
+
+    /// Whether an attempt that begins now can end in time: none was ever
+    /// quicker than the quickest.
+    fn in_time(&self, until: Instant) -> bool {
+        until.saturating_duration_since(Instant::now()) > self.quickest.unwrap_or_default()
     }
 
     /// The class of a failure, after a look at what the code alone does not
-    /// tell: whether session and login are alive, and whether the canary opens.
-    fn judge(&mut self, error: CallError) -> FaultClass {
-        let class = classify(error);
+    /// tell: whether the session and its login are alive.
+    fn look_closer(&self, error: CallError) -> FaultClass {
         let Some(session) = &self.session else {
-            return class;
+            return error.class;
         };
-        if !matches!(class, FaultClass::Ambiguous | FaultClass::Find) {
-            return class;
+        if !matches!(
+            error.class,
+            FaultClass::Ambiguous | FaultClass::Find | FaultClass::Harmless
+        ) {
+            return error.class;
         }
         match self.token.module.session_state(session.handle) {
-            Ok(ck::CKS_RW_USER_FUNCTIONS) => {}
-            Ok(_) => return FaultClass::Login,
-            Err(error) => {
-                return match classify(error) {
-                    FaultClass::NewSession => FaultClass::NewSession,
-                    _ => FaultClass::Restart,
-                };
-            }
+            Ok(ck::CKS_RW_USER_FUNCTIONS) => error.class,
+            Ok(_) => FaultClass::Login,
+            Err(lost) if lost.class == FaultClass::NewSession => FaultClass::NewSession,
+            Err(_) => FaultClass::Restart,
         }
-        if class == FaultClass::Find {
-            return class;
-        }
-        let sings = session.epoch.canary.as_ref().is_none_or(|canary| {
-            self.token
-                .sing(session.handle, &session.epoch.catalog, canary)
-                .is_ok()
-        });
-        if sings { class } else { FaultClass::Restart }
     }
 
-    /// The token is well, so what it was given is not, or is beyond it.
-    fn bad_data(&self, error: CallError, what: &str, op: &Op) -> Fault {
-        let opened = match op {
-            Op::Resolve { eedk, kek, .. }
-            | Op::Rekey { eedk, kek, .. }
-            | Op::Prove { eedk, kek, .. } => Some((eedk, kek)),
-            Op::Create { .. } | Op::Canary | Op::Look | Op::Generate { .. } => None,
+    /// Whether the canary opens on this worker's session, a new one where the
+    /// last was closed; else what follows for the token. Without a KEK there is
+    /// no canary, and a session that opens is all that can be asked for.
+    fn sings(&mut self) -> Result<(), FaultClass> {
+        let token = Arc::clone(&self.token);
+        let session = self.tried()?;
+        session.epoch.canary.as_ref().map_or(Ok(()), |canary| {
+            token
+                .sing(session.handle, &session.epoch.catalog, canary)
+                .map_err(|_| FaultClass::Restart)
+        })
+    }
+
+    /// The session to try the token on; else what follows for the token.
+    fn tried(&mut self) -> Result<&mut Session, FaultClass> {
+        let why = |failure| match failure {
+            // Others have the sessions now, which says nothing against it.
+            Failure::Call(error, _) if error.class == FaultClass::Full => FaultClass::Full,
+            Failure::Call(..) | Failure::Fault(_) => FaultClass::Restart,
         };
-        let token = self.token.name.clone();
-        match (opened, error.function, &self.session) {
-            (Some((eedk, kek)), "C_UnwrapKey" | "C_Decrypt", Some(session)) => {
-                if self
-                    .token
-                    .opens_any(session.handle, &session.epoch.catalog, kek, eedk)
-                {
-                    return Fault::BadEedk {
-                        token,
-                        kek: kek.to_string(),
-                        function: error.function.to_owned(),
-                        name: ckr_name(error.rv),
-                    };
-                }
-                Fault::Unsupported {
-                    token,
-                    reason: format!(
-                        "{}: {} answered {}, and it opens no EEDK that is wrapped by {} under that KEK",
-                        what,
-                        error.function,
-                        ckr_name(error.rv),
-                        eedk.wrap()
-                    ),
-                }
-            }
-            _ => Fault::Call {
-                token,
+        let session = self.session().map_err(why)?;
+        let (handle, seen) = (session.handle, session.epoch.number);
+        if self.token.module.session_state(handle) != Ok(ck::CKS_RW_USER_FUNCTIONS) {
+            // Where the one that was closed was the last, the login went with it.
+            self.drop_session();
+            self.token
+                .renew(seen, None)
+                .map_err(|_| FaultClass::Restart)?;
+        }
+        self.session().map_err(why)
+    }
+
+    /// Who is to blame for a failure that the code does not tell of: found out
+    /// on a new session with an EEDK that is known to be good.
+    fn verdict(&mut self, error: CallError, what: &str, op: &Op) -> Verdict {
+        let name = self.token.name.clone();
+        let opened = op.opened().filter(|_| OPENS.contains(&error.function));
+        let Some((eedk, kek)) = opened else {
+            let class = FaultClass::Request;
+            let bad = Fault::call(&name, CallError { class, ..error }, what);
+            return self
+                .sings()
+                .map_or_else(Verdict::Token, |()| Verdict::Data(bad));
+        };
+        let token = Arc::clone(&self.token);
+        let session = match self.tried() {
+            Ok(session) => session,
+            Err(class) => return Verdict::Token(class),
+        };
+        if session.epoch.catalog.kek(kek).is_none() {
+            return Verdict::Changed;
+        }
+        if token.opens_any(session.handle, &session.epoch.catalog, kek, eedk) {
+            return Verdict::Data(Fault::BadEedk {
+                token: name,
+                kek: kek.to_string(),
                 function: error.function.to_owned(),
                 name: ckr_name(error.rv),
-                what: what.to_owned(),
-                class: FaultClass::Request,
+            });
+        }
+        if let Err(class) = self.sings() {
+            return Verdict::Token(class);
+        }
+        // The token is well and this KEK opens nothing of this kind: the KEK
+        // may be another by now.
+        let (seen, own) = match &self.session {
+            Some(session) => (session.epoch.number, Some(session.handle)),
+            None => (0, None),
+        };
+        if self.token.renew(seen, own).is_err() {
+            return Verdict::Token(FaultClass::Restart);
+        }
+        if self.token.epoch().number != seen {
+            return Verdict::Changed;
+        }
+        Verdict::Data(Fault::Unsupported {
+            token: name,
+            reason: format!(
+                "{}: {} answered {}, and it opens no EEDK that is wrapped by {} under that KEK",
+                what,
+                error.function,
+                ckr_name(error.rv),
+                eedk.wrap()
+            ),
+        })
+    }
+
+    /// A fault that came whole, from a login or a search: where it does not
+    /// tell whose it is, the canary does.
+    fn settled(&mut self, fault: Fault) -> Fault {
+        let unclear = matches!(
+            fault,
+            Fault::Call {
+                class: FaultClass::Ambiguous
+                    | FaultClass::NewSession
+                    | FaultClass::Login
+                    | FaultClass::Find,
+                ..
+            }
+        );
+        if !unclear {
+            return fault;
+        }
+        self.drop_session();
+        let sings = self.sings();
+        match fault {
+            Fault::Call {
+                token,
+                function,
+                name,
+                what,
+                class,
+            } => Fault::Call {
+                token,
+                function,
+                name,
+                what,
+                class: sings.err().unwrap_or(class),
             },
+            other => other,
         }
     }
 
@@ -243,6 +367,10 @@ impl Worker {
 
     fn attempt(&mut self, op: &Op) -> Result<Reply, Failure> {
         let token = Arc::clone(&self.token);
+        if !op.repeatable() {
+            // The session must not turn out to be dead half-way.
+            self.drop_session();
+        }
         let session = self.session()?;
         let mut at = At {
             token: &token,

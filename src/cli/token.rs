@@ -1,5 +1,7 @@
 //! `ekm token`
 
+mod explain;
+
 use super::{Context, output, site};
 use crate::admin::{Command, Reply};
 
@@ -7,11 +9,15 @@ use crate::admin::{Command, Reply};
 pub(super) enum Token {
     /// How each configured token is: ready, degraded or failed and why, locked and why.
     Status,
+    /// What a `CKR_` code means, what ekm does about it, and what you may do.
+    Explain(explain::Explain),
 }
 
 impl Token {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
-        let Self::Status = self;
+        if let Self::Explain(explain) = self {
+            return explain.run(context);
+        }
         let tokens = match site::execute(context, Command::TokenStatus)? {
             Reply::Tokens(tokens) => tokens,
             other => return site::out_of_turn(&other),

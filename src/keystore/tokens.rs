@@ -280,15 +280,10 @@ async fn first<'a>(
     }
 }
 
-/// Keeps the fault that tells most. One token that is well and holds the KEK
-/// settles that an EEDK is bad; else one that is down leaves most hope.
+/// Keeps the fault that tells most: one that may pass leaves most hope. That an
+/// EEDK is bad is no matter of comparing, and never comes here.
 fn worse(worst: &mut Option<Fault>, fault: Fault) {
-    let settled = |fault: &Fault| matches!(fault, Fault::BadEedk { .. });
-    let hopeful = |known: &Fault| known.passes() && !settled(&fault);
-    if worst
-        .as_ref()
-        .is_none_or(|known| !settled(known) && !hopeful(known))
-    {
+    if worst.as_ref().is_none_or(|known| !known.passes()) {
         *worst = Some(fault);
     }
 }

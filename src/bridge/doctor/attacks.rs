@@ -143,10 +143,7 @@ fn decrypts(examiner: &mut Examiner, pair: &Pair, private: CK_OBJECT_HANDLE) -> 
     let wrapped = examiner
         .drive
         .wrap(&pair.spki, hash, &[])
-        .ok_or(CallError {
-            function: "C_Decrypt",
-            rv: ck::CKR_DATA_INVALID,
-        })?;
+        .ok_or(CallError::new("C_Decrypt", ck::CKR_DATA_INVALID, &[]))?;
     let opened = examiner.decrypt(private, hash, &[], &wrapped)?;
     Ok(examiner.drive.is_known(opened.expose_secret()))
 }

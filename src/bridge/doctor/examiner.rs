@@ -85,10 +85,11 @@ impl Examiner {
             return pair.clone();
         }
         let made = if self.avoid.contains(&kind) {
-            Err(CallError {
-                function: "C_GenerateKeyPair",
-                rv: ck::CKR_FUNCTION_FAILED,
-            })
+            Err(CallError::new(
+                "C_GenerateKeyPair",
+                ck::CKR_FUNCTION_FAILED,
+                &[],
+            ))
         } else {
             Pair::make(
                 &self.token.module,
@@ -158,10 +159,10 @@ impl Examiner {
         label: &[u8],
         template: &[Attr],
     ) -> Call<CK_OBJECT_HANDLE> {
-        let wrapped = self.drive.wrap(&pair.spki, hash, label).ok_or(CallError {
-            function: "C_UnwrapKey",
-            rv: ck::CKR_DATA_INVALID,
-        })?;
+        let wrapped = self
+            .drive
+            .wrap(&pair.spki, hash, label)
+            .ok_or(CallError::new("C_UnwrapKey", ck::CKR_DATA_INVALID, &[]))?;
         self.unwrap(pair, hash, label, &wrapped, template)
     }
 

@@ -52,10 +52,11 @@ impl Pair {
                 }
             }
         }
-        Err(first.unwrap_or(CallError {
-            function: "C_GenerateKeyPair",
-            rv: ck::CKR_FUNCTION_FAILED,
-        }))
+        Err(first.unwrap_or(CallError::new(
+            "C_GenerateKeyPair",
+            ck::CKR_FUNCTION_FAILED,
+            &[],
+        )))
     }
 
     fn generate(
@@ -74,10 +75,7 @@ impl Pair {
         let id = *uuid::Uuid::new_v4().as_bytes();
         let label: KeyLabel = format!("{PREFIX}{}", hex::encode(id))
             .parse()
-            .map_err(|_| CallError {
-                function: "C_GenerateKeyPair",
-                rv: ck::CKR_GENERAL_ERROR,
-            })?;
+            .map_err(|_| CallError::new("C_GenerateKeyPair", ck::CKR_GENERAL_ERROR, &[]))?;
         let lifetime = |mut template: Vec<Attr>| {
             template.retain(|attr| !attr.is(ck::CKA_TOKEN));
             template.push(Attr::flag(ck::CKA_TOKEN, on_token));
@@ -114,9 +112,8 @@ impl Pair {
         };
         host::spki(&number(ck::CKA_MODULUS)?, &number(ck::CKA_PUBLIC_EXPONENT)?)
             .map(|(spki, _)| spki)
-            .map_err(|_| CallError {
-                function: "C_GetAttributeValue",
-                rv: ck::CKR_ATTRIBUTE_VALUE_INVALID,
+            .map_err(|_| {
+                CallError::new("C_GetAttributeValue", ck::CKR_ATTRIBUTE_VALUE_INVALID, &[])
             })
     }
 

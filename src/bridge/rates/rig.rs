@@ -78,10 +78,11 @@ impl Rig {
             let outcomes: Vec<Call<Vec<u32>>> = threads
                 .into_iter()
                 .map(|thread| {
-                    thread.join().unwrap_or(Err(CallError {
-                        function: "C_OpenSession",
-                        rv: ck::CKR_GENERAL_ERROR,
-                    }))
+                    thread.join().unwrap_or(Err(CallError::new(
+                        "C_OpenSession",
+                        ck::CKR_GENERAL_ERROR,
+                        &[],
+                    )))
                 })
                 .collect();
             (outcomes, start.elapsed().as_secs_f64())

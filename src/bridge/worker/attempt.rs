@@ -307,8 +307,12 @@ impl At<'_> {
             .module
             .destroy(self.session.handle, key)
             .during(|| "destroying the data key's object".to_owned());
-        let made = made?;
-        destroyed.map(|()| made)
+        match made {
+            Err(Failure::Call(error, what)) => Err(Failure::Call(error, what)),
+            // A session that still has the data key on it is closed, which only
+            // a failed call leads to.
+            other => destroyed.and(other),
+        }
     }
 
     fn eedks_on_token(
