@@ -78,8 +78,15 @@ async fn resolve(bench: &Bench, drive: &TestDrive, eedks: &[Base64]) -> String {
     request.request_id.to_string()
 }
 
-/// How many of these requests each token answered.
+/// How many of these requests each token answered. The record of a resolve's
+/// outcome may be written a moment after its answer.
 fn shares(bench: &Bench, requests: &[String]) -> BTreeMap<String, usize> {
+    let all = || recorded(bench, requests).values().sum::<usize>() == requests.len();
+    wait_for("the record of every answer", Duration::from_secs(5), all);
+    recorded(bench, requests)
+}
+
+fn recorded(bench: &Bench, requests: &[String]) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for record in ekm::audit::read(&bench.config.audit)
         .unwrap()

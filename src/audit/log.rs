@@ -100,7 +100,7 @@ impl AuditLog {
     }
 
     /// Queues a record that nobody waits for. It is written soon, and made durable with the next
-    /// one that somebody waits for, or after [`LINGER`]. Where it cannot be, the log says so and
+    /// one that somebody waits for, or after 50 ms. Where it cannot be, the log says so and
     /// takes no more.
     pub async fn follow(&self, event: Event) {
         drop(self.0.queue.send(Job { event, reply: None }).await);
