@@ -24,6 +24,7 @@ mod drill;
 mod enrolment;
 mod faults;
 mod hardship;
+mod interleavings;
 mod metrics;
 mod openssl;
 mod overload;
