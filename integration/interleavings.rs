@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::faulty::{Fault, Faulty, Slots};
 use crate::support::{Bench, Hsm, Kind, TestDrive, drive};
 
-const DRIVES: u32 = 3;
+const DRIVES: usize = 3;
 
 /// KEKs that both tokens hold; a rotation moves the defaults to the next one.
 const KEKS: usize = 4;
@@ -140,7 +140,7 @@ fn ill() -> impl Strategy<Value = Ill> {
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
-    let drive = 0..DRIVES as usize;
+    let drive = 0..DRIVES;
     prop_oneof![
         1 => drive.clone().prop_map(|drive| Ask::Create { drive }),
         2 => (drive.clone(), any::<prop::sample::Index>(), any::<bool>()).prop_map(|(drive, tape, append)| {
@@ -155,7 +155,7 @@ fn ask() -> impl Strategy<Value = Ask> {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let drive = 0..DRIVES as usize;
+    let drive = 0..DRIVES;
     let step = prop_oneof![
         8 => (prop::collection::vec(ask(), 1..5), prop::option::of((0..2_usize, ill())))
             .prop_map(|(asked, ill)| Step::Ask { asked, ill }),
@@ -224,7 +224,7 @@ impl<'a> Case<'a> {
             .collect();
         let bench = Bench::with(tokens, anybody()).await;
         let mut drives = Vec::new();
-        for n in 1..=DRIVES {
+        for n in 1..=u32::try_from(DRIVES).unwrap() {
             let drive = drive(bench.directory.path(), n, Kind::SofthsmInProcess.form());
             bench.enrol(&drive).await;
             drives.push(drive);
