@@ -169,6 +169,10 @@ async fn doctor_knows_the_embedded_token() {
     assert!(report.defence(AttackName::ShortKey, None).stopped());
     let template = Some(PairKind::UnwrapTemplate);
     assert!(report.defence(AttackName::WeakTemplate, template).stopped());
+    // CKA_MODIFIABLE false does not keep it from copying a key with other uses.
+    let copy = |kind| report.defence(AttackName::CopyDecrypt, Some(kind));
+    assert!(!copy(PairKind::Frozen).stopped());
+    assert!(copy(PairKind::Uncopyable).stopped());
     assert!(!report.defence(AttackName::ForeignKey, None).stopped());
 }
 
@@ -237,6 +241,7 @@ fn softhsm_attacks(report: &Report, missing: &[(AttackName, PairKind)]) {
         (AttackName::FlipDecrypt, PairKind::Frozen, true),
         (AttackName::CopyDecrypt, PairKind::Plain, false),
         (AttackName::CopyDecrypt, PairKind::Frozen, true),
+        (AttackName::CopyDecrypt, PairKind::Uncopyable, true),
     ] {
         if !missing.contains(&(name, kind)) {
             let defence = report.defence(name, Some(kind));

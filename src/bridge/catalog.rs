@@ -363,6 +363,9 @@ pub(super) fn private_template(
     if profile.kek.frozen == Send::Send {
         template.push(Attr::flag(ck::CKA_MODIFIABLE, false));
     }
+    if profile.kek.uncopyable == Send::Send {
+        template.push(Attr::flag(ck::CKA_COPYABLE, false));
+    }
     if profile.kek.unwrap_template == Send::Send && custody == Custody::Token {
         template.push(Attr::template(
             ck::CKA_UNWRAP_TEMPLATE,

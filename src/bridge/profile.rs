@@ -147,12 +147,13 @@ pub struct DriveProfile {
 }
 
 /// Whether an attribute goes into a template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Send {
     /// It is sent.
     Send,
     /// It is left out: the token refuses it.
+    #[default]
     Omit,
 }
 
@@ -200,6 +201,9 @@ pub struct KekProfile {
     pub denied_uses: Send,
     /// Whether `CKA_MODIFIABLE` false is sent, so that no usage flag can be turned on later.
     pub frozen: Send,
+    /// Whether `CKA_COPYABLE` false is sent, so that no copy can be made that has other uses.
+    #[serde(default)]
+    pub uncopyable: Send,
 }
 
 /// Sessions and times.

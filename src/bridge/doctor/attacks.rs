@@ -20,6 +20,7 @@ pub(super) const ATTACKS: &[(AttackName, Option<PairKind>)] = &[
     (AttackName::ForeignKey, None),
     (AttackName::CopyDecrypt, Some(PairKind::Plain)),
     (AttackName::CopyDecrypt, Some(PairKind::Frozen)),
+    (AttackName::CopyDecrypt, Some(PairKind::Uncopyable)),
     (AttackName::FlipDecrypt, Some(PairKind::Plain)),
     (AttackName::FlipDecrypt, Some(PairKind::Frozen)),
     (AttackName::WrapUnextractable, None),

@@ -63,7 +63,7 @@ pub(super) fn examine(examiner: &mut Examiner) -> DataKeys {
         set_after: fit.is_some_and(|(_, set_after)| set_after),
         oaep,
         under_unwrap_template: opens_under(examiner, PairKind::UnwrapTemplate, opened_with, fit),
-        under_both: opens_under(examiner, PairKind::Both, opened_with, fit),
+        under_protected: opens_under(examiner, PairKind::Protected, opened_with, fit),
     }
 }
 

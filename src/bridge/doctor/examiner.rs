@@ -13,6 +13,7 @@ use super::pairs::{self, Pair};
 use super::stand_in::StandIn;
 use crate::bridge::faults::Fault;
 use crate::bridge::host;
+use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{
     Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, CallError, Mechanism, Module,
 };
@@ -91,16 +92,31 @@ impl Examiner {
                 &[],
             ))
         } else {
-            Pair::make(
-                &self.token.module,
-                self.session,
-                &self.token.profile,
-                kind,
-                2048,
-            )
+            let with = self.protections(kind);
+            let custody = if kind == PairKind::Host {
+                Custody::Host
+            } else {
+                Custody::Token
+            };
+            let Token {
+                module, profile, ..
+            } = &self.token;
+            Pair::make(module, self.session, profile, custody, &with, 2048)
         };
         self.pairs.insert(kind, made.clone());
         made
+    }
+
+    /// What a kind is protected with.
+    fn protections(&mut self, kind: PairKind) -> Vec<PairKind> {
+        let all = [
+            PairKind::UnwrapTemplate,
+            PairKind::Frozen,
+            PairKind::Uncopyable,
+        ];
+        all.into_iter()
+            .filter(|one| *one == kind || (kind == PairKind::Protected && self.pair(*one).is_ok()))
+            .collect()
     }
 
     /// Makes a pair and says what came of it.

@@ -220,19 +220,22 @@ pub enum PairKind {
     UnwrapTemplate,
     /// With `CKA_MODIFIABLE` false.
     Frozen,
-    /// With both.
-    Both,
+    /// With `CKA_COPYABLE` false.
+    Uncopyable,
+    /// With all of these that the token takes one by one.
+    Protected,
     /// A KEK for custody `host`: `CKA_DECRYPT` instead of `CKA_UNWRAP`.
     Host,
 }
 
 impl PairKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Plain,
         Self::UnwrapTemplate,
         Self::Frozen,
-        Self::Both,
+        Self::Uncopyable,
+        Self::Protected,
         Self::Host,
     ];
 }
@@ -243,7 +246,8 @@ impl fmt::Display for PairKind {
             Self::Plain => "plain KEK",
             Self::UnwrapTemplate => "KEK with CKA_UNWRAP_TEMPLATE",
             Self::Frozen => "KEK with CKA_MODIFIABLE false",
-            Self::Both => "KEK with both",
+            Self::Uncopyable => "KEK with CKA_COPYABLE false",
+            Self::Protected => "KEK with all that it takes",
             Self::Host => "KEK for custody host",
         })
     }
@@ -383,8 +387,8 @@ pub struct DataKeys {
     pub oaep: Vec<Oaep>,
     /// A KEK with `CKA_UNWRAP_TEMPLATE` opens with that template too.
     pub under_unwrap_template: Outcome,
-    /// A KEK with everything on opens with that template too.
-    pub under_both: Outcome,
+    /// A KEK with all that it takes opens with that template too.
+    pub under_protected: Outcome,
 }
 
 /// What someone could do who has the PIN and the process.
@@ -467,10 +471,10 @@ pub struct Latency {
     pub call: String,
     /// How often it was called.
     pub times: usize,
-    /// The median, microseconds.
-    pub p50_us: u64,
-    /// The longest, microseconds.
-    pub max_us: u64,
+    /// The median, nanoseconds.
+    pub p50_ns: u64,
+    /// The longest, nanoseconds.
+    pub max_ns: u64,
 }
 
 /// All that was found. What is `None` was not looked at; `interrupted` and

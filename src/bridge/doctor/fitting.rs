@@ -8,7 +8,7 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-use super::findings::{DataKeys, Examination, Oaep, PairKind, PairMade, Rung, Sent};
+use super::findings::{AttackName, DataKeys, Examination, Oaep, PairKind, PairMade, Rung, Sent};
 use crate::bridge::profile::{EedkProfile, HsmProfile};
 use crate::key::{OaepHash, SedkForm};
 use lines::Fit;
@@ -142,6 +142,13 @@ fn made(found: &Examination, kind: PairKind) -> bool {
 /// Why a kind of pair is not made.
 fn refusal(found: &Examination, kind: PairKind) -> String {
     pair(found, kind).map_or_else(|| "it was not tried".to_owned(), |pair| pair.made.why())
+}
+
+/// Whether the token was seen to stop an attack on that kind of KEK.
+fn stops(found: &Examination, name: AttackName, against: PairKind) -> bool {
+    found.attacks.iter().any(|attack| {
+        attack.name == name && attack.against == Some(against) && attack.defence.stopped()
+    })
 }
 
 /// Whether a KEK is for nothing but what it is made for: one that may also

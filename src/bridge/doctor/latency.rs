@@ -102,13 +102,13 @@ fn time(call: &str, body: &mut dyn FnMut() -> Call<()>) -> Option<Latency> {
     while took.len() < TIMES && begin.elapsed() < ENOUGH {
         let start = Instant::now();
         body().ok()?;
-        took.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        took.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
     took.sort_unstable();
     Some(Latency {
         call: call.to_owned(),
         times: took.len(),
-        p50_us: took.get(took.len() / 2).copied()?,
-        max_us: took.last().copied()?,
+        p50_ns: took.get(took.len() / 2).copied()?,
+        max_ns: took.last().copied()?,
     })
 }

@@ -31,19 +31,21 @@ pub(in crate::bridge) struct Pair {
 impl Pair {
     /// Makes a pair of `bits` as `ekm kek generate` would, but for its
     /// lifetime: where the token makes no session pair, a token pair; and
-    /// where it does not hear what a key is not for, without that.
+    /// where it does not hear what a key is not for, without that. `with`
+    /// names the protections.
     pub(in crate::bridge) fn make(
         module: &Module,
         session: CK_SESSION_HANDLE,
         profile: &HsmProfile,
-        kind: PairKind,
+        custody: Custody,
+        with: &[PairKind],
         bits: u32,
     ) -> Call<Self> {
         let mut first = None;
         for denied_uses in [SendAttr::Send, SendAttr::Omit] {
             for on_token in [false, true] {
-                let profile = shaped(profile, kind, denied_uses);
-                match Self::generate(module, session, &profile, kind, bits, on_token) {
+                let profile = shaped(profile, with, denied_uses);
+                match Self::generate(module, session, &profile, custody, bits, on_token) {
                     Ok(pair) => return Ok(pair),
                     // What came first says most: the rest are ways round it.
                     Err(error) => {
@@ -63,15 +65,10 @@ impl Pair {
         module: &Module,
         session: CK_SESSION_HANDLE,
         profile: &HsmProfile,
-        kind: PairKind,
+        custody: Custody,
         bits: u32,
         on_token: bool,
     ) -> Call<Self> {
-        let custody = if kind == PairKind::Host {
-            Custody::Host
-        } else {
-            Custody::Token
-        };
         let id = *uuid::Uuid::new_v4().as_bytes();
         let label: KeyLabel = format!("{PREFIX}{}", hex::encode(id))
             .parse()
@@ -156,19 +153,27 @@ impl Pair {
         match kind {
             PairKind::Plain => flag(ck::CKA_UNWRAP),
             // A nested template's reading back is not portable; its effect is tried instead.
-            PairKind::UnwrapTemplate => None,
-            PairKind::Frozen | PairKind::Both => flag(ck::CKA_MODIFIABLE).map(|on| !on),
+            PairKind::UnwrapTemplate | PairKind::Protected => None,
+            PairKind::Frozen => flag(ck::CKA_MODIFIABLE).map(|on| !on),
+            PairKind::Uncopyable => flag(ck::CKA_COPYABLE).map(|on| !on),
             PairKind::Host => flag(ck::CKA_DECRYPT),
         }
     }
 }
 
-/// The profile, with the KEK's attributes that make the kind.
-fn shaped(profile: &HsmProfile, kind: PairKind, denied_uses: SendAttr) -> HsmProfile {
-    let send = |on| if on { SendAttr::Send } else { SendAttr::Omit };
+/// The profile, with the protections of the kind.
+fn shaped(profile: &HsmProfile, with: &[PairKind], denied_uses: SendAttr) -> HsmProfile {
+    let send = |kind| {
+        if with.contains(&kind) {
+            SendAttr::Send
+        } else {
+            SendAttr::Omit
+        }
+    };
     let mut profile = profile.clone();
-    profile.kek.unwrap_template = send(matches!(kind, PairKind::UnwrapTemplate | PairKind::Both));
-    profile.kek.frozen = send(matches!(kind, PairKind::Frozen | PairKind::Both));
+    profile.kek.unwrap_template = send(PairKind::UnwrapTemplate);
+    profile.kek.frozen = send(PairKind::Frozen);
+    profile.kek.uncopyable = send(PairKind::Uncopyable);
     profile.kek.denied_uses = denied_uses;
     profile
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use cryptoki_sys as ck;
 
 use super::{Measured, Run, Work};
-use crate::bridge::doctor::findings::PairKind;
 use crate::bridge::doctor::pairs::{self, Pair};
 use crate::bridge::doctor::stand_in::StandIn;
 use crate::bridge::faults::Fault;
+use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{
     Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, CallError, Mechanism,
 };
@@ -46,12 +46,12 @@ impl Rig {
             token: token.name.clone(),
             reason: "the operating system gives no random numbers".to_owned(),
         })?;
-        let pair = |kind| Pair::make(&token.module, session, &token.profile, kind, bits);
+        let pair = |custody| Pair::make(&token.module, session, &token.profile, custody, &[], bits);
         let kek = |error| call(error, "making a throw-away KEK");
         Ok(Self {
-            kek: pair(PairKind::Plain).map_err(kek)?,
-            other_kek: pair(PairKind::Plain).map_err(kek)?,
-            host: pair(PairKind::Host),
+            kek: pair(Custody::Token).map_err(kek)?,
+            other_kek: pair(Custody::Token).map_err(kek)?,
+            host: pair(Custody::Host),
             session,
             drive,
             token,

@@ -3,8 +3,10 @@
 
 use serde::Serialize;
 
-use super::{Difference, algorithm, cell, form_why, keeps, made, refusal, rung_why, usable};
-use crate::bridge::doctor::findings::{DataKeys, Examination, PairKind, Rung, Sent};
+use super::{
+    Difference, algorithm, cell, form_why, keeps, made, pair, refusal, rung_why, stops, usable,
+};
+use crate::bridge::doctor::findings::{AttackName, DataKeys, Examination, PairKind, Rung, Sent};
 use crate::bridge::profile::{
     DataKeyProfile, EedkProfile, Generate, HsmProfile, Send as SendAttr, Sensitive,
 };
@@ -214,6 +216,7 @@ impl Fit<'_> {
         let opens = &self.data_keys.under_unwrap_template;
         let mut template = works(PairKind::UnwrapTemplate) && opens.works() && !after;
         let frozen = works(PairKind::Frozen);
+        let uncopyable = works(PairKind::Uncopyable);
         let mut template_why = if after {
             "data_key.sensitive is set after the unwrap, which such a KEK refuses".to_owned()
         } else if works(PairKind::UnwrapTemplate) {
@@ -221,23 +224,30 @@ impl Fit<'_> {
         } else {
             refusal(PairKind::UnwrapTemplate)
         };
-        if template && frozen && !(works(PairKind::Both) && self.data_keys.under_both.works()) {
+        let together = works(PairKind::Protected) && self.data_keys.under_protected.works();
+        if template && !together {
             template = false;
-            template_why = format!("not together with kek.frozen: {}", refusal(PairKind::Both));
+            template_why = format!(
+                "not together with the others: {}",
+                refusal(PairKind::Protected)
+            );
         }
         let frozen_why = refusal(PairKind::Frozen);
+        let uncopyable_why = refusal(PairKind::Uncopyable);
+        let stops = |name, kind| stops(self.found, name, kind);
         // Custody token is what the template protects.
         let template_counts = !self.profile.drive.forms.is_empty();
         let given = self.given.kek.clone();
         let mut profile = given.clone();
-        let denied = self
-            .found
-            .pairs
-            .iter()
-            .filter(|pair| pair.made.works())
-            .all(|pair| pair.denied_uses);
+        // What the profile is for decides; custody host on the side is judged with its verdict.
+        let kind = if template_counts {
+            PairKind::Plain
+        } else {
+            PairKind::Host
+        };
+        let denied = pair(self.found, kind).is_none_or(|pair| pair.denied_uses);
         let denied_why = "KEKs are made only without it".to_owned();
-        for (field, given, to, able, why, counts) in [
+        for (field, given, to, able, why, helps) in [
             (
                 "kek.denied_uses",
                 given.denied_uses,
@@ -250,9 +260,9 @@ impl Fit<'_> {
                 "kek.unwrap_template",
                 given.unwrap_template,
                 &mut profile.unwrap_template,
-                template,
+                template || !template_counts,
                 template_why,
-                template_counts,
+                template && stops(AttackName::WeakTemplate, PairKind::UnwrapTemplate),
             ),
             (
                 "kek.frozen",
@@ -260,33 +270,40 @@ impl Fit<'_> {
                 &mut profile.frozen,
                 frozen,
                 frozen_why,
-                true,
+                stops(AttackName::FlipDecrypt, PairKind::Frozen),
+            ),
+            (
+                "kek.uncopyable",
+                given.uncopyable,
+                &mut profile.uncopyable,
+                uncopyable,
+                uncopyable_why,
+                stops(AttackName::CopyDecrypt, PairKind::Uncopyable),
             ),
         ] {
-            match (given, able) {
-                (SendAttr::Send, false) if counts => {
-                    *to = SendAttr::Omit;
-                    self.differences.push(Difference {
-                        field: field.to_owned(),
-                        profile: toml_value(&given),
-                        token: toml_value(&*to),
-                        breaks: true,
-                        why,
-                    });
-                }
-                (SendAttr::Omit, true) => {
-                    if self.best {
-                        *to = SendAttr::Send;
-                    }
-                    self.differences.push(Difference {
-                        field: field.to_owned(),
-                        profile: toml_value(&given),
-                        token: toml_value(&SendAttr::Send),
-                        breaks: false,
-                        why: "the token can, and is safer with it".to_owned(),
-                    });
-                }
-                _ => {}
+            let breaks = given == SendAttr::Send && !able;
+            let could = given == SendAttr::Omit && able && helps;
+            if breaks {
+                *to = SendAttr::Omit;
+            } else if could && self.best {
+                *to = SendAttr::Send;
+            }
+            let (should, why) = if breaks {
+                (SendAttr::Omit, why)
+            } else {
+                (
+                    SendAttr::Send,
+                    "the token can, and is safer with it".to_owned(),
+                )
+            };
+            if breaks || could {
+                self.differences.push(Difference {
+                    field: field.to_owned(),
+                    profile: toml_value(&given),
+                    token: toml_value(&should),
+                    breaks,
+                    why,
+                });
             }
         }
         self.profile.kek = profile;

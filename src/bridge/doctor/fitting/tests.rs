@@ -83,7 +83,7 @@ fn token(ladder: impl Fn(Sent) -> Option<(bool, bool)>) -> Examination {
                 })
                 .collect(),
             under_unwrap_template: Outcome::Works,
-            under_both: Outcome::Works,
+            under_protected: Outcome::Works,
         }),
         ..Examination::default()
     }
@@ -179,6 +179,25 @@ fn a_token_that_only_decrypts_is_for_host_custody() {
     let profile = fitting.profile.unwrap();
     assert_eq!(profile.check(), Ok(()));
     assert!(fit(&found, &profile, false).fits());
+}
+
+/// As NSS 3.87 is: its check of a new pair wants to encrypt under the public half.
+#[test]
+fn a_token_whose_host_keks_must_do_more_is_left_to_custody_token() {
+    let mut found = token(|sent| Some((true, sent.extractable)));
+    let host = found
+        .pairs
+        .iter_mut()
+        .find(|pair| pair.kind == PairKind::Host);
+    host.unwrap().denied_uses = false;
+    let fitting = fit(&found, &embedded(), false);
+    assert_eq!(fitting.differences, []);
+    let able: Vec<bool> = fitting
+        .verdicts
+        .iter()
+        .map(|verdict| verdict.able)
+        .collect();
+    assert_eq!(able, [true, true, false, false]);
 }
 
 #[test]

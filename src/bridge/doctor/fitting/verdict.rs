@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{cell, form_why, forms, host};
-use crate::bridge::doctor::findings::{DataKeys, Examination, Outcome};
-use crate::bridge::profile::HsmProfile;
+use super::{cell, form_why, forms, host, pair};
+use crate::bridge::doctor::findings::{DataKeys, Examination, Outcome, PairKind};
+use crate::bridge::profile::{HsmProfile, Send};
 use crate::key::SedkForm;
 
 /// A way of working.
@@ -66,18 +66,22 @@ pub(super) fn verdicts(
     vec![
         form(Way::Plain3592, SedkForm::RsaOaepSha1),
         form(Way::T10Wrapped, SedkForm::T10Wrapped),
-        host_verdict(data_keys, profile),
+        host_verdict(found, data_keys, profile),
         trusted_verdict(found),
     ]
 }
 
-fn host_verdict(data_keys: &DataKeys, profile: &HsmProfile) -> Verdict {
-    let able = host(data_keys, Some(&profile.eedk)).is_some();
+fn host_verdict(found: &Examination, data_keys: &DataKeys, profile: &HsmProfile) -> Verdict {
+    let decrypts = host(data_keys, Some(&profile.eedk)).is_some();
     let decrypt = cell(data_keys, profile.eedk.hash, profile.eedk.labelled);
+    let denied = pair(found, PairKind::Host).is_some_and(|pair| pair.denied_uses);
+    let made = denied || profile.kek.denied_uses == Send::Omit;
     Verdict {
         way: Way::HostCustody,
-        able,
-        why: if able {
+        able: decrypts && made,
+        why: if !made && decrypts {
+            "it decrypts, but makes no KEK for it with kek.denied_uses = \"send\"".to_owned()
+        } else if decrypts {
             "with KEKs made for it; the data key is in ekm's memory for an instant".to_owned()
         } else if data_keys.random.works() {
             decrypt.map_or_else(String::new, |oaep| oaep.decrypt.why())

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::bridge::doctor::findings::{
     DataKeys, Examination, KekSeen, Keks, Outcome, SeenToken, Sessions, Surface, Trusted,
+    UnwrappedKey,
 };
 use crate::bridge::doctor::fitting::{Difference, Verdict};
 use crate::bridge::message::PrivateHalf;
@@ -176,6 +177,8 @@ fn told(max: Option<u64>) -> String {
     match max {
         None => "told: nothing of a limit".to_owned(),
         Some(0) => "told: no limit".to_owned(),
+        // Some modules write -1 or -2 for what they cannot say.
+        Some(max) if max > u64::from(u32::MAX) => "told: no limit that means anything".to_owned(),
         Some(max) => format!("told: at most {max} read-write ones"),
     }
 }
@@ -279,22 +282,18 @@ fn show_data_keys(data_keys: &DataKeys) -> anyhow::Result<()> {
     output::say("")?;
     output::table(
         &[
-            "sent",
+            "sent with it",
             "C_UnwrapKey",
-            "sensitive",
-            "extractable",
-            "value",
+            "the key is",
             "set after",
             "C_WrapKey",
         ],
         data_keys.ladder.iter().map(|rung| {
             let mut row = vec![rung.sent.to_string(), rung.unwrap.short().to_owned()];
             match &rung.key {
-                None => row.extend(std::iter::repeat_n("-".to_owned(), 5)),
+                None => row.extend(std::iter::repeat_n("-".to_owned(), 3)),
                 Some(key) => row.extend([
-                    output::yes(key.sensitive).to_owned(),
-                    output::yes(key.extractable).to_owned(),
-                    if key.readable { "READABLE" } else { "hidden" }.to_owned(),
+                    described(key),
                     key.set_after.short().to_owned(),
                     key.wrap.short().to_owned(),
                 ]),
@@ -315,6 +314,21 @@ fn show_data_keys(data_keys: &DataKeys) -> anyhow::Result<()> {
             ]
         }),
     )
+}
+
+/// What the attributes say of an unwrapped key, and whether it can be read.
+fn described(key: &UnwrappedKey) -> String {
+    let words = [
+        (key.readable, "READABLE"),
+        (key.sensitive == Some(true), "sensitive"),
+        (key.extractable == Some(true), "extractable"),
+    ];
+    let said: Vec<&str> = words
+        .iter()
+        .filter(|(is, _)| *is)
+        .map(|(_, word)| *word)
+        .collect();
+    said.join(" ")
 }
 
 fn show_keks(keks: &Keks) -> anyhow::Result<()> {
@@ -403,15 +417,15 @@ fn show_latency(found: &Examination) -> anyhow::Result<()> {
         return Ok(());
     }
     output::say("")?;
-    let milliseconds = |us: u64| format!("{}.{:03}", us / 1000, us % 1000);
+    let milliseconds = |ns: u64| format!("{}.{:04}", ns / 1_000_000, ns % 1_000_000 / 100);
     output::table(
         &["call", "times", "median ms", "longest ms"],
         found.latency.iter().map(|latency| {
             vec![
                 latency.call.clone(),
                 latency.times.to_string(),
-                milliseconds(latency.p50_us),
-                milliseconds(latency.max_us),
+                milliseconds(latency.p50_ns),
+                milliseconds(latency.max_ns),
             ]
         }),
     )
