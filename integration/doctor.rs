@@ -318,6 +318,37 @@ async fn a_wrong_profile_is_told_line_by_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_module_without_a_profile_gets_one() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "doctor").await;
+    let path = hsm.directory.path().join("found.toml");
+    let (module, environment) = hsm.module();
+    let output = Command::new(EKM)
+        .args(["--config", "/nonexistent/ekm.toml", "slot", "doctor"])
+        .args(["--json", "--label", &hsm.label, "--module"])
+        .arg(module)
+        .arg("--directory")
+        .arg(hsm.directory.path())
+        .arg("--write")
+        .arg(&path)
+        .args(with_pin(&hsm, &[]))
+        .envs(environment)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (code, report) = report(&output);
+    assert_eq!((code, report.fits), (0, true));
+    assert_eq!(report.differences, []);
+    let found = HsmProfile::load(&path.display().to_string()).unwrap();
+    let shipped = HsmProfile::load("softhsm2").unwrap();
+    assert!(found.description.contains("SoftHSM"), "{found:?}");
+    assert_eq!(found.module.library, shipped.module.library);
+    assert_eq!(
+        (found.eedk, found.drive, found.data_key, found.kek),
+        (shipped.eedk, shipped.drive, shipped.data_key, shipped.kek)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_pin_is_held_back_from_the_doctor_too() {
     let hsm = Hsm::new(Kind::SofthsmInProcess, "doctor").await;
     let pin = hsm.directory.path().join("pin");

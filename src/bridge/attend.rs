@@ -21,9 +21,9 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
             Errand::Examine(exam) => doctor
                 .examine(exam)
                 .map(|finding| Reply::Found(Box::new(finding))),
-            Errand::Prepare(bits) => doctor
+            Errand::Prepare { bits, first } => doctor
                 .logged_in()
-                .and_then(|token| Rig::new(token, bits))
+                .and_then(|token| Rig::new(token, bits, first))
                 .map(|made| {
                     rig = Some(made);
                     Reply::Attending

@@ -128,8 +128,14 @@ pub enum Task {
 pub enum Errand {
     /// One part of `ekm slot doctor`.
     Examine(Exam),
-    /// Throw-away keys of that many bits, for `ekm slot bench`.
-    Prepare(u32),
+    /// Throw-away keys for `ekm slot bench`.
+    Prepare {
+        /// Modulus length, bits.
+        bits: u32,
+        /// The first bridge removes what an earlier run left; what the others
+        /// find is its own.
+        first: bool,
+    },
     /// One measurement with them.
     Measure(Run),
 }

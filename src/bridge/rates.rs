@@ -17,6 +17,9 @@ use super::message::{Errand, Reply};
 use super::supervisor::{Attended, Program};
 pub(super) use rig::Rig;
 
+/// How often each arrangement has its turn; odd, for the median.
+pub const ROUNDS: usize = 3;
+
 /// Longest time for making the throw-away keys.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -129,7 +132,7 @@ pub struct Plan {
     pub sessions: usize,
     /// Most processes.
     pub processes: usize,
-    /// For each rate.
+    /// For each rate, in each of the rounds.
     pub time: Duration,
 }
 
@@ -159,39 +162,61 @@ pub async fn bench(
     plan: Plan,
     begins: &dyn Fn(&str),
 ) -> Result<Bench, Fault> {
+    let arranged = plan.arrangements();
+    let most = arranged.iter().map(|(processes, _)| *processes).max();
     let mut bridges: Vec<Attended> = Vec::new();
+    for index in 0..most.unwrap_or_default() {
+        begins(&format!("throw-away RSA-{} keys", plan.bits));
+        let mut bridge = Attended::start(program, &appointment.hello(&[])).await?;
+        let prepare = Errand::Prepare {
+            bits: plan.bits,
+            first: index == 0,
+        };
+        bridge.ask(&prepare, PATIENCE).await?;
+        bridges.push(bridge);
+    }
     let mut refused: Vec<(Work, String)> = Vec::new();
-    let mut arrangements = Vec::new();
-    for (processes, sessions) in plan.arrangements() {
-        while bridges.len() < processes {
-            begins(&format!("throw-away RSA-{} keys", plan.bits));
-            let mut bridge = Attended::start(program, &appointment.hello(&[])).await?;
-            bridge.ask(&Errand::Prepare(plan.bits), PATIENCE).await?;
-            bridges.push(bridge);
-        }
-        let mut rates = Vec::new();
-        for work in Work::ALL {
-            if refused.iter().any(|(other, _)| *other == work) {
-                continue;
+    let mut windows: Vec<Window> = Vec::new();
+    // Every arrangement in turn, and again: what else the machine does then
+    // falls on all of them alike.
+    for _ in 0..ROUNDS {
+        for (processes, sessions) in &arranged {
+            for work in Work::ALL {
+                if refused.iter().any(|(other, _)| *other == work) {
+                    continue;
+                }
+                begins(&format!("{work}, {processes} × {sessions} sessions"));
+                let run = Run {
+                    work,
+                    sessions: *sessions,
+                    milliseconds: u64::try_from(plan.time.as_millis()).unwrap_or(u64::MAX),
+                };
+                match together(bridges.iter_mut().take(*processes), run).await {
+                    Ok((per_second, took_us)) => windows.push(Window {
+                        arrangement: (*processes, *sessions),
+                        work,
+                        per_second,
+                        took_us,
+                    }),
+                    Err(fault) if bridges.iter().any(Attended::gone) => return Err(fault),
+                    // What works with fewer sessions is not refused: the token has no more.
+                    Err(_) if windows.iter().any(|window| window.work == work) => {}
+                    Err(fault) => refused.push((work, fault.to_string())),
+                }
             }
-            begins(&format!("{work}, {processes} × {sessions} sessions"));
-            let run = Run {
-                work,
-                sessions,
-                milliseconds: u64::try_from(plan.time.as_millis()).unwrap_or(u64::MAX),
-            };
-            match together(&mut bridges, run).await {
-                Ok(rate) => rates.push(rate),
-                Err(fault) if bridges.iter().any(Attended::gone) => return Err(fault),
-                Err(fault) => refused.push((work, fault.to_string())),
-            }
         }
-        arrangements.push(Arrangement {
+    }
+    let arrangements: Vec<Arrangement> = arranged
+        .into_iter()
+        .map(|(processes, sessions)| Arrangement {
             processes,
             sessions,
-            rates,
-        });
-    }
+            rates: Work::ALL
+                .into_iter()
+                .filter_map(|work| rate(&windows, (processes, sessions), work))
+                .collect(),
+        })
+        .collect();
     Ok(Bench {
         bits: plan.bits,
         advice: advise(&arrangements),
@@ -200,12 +225,46 @@ pub async fn bench(
     })
 }
 
-/// One run on all bridges at the same time.
-async fn together(bridges: &mut [Attended], run: Run) -> Result<Rate, Fault> {
+/// What one arrangement did in one round.
+struct Window {
+    arrangement: (usize, usize),
+    work: Work,
+    per_second: f64,
+    took_us: Vec<u32>,
+}
+
+/// The median of the rounds, and the latencies of all of them.
+fn rate(windows: &[Window], arrangement: (usize, usize), work: Work) -> Option<Rate> {
+    let of_it = windows
+        .iter()
+        .filter(|window| window.arrangement == arrangement && window.work == work);
+    let mut rates = Vec::new();
+    let mut took = Vec::new();
+    for window in of_it {
+        rates.push(window.per_second);
+        took.extend_from_slice(&window.took_us);
+    }
+    rates.sort_by(f64::total_cmp);
+    took.sort_unstable();
+    let at = |percent: usize| {
+        let index = took.len().saturating_sub(1) * percent / 100;
+        took.get(index).copied().unwrap_or_default()
+    };
+    Some(Rate {
+        work,
+        per_second: rates.get(rates.len() / 2).copied()?,
+        p50_us: at(50),
+        p99_us: at(99),
+    })
+}
+
+/// One run on some bridges at the same time: the rate, and each latency, microseconds.
+async fn together(
+    bridges: impl Iterator<Item = &mut Attended>,
+    run: Run,
+) -> Result<(f64, Vec<u32>), Fault> {
     let errand = Errand::Measure(run);
-    let asked = bridges
-        .iter_mut()
-        .map(|bridge| bridge.ask(&errand, PATIENCE));
+    let asked = bridges.map(|bridge| bridge.ask(&errand, PATIENCE));
     let mut took = Vec::new();
     let mut per_second = 0.0;
     for reply in futures_util::future::join_all(asked).await {
@@ -215,17 +274,7 @@ async fn together(bridges: &mut [Attended], run: Run) -> Result<Rate, Fault> {
                 / measured.seconds.max(f64::EPSILON);
         }
     }
-    took.sort_unstable();
-    let at = |percent: usize| {
-        let index = took.len().saturating_sub(1) * percent / 100;
-        took.get(index).copied().unwrap_or_default()
-    };
-    Ok(Rate {
-        work: run.work,
-        per_second,
-        p50_us: at(50),
-        p99_us: at(99),
-    })
+    Ok((per_second, took))
 }
 
 /// The smallest arrangement that reaches nearly the best rate of what drives

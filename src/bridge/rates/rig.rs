@@ -35,13 +35,15 @@ pub(in crate::bridge) struct Rig {
 }
 
 impl Rig {
-    pub(in crate::bridge) fn new(token: Token, bits: u32) -> Result<Self, Fault> {
+    pub(in crate::bridge) fn new(token: Token, bits: u32, first: bool) -> Result<Self, Fault> {
         let call = |error, what: &str| Fault::call(&token.name, error, what);
         let session = token
             .session()
             .map_err(|error| call(error, "opening a session"))?;
-        pairs::sweep(&token.module, session)
-            .map_err(|error| call(error, "removing what an earlier run left"))?;
+        if first {
+            pairs::sweep(&token.module, session)
+                .map_err(|error| call(error, "removing what an earlier run left"))?;
+        }
         let drive = StandIn::new().ok_or_else(|| Fault::Unsupported {
             token: token.name.clone(),
             reason: "the operating system gives no random numbers".to_owned(),

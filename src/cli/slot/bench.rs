@@ -27,8 +27,8 @@ pub(in crate::cli) struct Bench {
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     processes: u16,
 
-    /// Milliseconds for each rate.
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    /// Milliseconds for each rate, in each of the three rounds.
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u64).range(10..=60_000))]
     milliseconds: u64,
 }
 
@@ -53,7 +53,7 @@ impl Bench {
             processes: self.processes.into(),
             time: Duration::from_millis(self.milliseconds),
         };
-        let steps = plan.arrangements().len() * Work::ALL.len();
+        let steps = plan.arrangements().len() * Work::ALL.len() * rates::ROUNDS;
         let bar = ProgressBar::new(u64::try_from(steps).unwrap_or_default());
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
             bar.set_style(style);

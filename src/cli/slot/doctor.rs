@@ -60,6 +60,13 @@ impl Doctor {
         let mut fitting = fitting::fit(&examination, &found.profile, !found.chosen);
         if let Some(profile) = &mut fitting.profile {
             describe(profile, &examination, self.write.as_deref());
+            if !found.chosen {
+                profile.description = product(&examination);
+            }
+        }
+        if !found.chosen {
+            // There is nothing that it could differ from.
+            fitting.differences.clear();
         }
         let toml = fitting
             .profile
@@ -73,7 +80,12 @@ impl Doctor {
             token: found.appointment.name,
             profile: found.chosen.then_some(found.profile.name),
             beside_a_server: found.served,
-            fits: fitting.fits(),
+            fits: if found.chosen {
+                fitting.fits()
+            } else {
+                // Whether any would, unless it could not be looked at.
+                fitting.profile.is_some() || fitting.verdicts.is_empty()
+            },
             verdicts: fitting.verdicts,
             differences: fitting.differences,
             profile_that_fits: toml,

@@ -234,7 +234,9 @@ impl Fit<'_> {
         }
         let frozen_why = refusal(PairKind::Frozen);
         let uncopyable_why = refusal(PairKind::Uncopyable);
-        let stops = |name, kind| stops(self.found, name, kind);
+        // What no KEK lets happen needs no protection.
+        let stops =
+            |name, kind| stops(self.found, name, kind) && !stops(self.found, name, PairKind::Plain);
         // Custody token is what the template protects.
         let template_counts = !self.profile.drive.forms.is_empty();
         let given = self.given.kek.clone();

@@ -87,7 +87,12 @@ impl Report {
             self.show_differences()?;
         }
         let Some(toml) = &self.profile_that_fits else {
-            return output::say("no profile fits: the token cannot be used");
+            let tried = self.examination.pairs.iter().any(|pair| pair.made.works());
+            return output::say(if tried {
+                "no profile fits: the token cannot be used"
+            } else {
+                "the token makes no throw-away keys, so nothing could be tried; make a KEK with the vendor's tool, and see what ekm token status says"
+            });
         };
         output::say("")?;
         match written {
