@@ -563,6 +563,21 @@ mod tests {
     }
 
     #[test]
+    fn a_product_that_cannot_serve_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ekm.toml");
+        let icsf = EXAMPLE.replace("profile = \"embedded\"", "profile = \"opencryptoki-icsf\"");
+        assert_ne!(icsf, EXAMPLE);
+        std::fs::write(&path, icsf).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("tokens main: profile opencryptoki-icsf: ekm cannot use this product"),
+            "{error}"
+        );
+        assert!(error.contains("no CKM_RSA_PKCS_OAEP"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ekm.toml");
