@@ -42,7 +42,7 @@ pub(super) enum Slot {
 /// Which module.
 #[derive(Debug, clap::Args)]
 pub(super) struct Which {
-    /// A profile: embedded, softhsm2, p11-kit-remote, or the path of a .toml file.
+    /// A shipped profile, such as softhsm2 (a wrong name lists all), or the path of a .toml file.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
 
