@@ -1,10 +1,15 @@
 //! The list on each kind of token, in the ways that it allows, and what it does not allow.
 
+use ekm::api::CreateRequest;
 use ekm::bridge::message::Probe;
 use ekm::bridge::supervisor::Program;
+use ekm::key::SedkForm;
+use ekm::keystore::Custody;
+use ekm::problem::EkmCode;
+use uuid::Uuid;
 
-use super::{Stage, generous, the_whole_list};
-use crate::support::{Bench, Kind};
+use super::{Stage, ders, generous, shown, the_whole_list, what_every_token_does};
+use crate::support::{Bench, Kind, drive};
 use crate::tokens::can_be_made;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,4 +69,54 @@ async fn nss_conforms() {
     let stage = the_whole_list(Kind::Nss).await;
     // It wraps keys whose CKA_EXTRACTABLE is false, and is shown to.
     assert!(!probed(&stage).refuses_unextractable);
+}
+
+/// A TPM decrypts, and neither wraps nor unwraps: the list runs in custody `host`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_conforms_in_custody_host() {
+    if !can_be_made(Kind::Tpm2) {
+        return;
+    }
+    let stage = Stage::new(Kind::Tpm2).await;
+    what_every_token_does(&stage).await;
+    a_tpm_keeps_no_data_key(&stage).await;
+    a_tpm_makes_no_kek_that_it_cannot_use(&stage).await;
+    ekm::audit::verify(&stage.bench.config.audit).unwrap();
+}
+
+async fn a_tpm_keeps_no_data_key(stage: &Stage) {
+    let inside = drive(stage.bench.directory.path(), 3, SedkForm::T10Wrapped);
+    stage.bench.enrol(&inside).await;
+    let written = stage.create(&["KEK1"]).await.unwrap();
+    let request = CreateRequest {
+        request_id: Uuid::new_v4(),
+        drive: shown(&inside),
+        volser: "VOL003".parse().unwrap(),
+        kek1: Some("KEK1".parse().unwrap()),
+        kek2: None,
+    };
+    let created = stage.bench.service.create(&inside.peer, &request).await;
+    let created = created.map(drop).unwrap_err();
+    assert_eq!(created.code, EkmCode::EE31, "{created}");
+    assert!(
+        created.detail.contains("made for custody host"),
+        "{created}"
+    );
+    let resolved = stage.resolve_for(&inside, &ders(&written), false).await;
+    let resolved = resolved.unwrap_err();
+    assert_eq!(resolved.code, EkmCode::EE25, "{resolved}");
+    assert!(resolved.detail.contains("--custody host"), "{resolved}");
+}
+
+async fn a_tpm_makes_no_kek_that_it_cannot_use(stage: &Stage) {
+    for (bits, custody, why) in [
+        (2048, Custody::Token, "make it with --custody host"),
+        (4096, Custody::Host, "CKR_ATTRIBUTE_VALUE_INVALID"),
+    ] {
+        let refused = stage.bench.try_kek("NEVER", "main", bits, custody).await;
+        let refused = refused.unwrap_err();
+        assert!(refused.detail.contains(why), "{refused}");
+    }
+    let listed = stage.bench.service.directory().await.unwrap();
+    assert!(listed.by_label(&"NEVER".parse().unwrap()).is_err());
 }
