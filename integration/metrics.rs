@@ -132,6 +132,31 @@ async fn what_is_served_and_refused_moves_the_measurements() {
         now("ekm_certificate_expiry_timestamp_seconds").unwrap() > today.unwrap().as_secs_f64()
     );
 
+    // The bridge tells what it measured every five seconds.
+    let call = |function: &str| {
+        format!(r#"ekm_pkcs11_call_seconds_count{{token="main",function="{function}"}}"#)
+    };
+    let start = Instant::now();
+    let told = loop {
+        let page = scrape(&address).await;
+        if page
+            .get(&call("C_GenerateKey"))
+            .is_some_and(|count| *count >= 3.0)
+        {
+            break page;
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "the calls of the creates are not told"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    // Each create wraps for its KEK and its drive, and opens what it wrapped.
+    assert!(told[&call("C_WrapKey")] >= 6.0, "{told:#?}");
+    assert!(told[&call("C_UnwrapKey")] >= 3.0, "{told:#?}");
+    assert_eq!(told[r#"ekm_token_logins_total{token="main"}"#], 1.0);
+    assert_eq!(told[r#"ekm_token_workers{token="main"}"#], 4.0);
+
     // What names a drive, a cartridge or a key is not for this page.
     let (_, page) = fetch(&address, "/metrics").await;
     for name in [
@@ -195,6 +220,10 @@ async fn a_token_that_goes_raises_an_alarm_and_one_that_comes_back_ends_it() {
     wait_for_alarm(&address, "EKM-A06", 0.0).await;
     assert_eq!(told(&serving, "EKM-A01"), (1, 1));
     assert_eq!(told(&serving, "EKM-A06"), (1, 1));
+    // What the killed bridge had counted is not forgotten.
+    let page = scrape(&address).await;
+    assert!(page[r#"ekm_token_bridge_starts_total{token="main"}"#] >= 2.0);
+    assert!(page[r#"ekm_token_logins_total{token="main"}"#] >= 1.0);
     serving.stop();
 }
 

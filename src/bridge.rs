@@ -22,6 +22,7 @@ mod probe;
 pub mod process;
 pub mod profile;
 pub mod rates;
+pub mod stats;
 pub mod supervisor;
 mod token;
 pub mod uri;

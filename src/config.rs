@@ -15,6 +15,7 @@ use crate::bridge::pin::{Pin, PinSource};
 use crate::bridge::profile::HsmProfile;
 use crate::bridge::supervisor::Rank;
 use crate::bridge::uri::TokenUri;
+use crate::keystore::Tokens;
 use crate::policy::PolicyConfig;
 use crate::service::{Bounds, Gates};
 
@@ -424,22 +425,14 @@ impl Config {
     }
 
     /// Gates before the tokens.
-    pub(crate) fn gates(&self) -> Gates {
+    pub(crate) fn gates(&self, tokens: &Tokens) -> Gates {
         let bounds = Bounds {
             total: self.server.max_waiting,
             per_peer: self.server.max_waiting_per_peer,
         };
-        let workers = |token: &TokenConfig| {
-            // One whose profile cannot be had is never ready either.
-            HsmProfile::load(&token.profile).map_or(1, |profile| {
-                profile.session.workers * profile.session.processes
-            })
-        };
-        let tokens = self
-            .tokens
-            .iter()
-            .map(|token| (token.name.clone(), workers(token)));
-        Gates::new(tokens, bounds, self.request_time())
+        let bridges = tokens.bridges().iter();
+        let workers = bridges.map(|bridge| (bridge.name().to_owned(), bridge.capacity()));
+        Gates::new(workers, bounds, self.request_time())
     }
 
     /// The longest that a request may take.

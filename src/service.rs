@@ -64,6 +64,7 @@ impl Service {
     /// A service over what is open already.
     #[must_use]
     pub fn new(config: &Config, store: Arc<dyn Store>, audit: AuditLog, tokens: Tokens) -> Self {
+        let gates = config.gates(&tokens);
         Self {
             node: config.node.clone(),
             policy: config.policy.clone(),
@@ -75,7 +76,7 @@ impl Service {
             audit,
             tokens,
             turns: Turns::default(),
-            gates: config.gates(),
+            gates,
             request_time: config.request_time(),
             challenges: Challenges::default(),
             searched: Mutex::new(None),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::record::Head;
 use super::verify::{file_path, log_files, walk};
 use super::{AuditError, Event, Kind, Outcome, Receipt};
+use crate::metrics::{Histogram, Latency};
 
 /// How a log is kept.
 #[derive(Debug, Clone)]
@@ -143,6 +144,11 @@ impl AuditLog {
         }
     }
 
+    /// How long its syncs took.
+    pub fn sync_times(&self) -> Histogram {
+        self.0.shared.took.read()
+    }
+
     /// Whether a write or sync has failed, so that no record can be made any more.
     pub fn has_failed(&self) -> bool {
         self.0.shared.failed.load(Ordering::Relaxed)
@@ -176,6 +182,7 @@ struct Job {
 struct Shared {
     records: AtomicU64,
     syncs: AtomicU64,
+    took: Latency,
     failed: AtomicBool,
 }
 
@@ -399,7 +406,9 @@ impl Writer {
 
     /// Makes durable what has been written.
     fn sync(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
         self.current.sync()?;
+        self.shared.took.observe(begun.elapsed());
         let records = std::mem::take(&mut self.unsynced);
         self.shared.records.fetch_add(records, Ordering::Relaxed);
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
@@ -600,7 +609,7 @@ mod tests {
         let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
         log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
             .await;
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while log.stats().records == 0 {
             assert!(start.elapsed() < Duration::from_secs(10), "it never was");
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -19,6 +19,7 @@ use super::pin::Pin;
 use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
 use super::rates::{Measured, Run};
+use super::stats::Stats;
 use super::uri::TokenUri;
 use crate::drive::Wwn;
 use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm};
@@ -315,6 +316,9 @@ pub enum Reply {
     },
     /// `Op::Canary`: the canary opened; false where the token holds no KEK to try.
     Canary(bool),
+    /// What the bridge measured. Nobody asks for it: it is told every few
+    /// seconds, as the answer to a request 0 that there never was.
+    Stats(Stats),
     /// `Op::Generate`
     Generated(KekOnToken),
     /// `Task::List`

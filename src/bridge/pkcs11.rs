@@ -16,12 +16,14 @@
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr;
+use std::time::Instant;
 
 use cryptoki_sys as ck;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use zeroize::Zeroizing;
 
 use super::faults::{FaultClass, FaultRule, meaning};
+use super::stats::{Calls, Stats, is_listed, place};
 
 pub use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
@@ -380,6 +382,7 @@ struct InitializeArgs {
 pub struct Module {
     list: *mut ck::CK_FUNCTION_LIST,
     rules: Vec<FaultRule>,
+    calls: Calls,
     // Keeps the code behind `list` mapped.
     _library: Option<libloading::Library>,
 }
@@ -396,8 +399,13 @@ macro_rules! call {
         match unsafe { (*$module.list).$name } {
             None => Err($module.failed(stringify!($name), ck::CKR_FUNCTION_NOT_SUPPORTED)),
             Some(function) => {
+                const PLACE: usize = place(stringify!($name));
+                const { assert!(is_listed(PLACE), "bridge/stats.rs does not list this function") };
+                let begun = Instant::now();
                 // SAFETY: every pointer argument is to a live value of the type and length given.
-                match unsafe { function($($arg),*) } {
+                let rv = unsafe { function($($arg),*) };
+                $module.calls.observe(PLACE, begun.elapsed(), rv == ck::CKR_OK);
+                match rv {
                     ck::CKR_OK => Ok(()),
                     rv => Err($module.failed(stringify!($name), rv)),
                 }
@@ -411,6 +419,11 @@ macro_rules! call {
 const BUFFER: usize = 1024;
 
 impl Module {
+    /// What was measured so far, with as many workers at work.
+    pub(super) fn stats(&self, busy: usize) -> Stats {
+        self.calls.read(busy)
+    }
+
     /// Loads a vendor's module from its file.
     ///
     /// # Errors
@@ -440,6 +453,7 @@ impl Module {
         Ok(Self {
             list,
             rules: Vec::new(),
+            calls: Calls::default(),
             _library: Some(library),
         })
     }
@@ -462,6 +476,7 @@ impl Module {
         Ok(Self {
             list: list.cast(),
             rules: Vec::new(),
+            calls: Calls::default(),
             _library: None,
         })
     }

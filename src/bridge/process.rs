@@ -8,6 +8,7 @@ use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ use super::profile::HsmProfile;
 use super::token::{self, Token};
 use super::which::Which;
 use super::worker::Worker;
+
+/// How often the server is told what was measured.
+const REPORT: Duration = Duration::from_secs(5);
 
 /// How often a worker without a session asks for one, where the token has no more to give.
 const CROWDED: Duration = Duration::from_millis(250);
@@ -155,17 +159,25 @@ fn serve(socket: &UnixStream, token: &Arc<Token>, staff: Vec<Worker>) -> io::Res
     // Whoever is free reads the next request himself: no thread stands between.
     let inbox = Arc::new(Mutex::new(BufReader::new(socket.try_clone()?)));
     let outbox = Arc::new(Mutex::new(socket.try_clone()?));
+    let busy = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
+    threads.push({
+        let (token, busy, outbox) = (Arc::clone(token), Arc::clone(&busy), Arc::clone(&outbox));
+        std::thread::Builder::new()
+            .name("stats".to_owned())
+            .spawn(move || report(&token, &busy, &outbox))?
+    });
     for (index, worker) in staff.into_iter().enumerate() {
         let token = Arc::clone(token);
         let inbox = Arc::clone(&inbox);
         let outbox = Arc::clone(&outbox);
+        let busy = Arc::clone(&busy);
         threads.push(
             std::thread::Builder::new()
                 .name(format!("session {index}"))
                 .spawn(move || {
                     let _ends = EndsBridge;
-                    work(worker, &token, &inbox, &outbox);
+                    work(worker, &token, &inbox, &outbox, &busy);
                 })?,
         );
     }
@@ -186,11 +198,31 @@ impl Drop for EndsBridge {
     }
 }
 
+/// Tells the server what was measured, also while every worker waits for the module.
+fn report(token: &Token, busy: &AtomicUsize, outbox: &Mutex<UnixStream>) {
+    loop {
+        let stats = token.module.stats(busy.load(Ordering::Relaxed));
+        let response = Response {
+            id: 0,
+            result: Ok(Reply::Stats(stats)),
+        };
+        let sent = message::write(
+            &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
+            &response,
+        );
+        if sent.is_err() {
+            end();
+        }
+        std::thread::sleep(REPORT);
+    }
+}
+
 fn work(
     mut worker: Worker,
     token: &Token,
     inbox: &Mutex<BufReader<UnixStream>>,
     outbox: &Mutex<UnixStream>,
+    busy: &AtomicUsize,
 ) {
     loop {
         // Who has no session must not take a request from those who have.
@@ -208,6 +240,7 @@ fn work(
             return;
         };
         let until = Instant::now() + Duration::from_millis(deadline_ms);
+        busy.fetch_add(1, Ordering::Relaxed);
         let result = loop {
             let result = worker.run(&op, until);
             // The session was lost on the way, and others took what there was.
@@ -217,6 +250,7 @@ fn work(
             }
             std::thread::sleep(CROWDED);
         };
+        busy.fetch_sub(1, Ordering::Relaxed);
         let restart = matches!(
             result,
             Err(Fault::Call {

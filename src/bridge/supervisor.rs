@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use super::faults::Fault;
 use super::message::{self, Hello, Op, Ready, Reply, Response};
+use super::stats::Stats;
 use lane::{GRACE, Lane, Shared};
 use link::{Link, NotPut, receive, restarts};
 
@@ -219,6 +220,19 @@ impl Bridge {
     #[must_use]
     pub fn starts(&self) -> u64 {
         self.shared.starts.load(Ordering::Relaxed)
+    }
+
+    /// What its bridges measured, those that have ended included; some seconds old.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        // Both under one lock, or one that ends in between would be missed or counted twice.
+        let links = self.shared.links.read();
+        let links = links.unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.shared.past().clone();
+        for link in links.iter().flatten() {
+            all.add(&link.stats());
+        }
+        all
     }
 
     /// Ends pauses, and has a locked token tried again.

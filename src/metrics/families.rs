@@ -164,6 +164,41 @@ pub const TOKEN_HEARD: Family = family(
     &["token"],
     "Time since the token last proved that it works, by an answer or its canary",
 );
+/// A token's workers.
+pub const TOKEN_WORKERS: Family = family(
+    "ekm_token_workers",
+    Kind::Gauge,
+    &["token"],
+    "Workers of all its processes when all is well, each with a session",
+);
+/// Workers at work.
+pub const TOKEN_BUSY: Family = family(
+    "ekm_token_workers_busy",
+    Kind::Gauge,
+    &["token"],
+    "Workers that are at work; as of the last 5 seconds, like the next three",
+);
+/// Logins.
+pub const TOKEN_LOGINS: Family = family(
+    "ekm_token_logins_total",
+    Kind::Counter,
+    &["token"],
+    "Logins that the token took",
+);
+/// Calls.
+pub const CALL_SECONDS: Family = family(
+    "ekm_pkcs11_call_seconds",
+    Kind::Histogram,
+    &["token", "function"],
+    "How long PKCS#11 calls took, by function",
+);
+/// Calls that failed.
+pub const CALL_ERRORS: Family = family(
+    "ekm_pkcs11_errors_total",
+    Kind::Counter,
+    &["token", "function"],
+    "Calls that answered something else than CKR_OK",
+);
 /// A token's KEKs.
 pub const TOKEN_KEKS: Family = family(
     "ekm_token_keks",
@@ -186,11 +221,11 @@ pub const AUDIT_RECORDS: Family = family(
     "Audit records made durable",
 );
 /// Syncs.
-pub const AUDIT_SYNCS: Family = family(
-    "ekm_audit_syncs_total",
-    Kind::Counter,
+pub const AUDIT_SYNC_SECONDS: Family = family(
+    "ekm_audit_sync_seconds",
+    Kind::Histogram,
     &[],
-    "Syncs that this took; several records share one",
+    "How long their syncs took; several records share one",
 );
 /// The log has failed.
 pub const AUDIT_FAILED: Family = family(
@@ -244,10 +279,15 @@ pub const ALL: &[Family] = &[
     TOKEN_STARTS,
     TOKEN_REQUESTS,
     TOKEN_HEARD,
+    TOKEN_WORKERS,
+    TOKEN_BUSY,
+    TOKEN_LOGINS,
+    CALL_SECONDS,
+    CALL_ERRORS,
     TOKEN_KEKS,
     TOKEN_PIN,
     AUDIT_RECORDS,
-    AUDIT_SYNCS,
+    AUDIT_SYNC_SECONDS,
     AUDIT_FAILED,
     CERTIFICATE,
     DISK_FREE,

@@ -209,7 +209,11 @@ impl Monitor {
         let audit = self.service.audit();
         let stats = audit.stats();
         page.add(families::AUDIT_RECORDS, &[], Value::Count(stats.records));
-        page.add(families::AUDIT_SYNCS, &[], Value::Count(stats.syncs));
+        page.add(
+            families::AUDIT_SYNC_SECONDS,
+            &[],
+            Value::Times(audit.sync_times()),
+        );
         page.add(families::AUDIT_FAILED, &[], audit.has_failed());
         let expiry = self.tls.expiry() - time::OffsetDateTime::UNIX_EPOCH;
         page.add(
@@ -274,6 +278,16 @@ fn add_token(page: &mut Page, bridge: &Bridge) {
     page.add(families::TOKEN_REQUESTS, &[name], bridge.under_way());
     if let Some(heard) = bridge.heard() {
         page.add(families::TOKEN_HEARD, &[name], heard);
+    }
+    let stats = bridge.stats();
+    page.add(families::TOKEN_BUSY, &[name], stats.busy);
+    page.add(families::TOKEN_WORKERS, &[name], bridge.capacity());
+    let logins = Value::Count(stats.logins());
+    page.add(families::TOKEN_LOGINS, &[name], logins);
+    for (function, calls) in &stats.calls {
+        let labels = [name, function.as_str()];
+        page.add(families::CALL_SECONDS, &labels, Value::Times(calls.took));
+        page.add(families::CALL_ERRORS, &labels, Value::Count(calls.errors));
     }
     let found = state.found();
     page.add(

@@ -1,6 +1,6 @@
 //! One bridge of a token, kept running: one process after another.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -16,6 +16,7 @@ use super::state::{Board, LaneState};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
 use crate::bridge::pin::{Pin, mended};
+use crate::bridge::stats::Stats;
 
 /// Time past a request's deadline after which the module counts as hung.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     pub(super) board: Arc<Board>,
     /// The running bridges, by lane.
     pub(super) links: RwLock<Vec<Option<Arc<Link>>>>,
+    past: Mutex<Stats>,
     /// Ends a pause or a lock early.
     pub(super) nudged: Notify,
     /// Bridges started so far, over all lanes.
@@ -70,6 +72,7 @@ impl Shared {
             hello,
             board: Arc::new(Board::new(lanes, workers)),
             links: RwLock::new(vec![None; lanes]),
+            past: Mutex::default(),
             nudged: Notify::new(),
             starts: std::sync::atomic::AtomicU64::new(0),
             turn: tokio::sync::Mutex::new(FIRST),
@@ -78,9 +81,20 @@ impl Shared {
 
     fn set_link(&self, lane: usize, link: Option<Arc<Link>>) {
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = links.get_mut(lane) {
-            *entry = link;
+        let Some(entry) = links.get_mut(lane) else {
+            return;
+        };
+        if let Some(ended) = std::mem::replace(entry, link) {
+            // Nobody works there any more; what it counted stays counted.
+            let mut past = ended.stats().clone();
+            past.busy = 0;
+            self.past().add(&past);
         }
+    }
+
+    /// What bridges that have ended had measured.
+    pub(super) fn past(&self) -> MutexGuard<'_, Stats> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn down(&self, reason: String) -> Fault {

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
+use crate::bridge::stats::Stats;
 
 /// Requests that one bridge is given at once.
 const UNDER_WAY: usize = 256;
@@ -68,6 +69,7 @@ pub(super) struct Link {
     latency: AtomicU64,
     served: AtomicBool,
     share: Share,
+    stats: Mutex<Stats>,
     over: watch::Sender<Option<Over>>,
     board: Arc<Board>,
     lane: usize,
@@ -127,6 +129,7 @@ impl Link {
             latency: AtomicU64::new(0),
             served: AtomicBool::new(false),
             share,
+            stats: Mutex::default(),
             over: watch::Sender::new(None),
             board,
             lane,
@@ -303,6 +306,11 @@ impl Link {
     /// module wants a restart, the token its operator.
     fn take(&self, response: Response) {
         let Response { id, result } = response;
+        // No proof that the module works.
+        if let Ok(Reply::Stats(stats)) = result {
+            *self.stats() = stats;
+            return;
+        }
         let ends = result
             .as_ref()
             .err()
@@ -343,6 +351,11 @@ impl Link {
         if renewed {
             self.end(Over::Renewed);
         }
+    }
+
+    /// What the bridge last said that it measured.
+    pub(super) fn stats(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, took: Duration) {
