@@ -242,23 +242,27 @@ async fn an_audit_disk_that_fills_raises_an_alarm_before_it_is_full() {
         let request = b"GET /readyz HTTP/1.1\r\nhost: ekm\r\n\r\n";
         let heard = say(&serving, &watcher, request).await.unwrap();
         assert_eq!(heard.status, 200);
-        String::from_utf8(heard.body).unwrap()
+        let text = String::from_utf8(heard.body).unwrap();
+        assert!(text.starts_with("ready\n"), "{text}");
+        // The state is on the tester's own disk, which may be full enough for an alarm.
+        let line = text.lines().find(|line| line.starts_with("EKM-A08 "));
+        line.map(str::to_owned)
     };
-    assert_eq!(ready().await, "ready\n");
+    assert_eq!(ready().await, None);
     std::fs::write(house.at("audit/filler"), vec![0; 900 << 10]).unwrap();
     wait_for_alarm(&address, "EKM-A08", 1.0).await;
     // Keys are served all the same, and whoever looks is told.
-    let text = ready().await;
-    assert!(
-        text.starts_with("ready\nEKM-A08 ") && text.contains("% in use"),
-        "{text}"
-    );
+    let line = ready().await;
+    let line = line.expect("the alarm is on /readyz");
+    assert!(line.ends_with("% in use"), "{line}");
     std::fs::remove_file(house.at("audit/filler")).unwrap();
     wait_for_alarm(&address, "EKM-A08", 0.0).await;
-    assert_eq!(ready().await, "ready\n");
+    assert_eq!(ready().await, None);
     assert_eq!(told(&serving, "EKM-A08"), (1, 1));
     wait_for("the end of the alarm in the log", PATIENCE, || {
-        serving.log().contains("alarm over")
+        serving
+            .log()
+            .contains("alarm over: the disk of the audit log")
     });
     serving.stop();
 }
