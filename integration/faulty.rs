@@ -170,6 +170,11 @@ impl Faulty {
         self.word(offset_of!(Board, wrong_pins))
     }
 
+    /// Logins as security officer so far.
+    pub(crate) fn officer_logins(&self) -> u64 {
+        self.word(offset_of!(Board, officer_logins))
+    }
+
     /// Every client that the token has had: process id and sessions.
     pub(crate) fn clients(&self) -> Vec<(u64, u64)> {
         (0..CLIENTS)

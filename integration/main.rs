@@ -28,6 +28,7 @@ mod interleavings;
 mod metrics;
 mod openssl;
 mod overload;
+mod pin;
 mod power_cut;
 mod resilience;
 mod secrecy;

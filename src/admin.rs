@@ -4,10 +4,13 @@
 //! socket, or in the command line itself where no server runs. Every change
 //! is recorded before it is made.
 
+mod unlock;
+
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Event, Kind, Outcome};
 use crate::bridge::message::Custody;
+use crate::bridge::pin::Handed;
 use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekRef, KeyLabel, SedkForm};
@@ -17,6 +20,8 @@ use crate::service::Service;
 use crate::store::{Defaults, Drive, DriveKey, DriveState, RegisteredKek, StoreError, VolumeKey};
 use crate::tls::PeerId;
 use crate::volser::Volser;
+
+pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
 pub const KEK_BITS: [u32; 3] = [2048, 3072, 4096];
@@ -119,6 +124,13 @@ pub enum Command {
     },
     /// The tokens.
     TokenStatus,
+    /// A PIN that is held back is tried again.
+    TokenUnlock {
+        /// The token's configured name.
+        token: String,
+        /// Even where the token says that it is the last try.
+        last_try: bool,
+    },
     /// The volume history.
     VolumeList {
         /// One volume, or all.
@@ -147,6 +159,8 @@ pub struct TokenStatus {
     pub heard: Option<f64>,
     /// What its flags say of the user PIN.
     pub pin: Option<String>,
+    /// Where its user PIN comes from.
+    pub pin_source: Option<String>,
     /// Its PKCS#11 URI, once known.
     pub uri: Option<String>,
     /// Its KEKs.
@@ -167,6 +181,8 @@ pub enum Reply {
     Defaults(Defaults),
     /// Tokens.
     Tokens(Vec<TokenStatus>),
+    /// What came of an unlock.
+    Unlocked(Box<Unlocked>),
     /// Volume keys, newest first.
     Volumes(Vec<VolumeKey>),
     /// Nothing to show.
@@ -181,6 +197,19 @@ pub async fn execute(
     service: &Service,
     operator: &str,
     command: Command,
+) -> Result<Reply, Problem> {
+    execute_with_pin(service, operator, command, None).await
+}
+
+/// The same, with a PIN that the operator gives for the token that he unlocks.
+///
+/// # Errors
+/// What is wrong and what to do.
+pub async fn execute_with_pin(
+    service: &Service,
+    operator: &str,
+    command: Command,
+    pin: Option<Handed>,
 ) -> Result<Reply, Problem> {
     match command {
         Command::DriveAdd { serial, change } => {
@@ -253,6 +282,11 @@ pub async fn execute(
         Command::TokenStatus => Ok(Reply::Tokens(
             service.tokens().bridges().iter().map(status).collect(),
         )),
+        Command::TokenUnlock { token, last_try } => {
+            unlock::unlock(service, operator, &token, last_try, pin)
+                .await
+                .map(|unlocked| Reply::Unlocked(Box::new(unlocked)))
+        }
         Command::VolumeList { volser } => {
             stored(service.store().volumes(volser.as_ref()).await).map(Reply::Volumes)
         }
@@ -478,6 +512,7 @@ fn status(bridge: &Bridge) -> TokenStatus {
         sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
         heard: bridge.heard().map(|age| age.as_secs_f64()),
         pin: ready.map(|ready| ready.token.pin_words().to_owned()),
+        pin_source: bridge.pin_source().map(ToString::to_string),
         uri: ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
         keks: ready.map_or(0, |ready| ready.keks.len()),
         forms: ready

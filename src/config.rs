@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::message::{Hello, Task};
-use crate::bridge::pin::{Pin, PinSource};
+use crate::bridge::pin::PinSource;
 use crate::bridge::profile::HsmProfile;
 use crate::bridge::supervisor::Rank;
 use crate::bridge::uri::TokenUri;
@@ -397,6 +397,9 @@ impl Config {
                     "tokens {name}: the URI names a serial and serials names others; leave one of them out"
                 ));
             }
+            if let Some(fault) = token.pin.fault() {
+                faults.push(format!("tokens {name}: pin: {fault}"));
+            }
             match HsmProfile::load(&token.profile) {
                 Err(error) => faults.push(format!("tokens {name}: {error}")),
                 Ok(profile) => {
@@ -416,6 +419,18 @@ impl Config {
             }
         }
         faults
+    }
+
+    /// The environment variables that PINs come in.
+    pub fn pin_variables(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().filter_map(|token| match &token.pin {
+            PinSource::Env(name) => Some(name.as_str()),
+            PinSource::File(_)
+            | PinSource::Credential(_)
+            | PinSource::Command(_)
+            | PinSource::Operator
+            | PinSource::Pad => None,
+        })
     }
 
     /// The operators' socket.
@@ -525,7 +540,7 @@ impl TokenConfig {
             task: Task::Serve {
                 token: self.uri.clone(),
                 serials: self.serials.clone(),
-                pin: Pin::Source(self.pin.clone()),
+                pin: self.pin.clone(),
                 ledgers: ledgers.to_owned(),
             },
         })

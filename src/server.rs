@@ -11,6 +11,7 @@ mod desk;
 mod listener;
 mod monitor;
 mod operator;
+mod passing;
 mod routes;
 mod scrape;
 mod seats;
@@ -33,7 +34,7 @@ use crate::tls::{ServerTls, TlsError};
 use desk::Desk;
 use monitor::Monitor;
 
-pub use operator::{OperatorError, ask};
+pub use operator::{OperatorError, ask, ask_with_pin};
 pub use routes::openapi;
 
 /// How often certificates are looked at for a change.
@@ -102,20 +103,23 @@ pub struct Server {
     stop_time: Duration,
 }
 
-/// The drives' door and its certificates, open before anything is started: a
-/// wrong path or a busy port must not end a token's first login half-way.
+/// The drives' door with its certificates, and the operators' door, open
+/// before anything is started: a wrong path, a busy port or another server on
+/// the same state must not end a token's first login half-way.
 #[derive(Debug)]
 pub struct Door {
     tls: ServerTls,
     listener: TcpListener,
     scrapes: Option<TcpListener>,
+    operators: UnixListener,
 }
 
 impl Door {
-    /// Loads the certificates and takes the address.
+    /// Loads the certificates and takes the address and the operators' socket.
+    /// A socket that is left from a server that died is replaced.
     ///
     /// # Errors
-    /// Certificates or address.
+    /// Certificates, address, or that another server has the socket.
     pub async fn open(config: &Config) -> Result<Self, ServerError> {
         let server = &config.server;
         let tls = ServerTls::load(&server.tls_paths())?;
@@ -124,28 +128,32 @@ impl Door {
             Some(metrics) => Some(listen(metrics.listen).await?),
             None => None,
         };
+        let socket = config.socket();
+        crate::files::private_dir(&config.state).map_err(|source| ServerError::Listen {
+            place: socket.display().to_string(),
+            source,
+        })?;
+        let operators = operator::listen(&socket)?;
         Ok(Self {
             tls,
             listener,
             scrapes,
+            operators,
         })
     }
 }
 
 impl Server {
-    /// Puts a service behind its doors. An operators' socket that is left from
-    /// a server that died is replaced.
-    ///
-    /// # Errors
-    /// The socket.
-    pub fn new(door: Door, config: &Config, service: Arc<Service>) -> Result<Self, ServerError> {
+    /// Puts a service behind its doors.
+    #[must_use]
+    pub fn new(door: Door, config: &Config, service: Arc<Service>) -> Self {
         let server = &config.server;
         let tls = Arc::new(door.tls);
         let desk = Arc::new(Desk::new(
             server.max_connections,
             server.max_connections_per_peer,
         ));
-        Ok(Self {
+        Self {
             monitor: Arc::new(Monitor::new(
                 config,
                 Arc::clone(&service),
@@ -157,13 +165,13 @@ impl Server {
             door: door.listener,
             scrapes: door.scrapes,
             desk,
-            operators: operator::listen(&config.socket())?,
+            operators: door.operators,
             limits: listener::Limits {
                 handshake: Duration::from_secs(server.handshake_seconds),
                 request: config.request_time(),
             },
             stop_time: Duration::from_secs(server.stop_seconds),
-        })
+        }
     }
 
     /// The address of the drives' door.

@@ -158,7 +158,7 @@ impl Raw {
         let anchor = module.open_session(slot).map_err(told)?;
         let pin = std::fs::read_to_string(&self.pin)?.trim().to_owned();
         module
-            .login(anchor, User::User, &pin.into())
+            .login(anchor, User::User, Some(&pin.into()))
             .map_err(told)?;
         let hands = (0..THREADS)
             .map(|_| self.hand(&module, slot))

@@ -32,6 +32,8 @@ pub(crate) struct Board {
     pub(crate) calls: [AtomicU64; FUNCTIONS.len()],
     /// Wrong user PINs since the last right one.
     pub(crate) wrong_pins: AtomicU64,
+    /// Logins as security officer, tried or done.
+    pub(crate) officer_logins: AtomicU64,
     /// Who has the module loaded.
     pub(crate) clients: [Client; CLIENTS],
 }
@@ -57,6 +59,8 @@ pub(crate) struct Rules {
     pub(crate) slots: Slots,
     /// Wrong user PINs that lock the token; none for as many as the module below allows.
     pub(crate) pin_tries: Option<u64>,
+    /// The PIN that is typed on the token's own pad; none for a token without one.
+    pub(crate) pad: Option<String>,
     /// Sessions of all clients together; none for as many as the module below allows.
     pub(crate) session_limit: Option<SessionLimit>,
     /// How often all open sessions were lost. Each time that it grows they are closed.

@@ -22,9 +22,9 @@ use std::mem::offset_of;
 use cryptoki_sys::{
     CK_BBOOL, CK_FLAGS, CK_FUNCTION_LIST, CK_NOTIFY, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO,
     CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CK_VERSION,
-    CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED, CKR_ARGUMENTS_BAD,
-    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK, CKR_PIN_INCORRECT, CKR_PIN_LOCKED,
-    CKR_SESSION_COUNT, CKR_SLOT_ID_INVALID, CKU_USER,
+    CKF_PROTECTED_AUTHENTICATION_PATH, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
+    CKF_USER_PIN_LOCKED, CKR_ARGUMENTS_BAD, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK,
+    CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_SESSION_COUNT, CKR_SLOT_ID_INVALID, CKU_SO, CKU_USER,
 };
 
 mod control;
@@ -272,6 +272,9 @@ impl<const INDEX: usize> Slot<INDEX> {
                 };
             }
         }
+        if at.rules.pad.is_some() {
+            info.flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
+        }
         if let Some(limit) = at.rules.session_limit.filter(|limit| limit.told) {
             info.ulMaxSessionCount = limit.most;
             info.ulMaxRwSessionCount = limit.most;
@@ -367,8 +370,23 @@ impl<const INDEX: usize> Slot<INDEX> {
             if tries.is_some_and(|tries| at.under.wrong_pins() >= tries) {
                 return (Some(session), CKR_PIN_LOCKED);
             }
-            // SAFETY: the caller's own arguments, under the caller's promises.
-            let rv = unsafe { function(session, user, pin, length) };
+            if user == CKU_SO {
+                at.under.officer_logs_in();
+            }
+            let rv = match at.rules.pad.as_ref().filter(|_| pin.is_null()) {
+                None => {
+                    // SAFETY: the caller's own arguments, under the caller's promises.
+                    unsafe { function(session, user, pin, length) }
+                }
+                Some(typed) => {
+                    let mut typed = typed.clone().into_bytes();
+                    let Ok(length) = typed.len().try_into() else {
+                        return (Some(session), CKR_GENERAL_ERROR);
+                    };
+                    // SAFETY: the text lives until the call returns.
+                    unsafe { function(session, user, typed.as_mut_ptr(), length) }
+                }
+            };
             if user == CKU_USER && matches!(rv, CKR_OK | CKR_PIN_INCORRECT) {
                 at.under.pin_was(rv == CKR_OK);
             }

@@ -198,6 +198,10 @@ impl Under {
     }
 
     /// Wrong user PINs since the last right one, over all clients.
+    pub(crate) fn officer_logs_in(&self) {
+        self.board.officer_logins.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn wrong_pins(&self) -> u64 {
         self.board.wrong_pins.load(Ordering::Relaxed)
     }

@@ -35,7 +35,7 @@ use super::pin::Pin;
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
 use super::supervisor::{Attended, Program};
-use super::token::Token;
+use super::token::{Logins, Token};
 use super::uri::TokenUri;
 use super::which::Which;
 use examiner::Examiner;
@@ -311,8 +311,8 @@ pub(super) struct Doctor {
     name: String,
     profile: HsmProfile,
     which: Option<Which>,
-    pin: Option<Pin>,
-    ledgers: PathBuf,
+    // None where nobody is to log in.
+    logins: Option<Logins>,
     avoid: Vec<PairKind>,
     module: Option<Module>,
     examiner: Option<Examiner>,
@@ -324,16 +324,14 @@ impl Doctor {
         module: Module,
         profile: HsmProfile,
         which: Option<Which>,
-        pin: Option<Pin>,
-        ledgers: PathBuf,
+        logins: Option<Logins>,
         avoid: Vec<PairKind>,
     ) -> Self {
         Self {
             name,
             profile,
             which,
-            pin,
-            ledgers,
+            logins,
             avoid,
             module: Some(module),
             examiner: None,
@@ -352,8 +350,8 @@ impl Doctor {
 
     /// The token, logged in to, for whoever measures on it.
     pub(super) fn logged_in(&mut self) -> Result<Token, Fault> {
-        let pin = self.pin.clone();
-        let (Some(module), Some(pin)) = (&self.module, pin) else {
+        let logins = self.logins.clone();
+        let (Some(module), Some(logins)) = (&self.module, logins) else {
             return Err(self.not_logged_in());
         };
         let (_, info) = surface::choose(&self.name, module, self.which.as_ref())?;
@@ -369,8 +367,7 @@ impl Doctor {
             module,
             self.profile.clone(),
             which,
-            pin,
-            self.ledgers.clone(),
+            logins,
         )
     }
 

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
 use super::faults::Fault;
-use super::pin::Pin;
+use super::pin::{Pin, PinSource};
 use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
 use super::rates::{Measured, Run};
@@ -91,8 +91,8 @@ pub enum Task {
         /// The serials that it may have, in order of preference; none where the
         /// URI alone says which it is.
         serials: Vec<String>,
-        /// Its user PIN.
-        pin: Pin,
+        /// Where its user PIN comes from.
+        pin: PinSource,
         /// The directory of the files that guard the PIN counters.
         ledgers: PathBuf,
     },

@@ -295,6 +295,12 @@ impl TokenInfo {
         }
     }
 
+    /// Whether it asks for the PIN on a pad of its own (`CKF_PROTECTED_AUTHENTICATION_PATH`).
+    #[must_use]
+    pub const fn protected_authentication_path(&self) -> bool {
+        self.flags & ck::CKF_PROTECTED_AUTHENTICATION_PATH != 0
+    }
+
     /// Whether a wrong PIN was given since the last login (`CKF_USER_PIN_COUNT_LOW`).
     #[must_use]
     pub const fn user_pin_count_low(&self) -> bool {
@@ -357,13 +363,12 @@ pub struct PairHandles {
     pub private: CK_OBJECT_HANDLE,
 }
 
-/// Who logs in.
+/// Who logs in to be served. The security officer is not among them
+/// ([`Officer`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
     /// `CKU_USER`
     User,
-    /// `CKU_SO`, only for initialising a token
-    SecurityOfficer,
     /// A vendor's own, from 0x80000000 on
     Vendor(u32),
 }
@@ -376,6 +381,19 @@ struct InitializeArgs {
     standard: ck::CK_C_INITIALIZE_ARGS,
     _beyond: *mut c_void,
 }
+
+/// Leave to log in as security officer (`CKU_SO`), once. Only
+/// [`Module::init_token`] gives it: a process that serves a token, and so
+/// never initialises one, cannot have it.
+///
+/// ```compile_fail
+/// use ekm::bridge::pkcs11::{Module, Officer};
+/// # fn serving(module: &Module, pin: &secrecy::SecretString) {
+/// module.login_as_officer(1, pin, Officer(()));
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Officer(());
 
 /// A loaded module. Its function list is valid for as long as it lives.
 #[derive(Debug)]
@@ -648,17 +666,23 @@ impl Module {
         Ok(list)
     }
 
-    /// `C_InitToken`: erases the token in the slot and names it.
+    /// `C_InitToken`: erases the token in the slot and names it. Whoever has
+    /// done that may log in to it as its security officer.
     ///
     /// # Errors
     /// The module's code.
-    pub fn init_token(&self, slot: CK_SLOT_ID, so_pin: &SecretString, label: &str) -> Call<()> {
+    pub fn init_token(
+        &self,
+        slot: CK_SLOT_ID,
+        so_pin: &SecretString,
+        label: &str,
+    ) -> Call<Officer> {
         let mut name = [b' '; 32];
         for (to, from) in name.iter_mut().zip(label.bytes()) {
             *to = from;
         }
         let (pin, pin_len) = pin_parts(so_pin);
-        call!(self, C_InitToken(slot, pin, pin_len, name.as_mut_ptr()))
+        call!(self, C_InitToken(slot, pin, pin_len, name.as_mut_ptr())).map(|()| Officer(()))
     }
 
     /// `C_InitPIN`, in a session of the SO.
@@ -707,18 +731,38 @@ impl Module {
         Ok(info.state)
     }
 
-    /// `C_Login`. The caller guards the PIN counter.
+    /// `C_Login` as `CKU_USER`; without a PIN the token asks for it on its own
+    /// pad. The caller guards the PIN counter.
     ///
     /// # Errors
     /// The module's code.
-    pub fn login(&self, session: CK_SESSION_HANDLE, user: User, pin: &SecretString) -> Call<()> {
+    pub fn login(
+        &self,
+        session: CK_SESSION_HANDLE,
+        user: User,
+        pin: Option<&SecretString>,
+    ) -> Call<()> {
         let user = match user {
             User::User => ck::CKU_USER,
-            User::SecurityOfficer => ck::CKU_SO,
-            User::Vendor(number) => ck::CK_USER_TYPE::from(number),
+            // With the vendor's bit it is no type of the standard, whatever the profile says.
+            User::Vendor(number) => ck::CK_USER_TYPE::from(number | 0x8000_0000),
         };
-        let (pin, pin_len) = pin_parts(pin);
+        let (pin, pin_len) = pin.map_or((ptr::null_mut(), 0), pin_parts);
         call!(self, C_Login(session, user, pin, pin_len))
+    }
+
+    /// `C_Login` as `CKU_SO`, on the token that was initialised just now.
+    ///
+    /// # Errors
+    /// The module's code.
+    pub fn login_as_officer(
+        &self,
+        session: CK_SESSION_HANDLE,
+        pin: &SecretString,
+        Officer(()): Officer,
+    ) -> Call<()> {
+        let (pin, pin_len) = pin_parts(pin);
+        call!(self, C_Login(session, ck::CKU_SO, pin, pin_len))
     }
 
     /// `C_Logout`.

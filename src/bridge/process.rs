@@ -2,23 +2,25 @@
 //!
 //! Its standard input is one end of a socket pair. The first message says
 //! what it is for; when the socket closes it ends at once, whatever the
-//! module is doing, so no bridge outlives its server.
+//! module is doing, so no bridge outlives its server. Only a login that is
+//! under way may end first, for two seconds.
 
 use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::attend;
 use super::doctor::Doctor;
 use super::faults::{Fault, FaultClass};
 use super::message::{self, Hello, Reply, Request, Response, Task};
+use super::pin::Pin;
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
-use super::token::{self, Token};
+use super::token::{self, Logins, Token};
 use super::which::Which;
 use super::worker::Worker;
 
@@ -28,6 +30,10 @@ const REPORT: Duration = Duration::from_secs(5);
 /// How often a worker without a session asks for one, where the token has no more to give.
 const CROWDED: Duration = Duration::from_millis(250);
 
+/// How long a login that is under way is waited for when the server has gone:
+/// network HSMs take a second, and the ledger is synced to a disk that may be busy.
+const LOGIN: Duration = Duration::from_secs(2);
+
 /// Runs the bridge until its socket closes.
 ///
 /// # Errors
@@ -35,6 +41,9 @@ const CROWDED: Duration = Duration::from_millis(250);
 pub fn run() -> io::Result<()> {
     // Neither a core dump nor another process of this user may see a key.
     harden_server()?;
+    // Ctrl-C at a terminal is for the command that started it, which may wait for an answer.
+    // Where it cannot be had, its login is only less well guarded.
+    let _ = rustix::process::setpgid(None, None);
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let hello: Hello = message::read(&mut socket)?;
     let Hello {
@@ -42,7 +51,8 @@ pub fn run() -> io::Result<()> {
         profile,
         task,
     } = hello;
-    watch(socket.try_clone()?)?;
+    let under_way = Arc::new(Mutex::new(()));
+    watch(socket.try_clone()?, Arc::clone(&under_way))?;
     let loaded = load(&name, &profile);
     match task {
         Task::List => answer(
@@ -69,8 +79,13 @@ pub fn run() -> io::Result<()> {
             avoid,
         } => {
             let which = token.map(|uri| Which { uri, serials });
+            let logins = pin.map(|pin| Logins {
+                pin,
+                ledgers,
+                under_way,
+            });
             let loaded =
-                loaded.map(|module| Doctor::new(name, module, profile, which, pin, ledgers, avoid));
+                loaded.map(|module| Doctor::new(name, module, profile, which, logins, avoid));
             attend::run(&mut socket, loaded)?;
             end()
         }
@@ -85,8 +100,13 @@ pub fn run() -> io::Result<()> {
                 uri: token,
                 serials,
             };
+            let logins = Logins {
+                pin: Pin::Source(pin),
+                ledgers,
+                under_way,
+            };
             let opened =
-                loaded.and_then(|module| Token::open(name, module, profile, which, pin, ledgers));
+                loaded.and_then(|module| Token::open(name, module, profile, which, logins));
             match opened {
                 Ok(token) => {
                     let token = Arc::new(token);
@@ -100,8 +120,10 @@ pub fn run() -> io::Result<()> {
     }
 }
 
-/// Ends the process when the server has gone, whatever the other threads wait for.
-fn watch(socket: UnixStream) -> io::Result<()> {
+/// Ends the process when the server has gone, whatever the other threads wait
+/// for; but a login that is under way may end first, since a PIN whose answer
+/// nobody saw is held back.
+fn watch(socket: UnixStream, logins: Arc<Mutex<()>>) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     std::thread::Builder::new()
         .name("server watch".to_owned())
@@ -114,6 +136,16 @@ fn watch(socket: UnixStream) -> io::Result<()> {
                     .iter()
                     .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR));
                 if woken.is_ok() && gone {
+                    let until = Instant::now() + LOGIN;
+                    // Once it is held here, no other login begins.
+                    let _quiet = loop {
+                        match logins.try_lock() {
+                            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                                std::thread::sleep(Duration::from_millis(2));
+                            }
+                            other => break other,
+                        }
+                    };
                     end();
                 }
             }

@@ -97,17 +97,38 @@ pub struct ModuleProfile {
     pub folders: Vec<String>,
 }
 
+/// Whether a token shows that a wrong PIN was given (PKCS#11 v2.40, 3.2: the
+/// PIN flags "may always be set to false if the token does not support the
+/// functionality or will not reveal the information").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CountLow {
+    /// The first wrong user PIN sets `CKF_USER_PIN_COUNT_LOW`, and the next right one clears it.
+    Reported,
+    /// Nobody has looked, or it does not.
+    #[default]
+    Unknown,
+}
+
 /// Who logs in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoginProfile {
     /// `userType` of `C_Login`: 1 is `CKU_USER`, from 0x80000000 on they are a vendor's own.
+    #[serde(default = "LoginProfile::cku_user")]
     pub user_type: u32,
+    /// Whether the token shows that a wrong PIN was given.
+    #[serde(default)]
+    pub pin_count_low: CountLow,
 }
 
 impl LoginProfile {
     const CKU_USER: u32 = 1;
     const CKU_VENDOR_DEFINED: u32 = 0x8000_0000;
+
+    const fn cku_user() -> u32 {
+        Self::CKU_USER
+    }
 
     /// As `C_Login` takes it.
     #[must_use]
@@ -124,6 +145,7 @@ impl Default for LoginProfile {
     fn default() -> Self {
         Self {
             user_type: Self::CKU_USER,
+            pin_count_low: CountLow::default(),
         }
     }
 }
@@ -513,7 +535,7 @@ mod tests {
                 "denied_uses = \"omit\"",
                 "denied_uses",
             ),
-            ("[eedk]", "[login]\nuser_type = 0\n[eedk]", "CKU_SO"),
+            ("[login]", "[login]\nuser_type = 0", "CKU_SO"),
             ("[eedk]", "[eedk]\nsource = 1", "unknown field"),
         ] {
             assert!(good.contains(field), "{field}");
@@ -527,8 +549,8 @@ mod tests {
     #[test]
     fn a_vendors_user_type_is_taken() {
         let text = include_str!("../../hsm-profiles/softhsm2.toml").replacen(
-            "[eedk]",
-            "[login]\nuser_type = 0x80000001\n[eedk]",
+            "[login]",
+            "[login]\nuser_type = 0x80000001",
             1,
         );
         let profile = HsmProfile::parse("changed", &text).unwrap();

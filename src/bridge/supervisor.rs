@@ -16,6 +16,7 @@ mod lane;
 mod link;
 mod program;
 mod state;
+mod unlock;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -60,7 +61,7 @@ pub async fn once(program: &Program, hello: &Hello) -> Result<Reply, Fault> {
         reason,
     };
     let (_child, mut socket) = program
-        .spawn(hello)
+        .spawn(hello, None)
         .map_err(|error| down(format!("cannot start the bridge: {error}")))?;
     let exchange = async {
         socket.write_all(&message::encode(hello)?).await?;

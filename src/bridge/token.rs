@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cryptoki_sys as ck;
-use sha2::{Digest, Sha256};
 
 use super::catalog::{self, Catalog};
 use super::faults::{Fault, FaultClass};
 use super::host;
 use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
-use super::pin::{LoginGuard, Pin};
+use super::pin::ledger::{self, Ledger};
+use super::pin::{Pin, PinError, Sourced};
 use super::pkcs11::{
-    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, CallError, Mechanism, Module, TokenInfo, User,
+    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, CallError, Mechanism, Module, TokenInfo,
 };
-use super::profile::{Generate, HsmProfile, Send as SendAttr};
+use super::profile::{CountLow, Generate, HsmProfile, Send as SendAttr};
 use super::uri::TokenUri;
 use super::which::Which;
 use crate::key::{KekHash, KeyLabel, OaepHash, WrapAlgorithm};
@@ -52,6 +52,17 @@ pub(super) struct Canary {
     pub(super) wrapped: Vec<u8>,
 }
 
+/// How a token is logged in to.
+#[derive(Clone, Debug)]
+pub(super) struct Logins {
+    /// Its user PIN.
+    pub(super) pin: Pin,
+    /// The directory of the files that guard the PIN counters.
+    pub(super) ledgers: PathBuf,
+    /// Held over a login: the bridge does not end itself in the middle of one.
+    pub(super) under_way: Arc<Mutex<()>>,
+}
+
 /// An open token.
 #[derive(Debug)]
 pub(super) struct Token {
@@ -64,8 +75,7 @@ pub(super) struct Token {
     slot: AtomicU64,
     // Workers that have a session.
     sessions: AtomicUsize,
-    pin: Pin,
-    ledgers: PathBuf,
+    logins: Logins,
     // None while a worker has it for want of another.
     anchor: Mutex<Option<CK_SESSION_HANDLE>>,
     epoch: RwLock<Arc<Epoch>>,
@@ -79,10 +89,9 @@ impl Token {
         module: Module,
         profile: HsmProfile,
         which: Which,
-        pin: Pin,
-        ledgers: PathBuf,
+        logins: Logins,
     ) -> Result<Self, Fault> {
-        let token = Self::logged_in(name, module, profile, which, pin, ledgers)?;
+        let token = Self::logged_in(name, module, profile, which, logins)?;
         let anchor = *token.anchor();
         if let Some(anchor) = anchor {
             token.look_again(anchor, false)?;
@@ -96,8 +105,7 @@ impl Token {
         module: Module,
         profile: HsmProfile,
         which: Which,
-        pin: Pin,
-        ledgers: PathBuf,
+        logins: Logins,
     ) -> Result<Self, Fault> {
         let call = |error, what: &str| Fault::call(&name, error, what);
         let (slot, info) = which.find(&name, &module)?;
@@ -118,8 +126,7 @@ impl Token {
             which,
             slot: AtomicU64::new(slot),
             sessions: AtomicUsize::new(0),
-            pin,
-            ledgers,
+            logins,
             anchor: Mutex::new(Some(anchor)),
             probe: OnceLock::new(),
         };
@@ -224,48 +231,99 @@ impl Token {
         self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Logs in as the user, if nobody has, under the guard of the PIN counter.
     fn log_in(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
-        let operator = |error: super::pin::PinError| match error {
-            // No PIN was sent; the disk may have room again later.
-            super::pin::PinError::Ledger { .. } => Fault::Down {
-                token: self.name.clone(),
-                reason: error.to_string(),
-            },
-            other => Fault::Operator {
-                token: self.name.clone(),
-                reason: other.to_string(),
-            },
-        };
         if self.module.session_state(session) == Ok(ck::CKS_RW_USER_FUNCTIONS) {
             return Ok(());
         }
-        // The flags must be today's, not those of when the bridge started.
+        let leader = Ledger::of(&self.logins.ledgers, &self.which.counted(&self.info))
+            .lead(ledger::PATIENCE)
+            .map_err(|error| self.no_login(&error))?;
+        // The flags must be today's, after what another leader has just done.
         let info = self
             .module
             .token_info(self.slot())
             .map_err(|error| Fault::call(&self.name, error, "asking for the PIN flags"))?;
+        if !self.which.is(&info) {
+            return Err(Fault::Down {
+                token: self.name.clone(),
+                reason: "its slot shows another token now".to_owned(),
+            });
+        }
         if info.user_pin_count_low() {
             tracing::warn!(
                 token = self.name,
                 "CKF_USER_PIN_COUNT_LOW: a wrong PIN was given since the last login"
             );
         }
-        let (pin, generation) = self.pin.read().map_err(operator)?;
-        let info = self.which.counted(&info);
-        let guard = LoginGuard::begin(&self.ledgers.join(ledger_name(&info)), &info, generation)
-            .map_err(operator)?;
-        let outcome = match self.module.login(session, self.profile.login.user(), &pin) {
-            Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
-            other => other,
+        let Sourced { pin, generation } = self
+            .logins
+            .pin
+            .read(&self.name)
+            .map_err(|error| self.no_login(&error))?;
+        let pad = pin.is_none();
+        if pad && !info.protected_authentication_path() {
+            return Err(self.no_login(&PinError::Token {
+                what: "the token has no PIN pad (CKF_PROTECTED_AUTHENTICATION_PATH is not set); name another source in pin",
+            }));
+        }
+        // What one node of a cluster shows need not be what another has seen.
+        let count_low = if self.which.serials.is_empty() {
+            self.profile.login.pin_count_low
+        } else {
+            CountLow::Unknown
         };
-        guard.end(outcome).map_err(operator)?;
-        outcome.map_err(|error| match error.class {
-            FaultClass::Operator => Fault::Operator {
+        let under_way = self.logins.under_way.lock();
+        let under_way = under_way.unwrap_or_else(PoisonError::into_inner);
+        let login = leader
+            .begin(&info, generation, count_low)
+            .map_err(|error| self.no_login(&error))?;
+        let outcome = self
+            .module
+            .login(session, self.profile.login.user(), pin.as_ref());
+        login
+            .end(outcome, pad)
+            .map_err(|error| self.no_login(&error))?;
+        drop(under_way);
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
+            Err(error) if error.class == FaultClass::Operator => Err(Fault::Operator {
                 token: self.name.clone(),
-                reason: format!("C_Login answered {}; put the right PIN into its source, it is not sent again before", super::faults::ckr_name(error.rv)),
+                reason: format!(
+                    "C_Login answered {}; it is not tried again by itself; {}",
+                    super::faults::ckr_name(error.rv),
+                    self.logins.pin.remedy(&self.name)
+                ),
+            }),
+            Err(error) => Err(Fault::call(&self.name, error, "logging in")),
+        }
+    }
+
+    /// No PIN was sent. Where that may mend itself it is tried again later.
+    fn no_login(&self, error: &PinError) -> Fault {
+        let token = self.name.clone();
+        let remedy = self.logins.pin.remedy(&self.name);
+        match error {
+            PinError::Ledger { .. } => Fault::Down {
+                reason: format!(
+                    "{error}; if the file is damaged and the PIN is right, run: ekm token unlock {token}"
+                ),
+                token,
             },
-            _ => Fault::call(&self.name, error, "logging in"),
-        })
+            error if error.passes() => Fault::Down {
+                token,
+                reason: error.to_string(),
+            },
+            PinError::Held { .. } => Fault::Operator {
+                token,
+                reason: format!("{error}; {remedy}"),
+            },
+            error => Fault::Operator {
+                token,
+                reason: error.to_string(),
+            },
+        }
     }
 
     fn look_again(&self, session: CK_SESSION_HANDLE, same_login: bool) -> Result<(), Fault> {
@@ -555,17 +613,6 @@ pub(super) const fn is_full(error: CallError) -> bool {
     error.rv == ck::CKR_SESSION_COUNT
 }
 
-/// One ledger per token, whatever the configuration calls it.
-fn ledger_name(info: &TokenInfo) -> String {
-    let identity = TokenUri::of(info).to_string();
-    format!(
-        "{}.json",
-        hex::encode(Sha256::digest(identity))
-            .get(..16)
-            .unwrap_or("token")
-    )
-}
-
 /// Every slot of the module.
 pub(super) fn list(name: &str, module: &Module) -> Result<Vec<SlotOnModule>, Fault> {
     let fail = |error| Fault::call(name, error, "listing the slots");
@@ -648,10 +695,10 @@ pub(super) fn init(
             )));
         }
     };
-    let pin_error = |error: super::pin::PinError| operator(error.to_string());
-    let (so_pin, _) = so_pin.read().map_err(pin_error)?;
-    let (user_pin, _) = user_pin.read().map_err(pin_error)?;
-    module
+    let pin_error = |error: PinError| operator(error.to_string());
+    let so_pin = so_pin.read_secret(name).map_err(pin_error)?;
+    let user_pin = user_pin.read_secret(name).map_err(pin_error)?;
+    let officer = module
         .init_token(slot, &so_pin, label)
         .map_err(|error| call(error, "initialising the token"))?;
     // Some modules move the token to another slot number when it is initialised.
@@ -660,7 +707,7 @@ pub(super) fn init(
         .open_session(slot)
         .map_err(|error| call(error, "opening a session on the new token"))?;
     module
-        .login(session, User::SecurityOfficer, &so_pin)
+        .login_as_officer(session, &so_pin, officer)
         .map_err(|error| call(error, "logging in as security officer"))?;
     module.init_pin(session, &user_pin).map_err(|error| {
         call(

@@ -1,11 +1,13 @@
 //! `ekm serve`
 
+use std::os::unix::process::CommandExt as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, output, runtime};
+use crate::bridge::pin::EnvironmentPins;
 use crate::bridge::supervisor::Program;
 use crate::config::Config;
 use crate::server::{self, Door, Server};
@@ -13,12 +15,47 @@ use crate::server::{self, Door, Server};
 /// Opens the state, starts a bridge per token and listens. It starts also
 /// while no token is ready, and says so on /readyz.
 #[derive(Debug, clap::Args)]
-pub(super) struct Serve {}
+pub(super) struct Serve {
+    /// Standard input has the PINs that were in the environment; the server starts itself so.
+    #[arg(long, hide = true)]
+    pins_on_stdin: bool,
+}
 
 impl Serve {
+    /// The PINs that were in the environment. What a process is started with
+    /// stays readable in `/proc/PID/environ` whatever it does, so this process
+    /// takes its own place once, without the variables.
+    fn pins(&self, config: &Config) -> anyhow::Result<EnvironmentPins> {
+        if self.pins_on_stdin {
+            return EnvironmentPins::from_stdin()
+                .context("--pins-on-stdin is for the server's own use");
+        }
+        let failed = "cannot take the PINs out of the environment";
+        let Some(pins) = EnvironmentPins::to_stdin(config.pin_variables()).context(failed)? else {
+            return Ok(EnvironmentPins::default());
+        };
+        // By its name, so that the process goes on being called ekm.
+        let own = std::env::current_exe()
+            .ok()
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| "/proc/self/exe".into());
+        let mut command = std::process::Command::new(own);
+        for name in config.pin_variables() {
+            command.env_remove(name);
+        }
+        // Where that succeeds it does not return.
+        let error = command
+            .args(std::env::args_os().skip(1))
+            .arg("--pins-on-stdin")
+            .stdin(pins)
+            .exec();
+        Err(error).context(failed)
+    }
+
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
         crate::bridge::process::harden_server().context("cannot forbid core dumps")?;
         let config = Config::load(&context.config)?;
+        let pins = self.pins(&config)?;
         for token in &config.tokens {
             if token.profile == "embedded" {
                 tracing::warn!(
@@ -28,17 +65,18 @@ impl Serve {
             }
         }
         let runtime = runtime()?;
-        let outcome = runtime.block_on(serve(&config));
+        let outcome = runtime.block_on(serve(&config, pins));
         // A bridge that hangs must not keep the server from ending.
         runtime.shutdown_timeout(std::time::Duration::from_secs(2));
         outcome
     }
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
+async fn serve(config: &Config, pins: EnvironmentPins) -> anyhow::Result<()> {
     let door = Door::open(config).await?;
-    let service = Arc::new(server::open(config, &Program::own()?).await?);
-    let server = Server::new(door, config, service)?;
+    let program = Program::own()?.with_pins(pins);
+    let service = Arc::new(server::open(config, &program).await?);
+    let server = Server::new(door, config, service);
     let address = server.address()?;
     tracing::info!(%address, "listening");
     // For whoever started it with port 0; a server goes on when nobody reads it.

@@ -5,17 +5,29 @@ use futures_util::future::join_all;
 
 use super::{Context, runtime};
 use crate::admin::{self, Change, Command, Reply};
+use crate::bridge::pin::{EnvironmentPins, Handed};
 use crate::bridge::supervisor::{Bridge, Program};
 use crate::config::Config;
 use crate::server::{self, OperatorError};
 
 /// Puts a command to the server of the configuration, or does it here.
 pub(super) fn execute(context: &Context, command: Command) -> anyhow::Result<Reply> {
-    let config = Config::load(&context.config)?;
+    execute_with_pin(&Config::load(&context.config)?, command, None)
+}
+
+/// The same, with a PIN for the server to hand on.
+pub(super) fn execute_with_pin(
+    config: &Config,
+    command: Command,
+    pin: Option<&Handed>,
+) -> anyhow::Result<Reply> {
     let runtime = runtime()?;
     let reply = runtime.block_on(async {
-        match server::ask(&config.socket(), &command).await {
-            Err(OperatorError::NoServer(_)) => here(&config, command).await,
+        match server::ask_with_pin(&config.socket(), &command, pin).await {
+            Err(OperatorError::NoServer(_)) if pin.is_some() => {
+                bail!("no server runs, and the PIN is for its bridge; start it first: ekm serve")
+            }
+            Err(OperatorError::NoServer(_)) => here(config, command).await,
             outcome => Ok(outcome?),
         }
     });
@@ -24,14 +36,19 @@ pub(super) fn execute(context: &Context, command: Command) -> anyhow::Result<Rep
 }
 
 async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
-    let program = Program::own().context("cannot find the ekm executable")?;
+    let program = Program::own()
+        .context("cannot find the ekm executable")?
+        .with_pins(EnvironmentPins::of_environment(config.pin_variables())?);
     let needs_tokens = match &command {
         Command::DriveDel { .. } | Command::DriveList | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
         Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
             matches!(change.kek1, Change::Set(_)) || matches!(change.kek2, Change::Set(_))
         }
-        Command::KekGenerate { .. } | Command::KekList | Command::TokenStatus => true,
+        Command::KekGenerate { .. }
+        | Command::KekList
+        | Command::TokenStatus
+        | Command::TokenUnlock { .. } => true,
     };
     let mut config = config.clone();
     if !needs_tokens {
@@ -39,7 +56,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         config.tokens.clear();
     }
     let service = server::open(&config, &program).await?;
-    let tolerant = matches!(command, Command::TokenStatus);
+    let tolerant = matches!(command, Command::TokenStatus | Command::TokenUnlock { .. });
     // All of them, before one's fault ends the others in the middle of a login.
     let settled = join_all(service.tokens().bridges().iter().map(Bridge::settled)).await;
     for outcome in settled {

@@ -206,5 +206,5 @@ fn pin(file: Option<&PathBuf>, what: &str) -> anyhow::Result<Pin> {
     if first.expose_secret() != again.expose_secret() {
         bail!("the two PINs differ; nothing was done");
     }
-    Ok(Pin::Given(first))
+    Ok(Pin::Given(first.into()))
 }

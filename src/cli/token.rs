@@ -1,9 +1,10 @@
 //! `ekm token`
 
 mod explain;
+mod unlock;
 
 use super::{Context, output, site};
-use crate::admin::{Command, Reply};
+use crate::admin::{Command, Reply, TokenStatus};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Token {
@@ -11,48 +12,63 @@ pub(super) enum Token {
     Status,
     /// What a `CKR_` code means, what ekm does about it, and what you may do.
     Explain(explain::Explain),
+    /// Has a token whose PIN is held back tried again, once you have mended the PIN.
+    ///
+    /// A PIN that the token refused, or whose answer nobody saw, is not sent
+    /// again by itself. A changed PIN file is noticed without this; other
+    /// sources are not. Where the configuration says `pin = "operator"`, this
+    /// asks for the PIN and hands it to the token's bridge; it is needed again
+    /// each time a bridge is started.
+    Unlock(unlock::Unlock),
 }
 
 impl Token {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
-        if let Self::Explain(explain) = self {
-            return explain.run(context);
+        match self {
+            Self::Status => all(context),
+            Self::Explain(explain) => explain.run(context),
+            Self::Unlock(unlock) => unlock.run(context),
         }
-        let tokens = match site::execute(context, Command::TokenStatus)? {
-            Reply::Tokens(tokens) => tokens,
-            other => return site::out_of_turn(&other),
-        };
-        if context.json {
-            return output::json(&tokens);
-        }
-        for token in tokens {
-            let forms: Vec<String> = token.forms.iter().map(ToString::to_string).collect();
-            let mut fields = vec![("token", token.name), ("  state", token.state)];
-            fields.extend(token.since.map(|since| ("  since", since)));
-            fields.extend(token.why.map(|why| ("  why", why)));
-            fields.extend(token.next.map(|next| ("  next try", next)));
-            let processes: Vec<String> = token.bridges.iter().map(u32::to_string).collect();
-            if !processes.is_empty() {
-                fields.push(("  bridges", format!("process {}", processes.join(", "))));
-            }
-            fields.extend(
-                token
-                    .sessions
-                    .map(|(open, wanted)| ("  sessions", format!("{open} of {wanted}"))),
-            );
-            fields.extend(
-                token
-                    .heard
-                    .map(|age| ("  last proof", format!("{age:.1} s ago"))),
-            );
-            fields.extend(token.pin.map(|pin| ("  user PIN", pin)));
-            fields.extend(token.uri.map(|uri| ("  uri", uri)));
-            fields.push(("  KEKs", token.keks.to_string()));
-            if !forms.is_empty() {
-                fields.push(("  SEDK forms", forms.join(", ")));
-            }
-            output::fields(&fields)?;
-        }
-        Ok(())
     }
+}
+
+fn all(context: &Context) -> anyhow::Result<()> {
+    let tokens = match site::execute(context, Command::TokenStatus)? {
+        Reply::Tokens(tokens) => tokens,
+        other => return site::out_of_turn(&other),
+    };
+    if context.json {
+        return output::json(&tokens);
+    }
+    tokens.into_iter().try_for_each(show)
+}
+
+fn show(token: TokenStatus) -> anyhow::Result<()> {
+    let forms: Vec<String> = token.forms.iter().map(ToString::to_string).collect();
+    let mut fields = vec![("token", token.name), ("  state", token.state)];
+    fields.extend(token.since.map(|since| ("  since", since)));
+    fields.extend(token.why.map(|why| ("  why", why)));
+    fields.extend(token.next.map(|next| ("  next try", next)));
+    let processes: Vec<String> = token.bridges.iter().map(u32::to_string).collect();
+    if !processes.is_empty() {
+        fields.push(("  bridges", format!("process {}", processes.join(", "))));
+    }
+    fields.extend(
+        token
+            .sessions
+            .map(|(open, wanted)| ("  sessions", format!("{open} of {wanted}"))),
+    );
+    fields.extend(
+        token
+            .heard
+            .map(|age| ("  last proof", format!("{age:.1} s ago"))),
+    );
+    fields.extend(token.pin.map(|pin| ("  user PIN", pin)));
+    fields.extend(token.pin_source.map(|source| ("  PIN from", source)));
+    fields.extend(token.uri.map(|uri| ("  uri", uri)));
+    fields.push(("  KEKs", token.keks.to_string()));
+    if !forms.is_empty() {
+        fields.push(("  SEDK forms", forms.join(", ")));
+    }
+    output::fields(&fields)
 }

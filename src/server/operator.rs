@@ -1,7 +1,9 @@
 //! The door for operators on this host: a Unix socket in the state directory.
 //!
 //! One command per connection, as JSON over HTTP. The directory is open to
-//! its owner only, and the peer's user is checked besides.
+//! its owner only, and the peer's user is checked besides. A PIN is in no
+//! command: it comes before it as a descriptor ([`Handed`]), on an empty line,
+//! and goes on to the bridge unread.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +22,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
-use super::ServerError;
+use super::{ServerError, passing};
 use crate::admin::{self, Command, Reply};
+use crate::bridge::pin::Handed;
 use crate::problem::Problem;
 use crate::service::Service;
 
@@ -41,12 +44,16 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
         place: path.display().to_string(),
         source,
     };
-    if std::os::unix::net::UnixStream::connect(path).is_err() {
-        match std::fs::remove_file(path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fail(error)),
-        }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(fail(std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            "another ekm process works on this site: a server listens there",
+        )));
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
@@ -96,14 +103,20 @@ async fn serve(router: Router, stream: UnixStream) {
         return;
     }
     let operator = Operator(format!("operator:uid {user}"));
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(operator.clone());
-        router.clone().oneshot(request)
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, connection).await {
+    let conversation = async {
+        let pin = passing::receive(&stream).await?;
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(operator.clone());
+            request.extensions_mut().insert(pin.clone());
+            router.clone().oneshot(request)
+        });
+        hyper::server::conn::http1::Builder::new()
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .map_err(std::io::Error::other)
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, conversation).await {
         tracing::debug!(%error, "an operator's connection ended");
     }
 }
@@ -111,11 +124,12 @@ async fn serve(router: Router, stream: UnixStream) {
 async fn run(
     axum::extract::State(service): axum::extract::State<Arc<Service>>,
     Extension(Operator(operator)): Extension<Operator>,
+    Extension(pin): Extension<Option<Handed>>,
     Json(command): Json<Command>,
 ) -> axum::response::Response {
     let work = {
         let service = Arc::clone(&service);
-        async move { admin::execute(&service, &operator, command).await }
+        async move { admin::execute_with_pin(&service, &operator, command, pin).await }
     };
     match service.to_the_end(work).await {
         Ok(reply) => Json(reply).into_response(),
@@ -147,6 +161,18 @@ pub enum OperatorError {
 /// # Errors
 /// [`OperatorError::NoServer`] where none runs.
 pub async fn ask(path: &Path, command: &Command) -> Result<Reply, OperatorError> {
+    ask_with_pin(path, command, None).await
+}
+
+/// The same with a PIN, which the server hands on to a bridge.
+///
+/// # Errors
+/// [`OperatorError::NoServer`] where none runs.
+pub async fn ask_with_pin(
+    path: &Path,
+    command: &Command,
+    pin: Option<&Handed>,
+) -> Result<Reply, OperatorError> {
     let talk = |reason: String| OperatorError::Talk {
         path: path.to_owned(),
         reason,
@@ -159,6 +185,11 @@ pub async fn ask(path: &Path, command: &Command) -> Result<Reply, OperatorError>
             }
             _ => talk(error.to_string()),
         })?;
+    if let Some(pin) = pin {
+        passing::send(&stream, pin)
+            .await
+            .map_err(|error| talk(error.to_string()))?;
+    }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| talk(error.to_string()))?;

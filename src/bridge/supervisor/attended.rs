@@ -26,7 +26,7 @@ impl Attended {
     /// # Errors
     /// What the bridge says, or that it could not be run.
     pub async fn start(program: &Program, hello: &Hello) -> Result<Self, Fault> {
-        let (child, socket) = program.spawn(hello).map_err(|error| Fault::Down {
+        let (child, socket) = program.spawn(hello, None).map_err(|error| Fault::Down {
             token: hello.name.clone(),
             reason: format!("cannot start the bridge: {error}"),
         })?;

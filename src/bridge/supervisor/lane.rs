@@ -15,7 +15,7 @@ use super::link::{Link, Over, Share, Unanswered, locks, receive};
 use super::state::{Board, LaneState};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
-use crate::bridge::pin::{Pin, mended};
+use crate::bridge::pin::{Handed, mended};
 use crate::bridge::stats::Stats;
 
 /// Time past a request's deadline after which the module counts as hung.
@@ -44,7 +44,7 @@ const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(10);
 
 /// Time for a bridge to open its token, besides the profile's deadline: loading, probe.
-const OPENING: Duration = Duration::from_secs(10);
+pub(super) const OPENING: Duration = Duration::from_secs(10);
 
 /// What the bridges of one token share.
 #[derive(Debug)]
@@ -57,6 +57,10 @@ pub(super) struct Shared {
     past: Mutex<Stats>,
     /// Ends a pause or a lock early.
     pub(super) nudged: Notify,
+    /// The PIN that an operator has given, for the next start of each lane.
+    pub(super) given: Mutex<Vec<Option<Handed>>>,
+    /// Starts that have come to something, good or bad.
+    pub(super) tried: watch::Sender<u64>,
     /// Bridges started so far, over all lanes.
     pub(super) starts: std::sync::atomic::AtomicU64,
     // One bridge starts at a time: where a token is not there, one asks for all,
@@ -74,6 +78,8 @@ impl Shared {
             links: RwLock::new(vec![None; lanes]),
             past: Mutex::default(),
             nudged: Notify::new(),
+            given: Mutex::new(vec![None; lanes]),
+            tried: watch::Sender::new(0),
             starts: std::sync::atomic::AtomicU64::new(0),
             turn: tokio::sync::Mutex::new(FIRST),
         }
@@ -97,6 +103,12 @@ impl Shared {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What an operator has given for the next start of this lane; it is gone then.
+    fn take_given(&self, lane: usize) -> Option<Handed> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.get_mut(lane).and_then(Option::take)
+    }
+
     fn down(&self, reason: String) -> Fault {
         Fault::Down {
             token: self.hello.name.clone(),
@@ -106,13 +118,7 @@ impl Shared {
 
     fn stamp(&self) -> Vec<String> {
         match &self.hello.task {
-            message::Task::Serve { pin, ledgers, .. } => {
-                let source = match pin {
-                    Pin::Source(source) => Some(source),
-                    Pin::Given(_) => None,
-                };
-                mended(source, ledgers)
-            }
+            message::Task::Serve { pin, ledgers, .. } => mended(pin, ledgers),
             message::Task::List | message::Task::Init { .. } | message::Task::Attend { .. } => {
                 Vec::new()
             }
@@ -174,6 +180,8 @@ impl Lane {
         let token = shared.hello.name.as_str();
         loop {
             let mut turn = shared.turn.lock().await;
+            // Before the PIN is read: a change from now on is one that the bridge may not have seen.
+            let stamp = shared.stamp();
             let (failed, mut turn) = match self.open(shared).await {
                 Err(failed) => (*failed, turn),
                 Ok((child, socket, ready)) => {
@@ -197,8 +205,8 @@ impl Lane {
                 }
             };
             if locks(&failed.why) {
-                let stamp = shared.stamp();
                 self.report(shared, failed, FIRST);
+                shared.tried.send_modify(|tried| *tried += 1);
                 drop(turn);
                 self.until_mended(shared, &stamp).await;
                 continue;
@@ -206,6 +214,7 @@ impl Lane {
             let pause = (*turn).min(failed.most);
             *turn = (*turn * 2).min(LONG);
             self.report(shared, failed, pause);
+            shared.tried.send_modify(|tried| *tried += 1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = shared.nudged.notified() => {}
@@ -264,7 +273,9 @@ impl Lane {
         shared
             .starts
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (child, mut socket) = match shared.program.spawn(&shared.hello) {
+        let given = shared.take_given(self.index);
+        let started = shared.program.spawn(&shared.hello, given.as_ref());
+        let (mut child, mut socket) = match started {
             Ok(started) => started,
             Err(error) => {
                 return Err(fail(
@@ -296,13 +307,17 @@ impl Lane {
                 )),
                 LONG,
             )),
-            Err(_) => Err(fail(
-                shared.down(format!(
-                    "the module did not open the token within {} s",
-                    limit.as_secs()
-                )),
-                LONG,
-            )),
+            Err(_) => {
+                // It does not return from a call, and would not notice that nobody waits.
+                let _ = child.start_kill();
+                Err(fail(
+                    shared.down(format!(
+                        "the module did not open the token within {} s; its bridge was killed",
+                        limit.as_secs()
+                    )),
+                    LONG,
+                ))
+            }
         }
     }
 
@@ -314,6 +329,7 @@ impl Lane {
         socket: UnixStream,
         ready: Ready,
     ) -> Ended {
+        let child = Serving(child);
         let profile = &shared.hello.profile.session;
         tracing::info!(
             token = shared.hello.name,
@@ -337,10 +353,11 @@ impl Lane {
             LaneState::Up {
                 ready: Arc::new(ready),
                 // It has not been waited for, so it has one.
-                pid: child.id().unwrap_or_default(),
+                pid: child.0.id().unwrap_or_default(),
                 silent: false,
             },
         );
+        shared.tried.send_modify(|tried| *tried += 1);
         let deadline = Duration::from_secs(profile.deadline_seconds);
         let over = tokio::select! {
             over = link.over() => over,
@@ -377,6 +394,17 @@ impl Lane {
                 return;
             }
         }
+    }
+}
+
+/// A bridge that serves; killed when it is dropped. One that is still opening
+/// its token is left to end by itself, with its socket: it may be logging in.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.start_kill();
     }
 }
 

@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::subject::Subject;
 use crate::bridge::rates::{self, Plan, Work};
-use crate::bridge::supervisor::Program;
 use crate::cli::{Context, output, runtime};
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +58,7 @@ impl Bench {
             bar.set_style(style);
         }
         let measured = runtime()?.block_on(rates::bench(
-            &Program::own()?,
+            &found.program()?,
             &found.appointment,
             plan,
             &|step| {

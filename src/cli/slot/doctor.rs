@@ -12,7 +12,6 @@ use super::subject::Subject;
 use crate::bridge::doctor::findings::{Examination, Outcome};
 use crate::bridge::doctor::{self, fitting};
 use crate::bridge::profile::HsmProfile;
-use crate::bridge::supervisor::Program;
 use crate::cli::{self, Context, output, runtime};
 use report::Report;
 
@@ -47,7 +46,7 @@ impl Doctor {
             bar.set_style(style);
         }
         let examined = runtime()?.block_on(doctor::examine(
-            &Program::own()?,
+            &found.program()?,
             &found.appointment,
             &|exam, parts| {
                 bar.set_length(u64::try_from(parts).unwrap_or_default());

@@ -11,8 +11,9 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Which;
 use crate::admin::Command;
 use crate::bridge::doctor::Appointment;
-use crate::bridge::pin::{Pin, PinSource};
+use crate::bridge::pin::{EnvironmentPins, Pin, PinSource};
 use crate::bridge::profile::HsmProfile;
+use crate::bridge::supervisor::Program;
 use crate::bridge::uri::TokenUri;
 use crate::cli::Context;
 use crate::config::{Config, TokenConfig};
@@ -55,6 +56,17 @@ pub(super) struct Found {
     _alone: File,
 }
 
+impl Found {
+    /// The program whose bridges do it; they are handed the PIN where it is in a variable.
+    pub(super) fn program(&self) -> anyhow::Result<Program> {
+        let variable = match &self.appointment.pin {
+            Some(Pin::Source(PinSource::Env(name))) => Some(name.as_str()),
+            Some(Pin::Source(_) | Pin::Given(_)) | None => None,
+        };
+        Ok(Program::own()?.with_pins(EnvironmentPins::of_environment(variable)?))
+    }
+}
+
 impl Subject {
     /// Looks it up, and sees to it that nobody else is at it.
     pub(super) fn find(&self, context: &Context) -> anyhow::Result<Found> {
@@ -83,8 +95,10 @@ impl Subject {
             token.profile.clone_from(profile);
         }
         let pin = match &self.pin_file {
-            Some(path) => file(path)?,
-            None => Pin::Source(token.pin.clone()),
+            Some(path) => Some(file(path)?),
+            // The server that he gave it to has not kept it.
+            None if token.pin == PinSource::Operator => asked()?,
+            None => Some(Pin::Source(token.pin.clone())),
         };
         let ledgers = ledgers(&config);
         let alone = alone(&ledgers)?;
@@ -94,7 +108,7 @@ impl Subject {
                 profile: token.settled_profile()?,
                 token: Some(token.uri.clone()),
                 serials: token.serials.clone(),
-                pin: Some(pin),
+                pin,
                 ledgers,
                 sessions: 0,
             },
@@ -205,5 +219,5 @@ fn asked() -> anyhow::Result<Option<Pin>> {
     let typed = SecretString::from(rpassword::prompt_password(
         "User PIN (nothing: look without a login): ",
     )?);
-    Ok((!typed.expose_secret().is_empty()).then_some(Pin::Given(typed)))
+    Ok((!typed.expose_secret().is_empty()).then(|| Pin::Given(typed.into())))
 }

@@ -1,0 +1,75 @@
+//! `ekm token unlock`
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use secrecy::SecretString;
+
+use super::{Context, output, site};
+use crate::admin::{Command, Reply};
+use crate::bridge::pin::{Handed, PinSource};
+use crate::config::Config;
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Unlock {
+    /// The token, as the configuration names it.
+    #[arg(value_name = "TOKEN")]
+    name: String,
+
+    /// A file with the PIN, where it comes from an operator; asked for where it is not given.
+    #[arg(long, value_name = "FILE")]
+    pin_file: Option<PathBuf>,
+
+    /// Tries also where the token says that the next wrong PIN locks it.
+    #[arg(long)]
+    last_try: bool,
+}
+
+impl Unlock {
+    pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
+        let config = Config::load(&context.config)?;
+        let pin = self.pin(&config)?;
+        let command = Command::TokenUnlock {
+            token: self.name.clone(),
+            last_try: self.last_try,
+        };
+        let unlocked = match site::execute_with_pin(&config, command, pin.as_ref())? {
+            Reply::Unlocked(unlocked) => unlocked,
+            other => return site::out_of_turn(&other),
+        };
+        if context.json {
+            return output::json(&unlocked);
+        }
+        output::say(&format!("tries that were left  {}", unlocked.tries))?;
+        super::show(unlocked.status)
+    }
+
+    /// The PIN, where it is the operator who gives it.
+    fn pin(&self, config: &Config) -> anyhow::Result<Option<Handed>> {
+        let name = &self.name;
+        let token = config.tokens.iter().find(|token| token.name == *name);
+        match (token.map(|token| &token.pin), &self.pin_file) {
+            (Some(PinSource::Operator), Some(path)) => {
+                let file = PinSource::File(std::path::absolute(path)?);
+                let pin = file.read(name)?.pin;
+                pin.map(|pin| handed(&pin)).transpose()
+            }
+            (Some(PinSource::Operator), None) => {
+                let pin = rpassword::prompt_password(format!("User PIN of token {name}: "))
+                    .map(SecretString::from)
+                    .context("cannot ask for the PIN; give a file with --pin-file")?;
+                handed(&pin).map(Some)
+            }
+            (Some(source), Some(_)) => bail!(
+                "the PIN of token {name} comes from {source}: put the right one there, and unlock without --pin-file"
+            ),
+            // Whether there is such a token is for the server to say, whose configuration counts.
+            (_, None) => Ok(None),
+            (None, Some(_)) => bail!("the configuration has no token {name}"),
+        }
+    }
+}
+
+fn handed(pin: &SecretString) -> anyhow::Result<Handed> {
+    Handed::new(pin).context("cannot put the PIN into a file in memory")
+}
