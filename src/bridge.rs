@@ -15,6 +15,7 @@ mod catalog;
 pub mod doctor;
 pub mod faults;
 mod host;
+mod inbox;
 pub mod message;
 pub mod pin;
 pub mod pkcs11;

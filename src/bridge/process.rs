@@ -5,7 +5,7 @@
 //! module is doing, so no bridge outlives its server. Only a login that is
 //! under way may end first, for two seconds.
 
-use std::io::{self, BufReader};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::attend;
 use super::doctor::Doctor;
 use super::faults::{Fault, FaultClass};
+use super::inbox::Inbox;
 use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pin::Pin;
 use super::pkcs11::Module;
@@ -189,7 +190,7 @@ fn staff(token: &Arc<Token>, workers: usize) -> Vec<Worker> {
 
 fn serve(socket: &UnixStream, token: &Arc<Token>, staff: Vec<Worker>) -> io::Result<()> {
     // Whoever is free reads the next request himself: no thread stands between.
-    let inbox = Arc::new(Mutex::new(BufReader::new(socket.try_clone()?)));
+    let inbox = Arc::new(Inbox::new(socket.try_clone()?)?);
     let outbox = Arc::new(Mutex::new(socket.try_clone()?));
     let busy = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
@@ -252,7 +253,7 @@ fn report(token: &Token, busy: &AtomicUsize, outbox: &Mutex<UnixStream>) {
 fn work(
     mut worker: Worker,
     token: &Token,
-    inbox: &Mutex<BufReader<UnixStream>>,
+    inbox: &Inbox,
     outbox: &Mutex<UnixStream>,
     busy: &AtomicUsize,
 ) {
@@ -261,13 +262,11 @@ fn work(
         while worker.prepare().is_err_and(|fault| crowded(&fault)) && token.sessions() > 0 {
             std::thread::sleep(CROWDED);
         }
-        let next =
-            message::read::<Request>(&mut *inbox.lock().unwrap_or_else(PoisonError::into_inner));
         let Ok(Request {
             id,
             op,
             deadline_ms,
-        }) = next
+        }) = inbox.next()
         else {
             return;
         };
