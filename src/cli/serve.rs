@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Context, output, runtime};
+use super::{Context, output, server_runtime};
 use crate::bridge::pin::EnvironmentPins;
 use crate::bridge::supervisor::Program;
 use crate::config::Config;
@@ -64,7 +64,7 @@ impl Serve {
                 );
             }
         }
-        let runtime = runtime()?;
+        let runtime = server_runtime()?;
         let outcome = runtime.block_on(serve(&config, pins));
         // A bridge that hangs must not keep the server from ending.
         runtime.shutdown_timeout(std::time::Duration::from_secs(2));
