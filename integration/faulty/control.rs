@@ -92,6 +92,8 @@ pub(crate) enum Fault {
     AnswerLost(u64),
     /// So many milliseconds before the token is asked.
     Delay(u64),
+    /// So many milliseconds after the token has done what it was asked, before the caller hears of it.
+    Late(u64),
     /// It does not return while the rule stands.
     Hang,
     /// The process ends by `SIGABRT`.

@@ -48,8 +48,8 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     let this = slot(offset_of!(CK_FUNCTION_LIST, C_GetFunctionList));
     let rv = match under.begin(this) {
         (_, Met::Answer(rv) | Met::AnswerLost(rv)) => rv,
-        (_, Met::Nothing) if list.is_null() => CKR_ARGUMENTS_BAD,
-        (_, Met::Nothing) => {
+        (_, Met::Nothing | Met::Late(_)) if list.is_null() => CKR_ARGUMENTS_BAD,
+        (_, Met::Nothing | Met::Late(_)) => {
             // SAFETY: the caller gave a place to write to. Nobody writes to a function list.
             unsafe { list.write((&raw const LIST).cast_mut()) };
             CKR_OK
@@ -178,6 +178,11 @@ impl<const INDEX: usize> Slot<INDEX> {
             Met::Nothing => ask(),
             Met::Answer(rv) => (None, rv),
             Met::AnswerLost(rv) => (ask().0, rv),
+            Met::Late(time) => {
+                let answered = ask();
+                std::thread::sleep(time);
+                answered
+            }
         };
         under.log(INDEX, session, rv);
         rv

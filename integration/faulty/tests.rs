@@ -111,6 +111,13 @@ async fn faulty_delays_and_hangs() {
     hand.steps(["random"]);
     assert!(begin.elapsed() >= Duration::from_millis(300));
 
+    let keys: u32 = hand.step("keys").parse().unwrap();
+    faulty.strike(Some("C_GenerateKey"), 0, Some(1), Fault::Late(300));
+    let begin = Instant::now();
+    hand.steps(["generate"]);
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert_eq!(hand.step("keys"), (keys + 1).to_string());
+
     faulty.strike(Some("C_GenerateRandom"), 0, None, Fault::Hang);
     hand.begin("random");
     let early = hand.answers.recv_timeout(Duration::from_millis(500));

@@ -31,6 +31,8 @@ pub(crate) enum Met {
     Answer(CK_RV),
     /// The token is asked, and this is answered.
     AnswerLost(CK_RV),
+    /// The token is asked, and what it answered comes later.
+    Late(Duration),
 }
 
 /// The module that does the work.
@@ -126,6 +128,7 @@ impl Under {
                     thread::sleep(Duration::from_millis(time));
                     Met::Nothing
                 }
+                Some(Fault::Late(time)) => Met::Late(Duration::from_millis(time)),
                 Some(Fault::Hang) => {
                     thread::sleep(LOOK);
                     continue;
