@@ -203,14 +203,14 @@ impl Service {
         let place = self
             .place(looking, peer, grant.keks().iter().map(|kek| &kek.kek.hash))
             .await?;
-        let intent = self.audit.submit(intended(event)).await;
-        let issued = exchange::create(
-            &self.tokens,
-            &grant,
-            Fresh::new().map_err(|e| Problem::from(&e))?,
-        )
-        .await
-        .map_err(|error| Problem::from(&error))?;
+        let fresh = Fresh::new().map_err(|error| Problem::from(&error))?;
+        // Here as in the others the token is asked first: it works while the record is written.
+        let (issued, intent) = tokio::join!(
+            biased;
+            exchange::create(&self.tokens, &grant, fresh),
+            self.audit.submit(intended(event))
+        );
+        let issued = issued.map_err(|error| Problem::from(&error))?;
         drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         let eedks = stored(&issued.eedks, grant.keks(), &issued.proved);
@@ -273,10 +273,12 @@ impl Service {
         let place = self
             .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
             .await?;
-        let intent = self.audit.submit(intended(event)).await;
-        let resolved = exchange::resolve(&self.tokens, &grant)
-            .await
-            .map_err(|error| Problem::from(&error))?;
+        let (resolved, intent) = tokio::join!(
+            biased;
+            exchange::resolve(&self.tokens, &grant),
+            self.audit.submit(intended(event))
+        );
+        let resolved = resolved.map_err(|error| Problem::from(&error))?;
         drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         event.token = Some(resolved.place.token);
@@ -343,10 +345,12 @@ impl Service {
         let place = self
             .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
             .await?;
-        let intent = self.audit.submit(intended(event)).await;
-        let resolved = exchange::resolve(&self.tokens, &grant)
-            .await
-            .map_err(|error| Problem::from(&error))?;
+        let (resolved, intent) = tokio::join!(
+            biased;
+            exchange::resolve(&self.tokens, &grant),
+            self.audit.submit(intended(event))
+        );
+        let resolved = resolved.map_err(|error| Problem::from(&error))?;
         drop(place);
         let intent = intent.await.map_err(|error| unrecorded(&error))?;
         event.token = Some(resolved.place.token.clone());
@@ -410,14 +414,13 @@ impl Service {
         let place = self
             .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
             .await?;
-        let intent = self.audit.submit(intended(event)).await;
-        let rekeyed = exchange::rekey(
-            &self.tokens,
-            &grant,
-            Fresh::new().map_err(|e| Problem::from(&e))?,
-        )
-        .await
-        .map_err(|error| Problem::from(&error))?;
+        let made = Fresh::new().map_err(|error| Problem::from(&error))?;
+        let (rekeyed, intent) = tokio::join!(
+            biased;
+            exchange::rekey(&self.tokens, &grant, made),
+            self.audit.submit(intended(event))
+        );
+        let rekeyed = rekeyed.map_err(|error| Problem::from(&error))?;
         drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
         let source = presented

@@ -7,8 +7,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -100,11 +100,15 @@ impl AuditLog {
         Pending(pending)
     }
 
-    /// Queues a record that nobody waits for. It is written soon, and made durable with the next
-    /// one that somebody waits for, or after 50 ms. Where it cannot be, the log says so and
-    /// takes no more.
+    /// Queues a record that nobody waits for. It is written, and made durable, with the next one
+    /// that somebody waits for; else it is written after 5 ms and durable after 50 more. Where it
+    /// cannot be, the log says so and takes no more.
     pub async fn follow(&self, event: Event) {
-        drop(self.0.queue.send(Job { event, reply: None }).await);
+        let Err(event) = self.0.shared.aside.put(event) else {
+            return;
+        };
+        let (event, reply) = (*event, None);
+        drop(self.0.queue.send(Job { event, reply }).await);
     }
 
     /// Makes a record durable.
@@ -184,6 +188,58 @@ struct Shared {
     syncs: AtomicU64,
     took: Latency,
     failed: AtomicBool,
+    aside: Aside,
+}
+
+/// Records that nobody waits for. They wake the writer only where he sleeps for good: each would
+/// cost him, and whoever is at work beside him, more than its own writing.
+#[derive(Debug)]
+struct Aside(Mutex<Gathered>);
+
+#[derive(Debug)]
+struct Gathered {
+    events: Vec<Event>,
+    /// Whether the writer comes for them by himself.
+    collected: bool,
+}
+
+impl Default for Aside {
+    fn default() -> Self {
+        Self(Mutex::new(Gathered {
+            events: Vec::new(),
+            collected: false,
+        }))
+    }
+}
+
+impl Aside {
+    /// Puts a record; gives it back where nobody would come for it, or where there are too many.
+    fn put(&self, event: Event) -> Result<(), Box<Event>> {
+        let mut gathered = self.gathered();
+        if !gathered.collected || gathered.events.len() >= MAX_BATCH {
+            return Err(event.into());
+        }
+        gathered.events.push(event);
+        Ok(())
+    }
+
+    /// All of them. The writer comes for further ones.
+    fn take(&self) -> Vec<Event> {
+        let mut gathered = self.gathered();
+        gathered.collected = true;
+        std::mem::take(&mut gathered.events)
+    }
+
+    /// Whether there are none. From then on the writer does not come by himself.
+    fn close(&self) -> bool {
+        let mut gathered = self.gathered();
+        gathered.collected = !gathered.events.is_empty();
+        !gathered.collected
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Waits for the writer, so that its lock is gone when the last [`AuditLog`] is.
@@ -215,6 +271,8 @@ struct Writer {
     shared: Arc<Shared>,
     /// Records that were written since the last sync.
     unsynced: u64,
+    /// When the first of them was.
+    since: Instant,
     /// Held for its lock.
     _lock: File,
 }
@@ -281,6 +339,7 @@ impl Writer {
             head,
             shared: Arc::default(),
             unsynced: 0,
+            since: Instant::now(),
             _lock: lock,
         };
         if let Some(torn) = recovered {
@@ -316,21 +375,28 @@ impl Writer {
 
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::new();
+        // Whether a whole pause went by and nobody came.
+        let mut quiet = true;
         loop {
             let more = queue.recv_many(&mut jobs, MAX_BATCH);
-            let written = if self.current.is_durable() {
-                match more.await {
-                    0 => return,
-                    _ => self.append(jobs.drain(..)),
-                }
+            let rests = quiet && self.current.is_durable() && self.shared.aside.close();
+            let came = if rests {
+                Ok(more.await)
             } else {
-                match tokio::time::timeout(LINGER, more).await {
-                    Ok(1..) => self.append(jobs.drain(..)),
-                    // Nobody came, or nobody can come any more.
-                    Ok(0) | Err(_) => self.sync().map_err(Arc::new),
-                }
+                tokio::time::timeout(GATHER, more).await
             };
+            let aside = self.shared.aside.take();
+            quiet = jobs.is_empty() && aside.is_empty();
+            let aside = aside.into_iter().map(|event| Job { event, reply: None });
+            let mut written = self.append(aside.chain(jobs.drain(..)));
+            let over = matches!(came, Ok(0));
+            if written.is_ok() && (over || self.lingers()) {
+                written = self.sync().map_err(Arc::new);
+            }
             let Err(error) = written else {
+                if over {
+                    return;
+                }
                 continue;
             };
             self.shared.failed.store(true, Ordering::Relaxed);
@@ -362,6 +428,9 @@ impl Writer {
         }
         if written.is_empty() {
             return Ok(());
+        }
+        if self.unsynced == 0 {
+            self.since = Instant::now();
         }
         self.unsynced += u64::try_from(written.len()).unwrap_or(u64::MAX);
         let done = self
@@ -402,6 +471,11 @@ impl Writer {
             };
         }
         self.current.write(bytes)
+    }
+
+    /// Whether what has been written has waited long enough for a sync to share.
+    fn lingers(&self) -> bool {
+        !self.current.is_durable() && self.since.elapsed() >= LINGER
     }
 
     /// Makes durable what has been written.
@@ -528,7 +602,10 @@ fn lock(dir: &Path) -> Result<File, AuditError> {
     }
 }
 
-/// How long a record that nobody waits for may wait for one whose sync it can share.
+/// How long a record that nobody waits for may wait for one that it can be written with.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How long, once written, it may wait for one whose sync it can share.
 const LINGER: Duration = Duration::from_millis(50);
 
 /// The most records in one write: a bound on the writer's memory.
@@ -621,5 +698,63 @@ mod tests {
                 syncs: 1
             }
         );
+    }
+
+    #[tokio::test]
+    async fn a_record_that_nobody_waits_for_is_written_after_one_that_somebody_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+        log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
+            .await
+            .unwrap();
+        // The writer is awake now, and comes for it without being called.
+        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+            .await;
+        let start = Instant::now();
+        while log.stats().records < 2 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it never was");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // And he is not there for ever: what comes later calls him.
+        tokio::time::sleep(10 * GATHER).await;
+        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+            .await;
+        while log.stats().records < 3 {
+            assert!(start.elapsed() < Duration::from_secs(20), "it never was");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_closed_at_once_loses_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+            log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
+                .await
+                .unwrap();
+            for _ in 0..3 {
+                log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+                    .await;
+            }
+        }
+        let records = crate::audit::read(dir.path()).unwrap();
+        assert_eq!(records.filter(Result::is_ok).count(), 80);
+    }
+
+    #[tokio::test]
+    async fn more_records_than_are_gathered_are_all_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+        log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
+            .await
+            .unwrap();
+        for _ in 0..3 * MAX_BATCH {
+            log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
+                .await;
+        }
+        drop(log);
+        let records = crate::audit::read(dir.path()).unwrap();
+        assert_eq!(records.filter(Result::is_ok).count(), 1 + 3 * MAX_BATCH);
     }
 }
