@@ -510,7 +510,7 @@ fn status(bridge: &Bridge) -> TokenStatus {
         next,
         bridges: state.bridges().to_vec(),
         sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
-        heard: bridge.heard().map(|age| age.as_secs_f64()),
+        heard: bridge.proof_age().map(|age| age.as_secs_f64()),
         pin: ready.map(|ready| ready.token.pin_words().to_owned()),
         pin_source: bridge.pin_source().map(ToString::to_string),
         uri: ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),

@@ -577,14 +577,12 @@ impl Service {
         if self.audit.has_failed() {
             return Err("the audit log has failed; see the server's log and restart it".to_owned());
         }
-        if !self.tokens.any_serves() {
-            let states: Vec<String> = self
-                .tokens
-                .bridges()
-                .iter()
-                .map(|bridge| format!("{} is {}", bridge.name(), bridge.state().word()))
+        if !self.tokens.any_answers() {
+            let bridges = self.tokens.bridges().iter();
+            let states: Vec<String> = bridges
+                .map(|bridge| format!("{} {}", bridge.name(), bridge.state().told()))
                 .collect();
-            return Err(format!("no token is ready: {}", states.join(", ")));
+            return Err(format!("no token is ready: {}", states.join("; ")));
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ mod tests {
         for id in 0..50 {
             let request = Request {
                 id,
-                deadline_ms: 1,
+                until_ms: 1,
                 op: Op::Canary,
             };
             frames.extend_from_slice(&message::encode(&request).unwrap());

@@ -141,13 +141,24 @@ pub enum Errand {
     Measure(Run),
 }
 
+/// Milliseconds on the clock that server and bridge share (`CLOCK_MONOTONIC`).
+#[must_use]
+pub fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(nanoseconds / 1_000_000)
+}
+
 /// One thing to do, with the time it may take.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     /// Repeated in the response.
     pub id: u64,
-    /// Milliseconds until nobody waits for the answer any more.
-    pub deadline_ms: u64,
+    /// When nobody waits for the answer any more, as [`now_ms`] counts.
+    pub until_ms: u64,
     /// What to do.
     pub op: Op,
 }
@@ -261,6 +272,12 @@ impl Op {
             | Self::Look => true,
             Self::Generate { .. } => false,
         }
+    }
+
+    /// Whether its answer comes soon where the token is well. Making an RSA key may take minutes.
+    #[must_use]
+    pub const fn prompt(&self) -> bool {
+        !matches!(self, Self::Generate { .. })
     }
 
     /// The EEDK that it opens, and under which KEK.

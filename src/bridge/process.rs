@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, TryLockResult};
 use std::time::{Duration, Instant};
 
 use super::attend;
@@ -121,6 +121,19 @@ pub fn run() -> io::Result<()> {
     }
 }
 
+/// Waits, for a while, until no login is under way; while this is held none begins.
+fn quiet(logins: &Mutex<()>) -> TryLockResult<MutexGuard<'_, ()>> {
+    let until = Instant::now() + LOGIN;
+    loop {
+        match logins.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Ends the process when the server has gone, whatever the other threads wait
 /// for; but a login that is under way may end first, since a PIN whose answer
 /// nobody saw is held back.
@@ -137,16 +150,7 @@ fn watch(socket: UnixStream, logins: Arc<Mutex<()>>) -> io::Result<()> {
                     .iter()
                     .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR));
                 if woken.is_ok() && gone {
-                    let until = Instant::now() + LOGIN;
-                    // Once it is held here, no other login begins.
-                    let _quiet = loop {
-                        match logins.try_lock() {
-                            Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                                std::thread::sleep(Duration::from_millis(2));
-                            }
-                            other => break other,
-                        }
-                    };
+                    let _quiet = quiet(&logins);
                     end();
                 }
             }
@@ -262,15 +266,12 @@ fn work(
         while worker.prepare().is_err_and(|fault| crowded(&fault)) && token.sessions() > 0 {
             std::thread::sleep(CROWDED);
         }
-        let Ok(Request {
-            id,
-            op,
-            deadline_ms,
-        }) = inbox.next()
-        else {
+        let Ok(Request { id, op, until_ms }) = inbox.next() else {
             return;
         };
-        let until = Instant::now() + Duration::from_millis(deadline_ms);
+        // What it waited for in the socket is part of its time.
+        let left = until_ms.saturating_sub(message::now_ms());
+        let until = Instant::now() + Duration::from_millis(left);
         busy.fetch_add(1, Ordering::Relaxed);
         let result = loop {
             let result = worker.run(&op, until);
@@ -289,6 +290,8 @@ fn work(
                 ..
             })
         );
+        // The process ends with this answer, and another worker may be logging in.
+        let _quiet = restart.then(|| quiet(token.logging_in()));
         let sent = message::write(
             &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
             &Response { id, result },

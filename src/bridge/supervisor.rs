@@ -42,6 +42,9 @@ const ONCE: Duration = Duration::from_secs(60);
 /// Longest time for a new key pair: RSA-4096 on a smart card takes minutes.
 const GENERATE: Duration = Duration::from_secs(600);
 
+/// Time without any answer, while some are waited for, after which a token is not called ready.
+const DUMB: Duration = Duration::from_secs(5);
+
 /// Shortest time after which another token is asked too, where one does not answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -195,18 +198,33 @@ impl Bridge {
         self.links().iter().map(|link| link.under_way()).sum()
     }
 
-    /// Whether requests wait and nothing has been heard of any of its bridges for a while.
+    /// Whether requests wait and nothing has been heard of any of its bridges
+    /// for a while, or no bridge is there at this moment.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        let links = self.links();
-        !links.is_empty() && links.iter().all(|link| link.is_silent())
+        self.links().iter().all(|link| link.is_silent())
     }
 
-    /// Time since a bridge last answered or was asked in vain, the freshest of
-    /// them: the age of the proof that the token works. None while none is up.
+    /// Whether keys can be had of it: it serves, and where requests wait, some
+    /// bridge was heard in the last seconds.
     #[must_use]
-    pub fn heard(&self) -> Option<Duration> {
-        self.links().iter().map(|link| link.silence()).min()
+    pub fn answers(&self) -> bool {
+        let links = self.links();
+        // One that is renewed is back at once, or is not said to serve.
+        self.serves() && (links.is_empty() || links.iter().any(|link| link.silence() < DUMB))
+    }
+
+    /// That it is silent, as a fault.
+    #[must_use]
+    pub fn unheard(&self) -> Fault {
+        self.down("it has not answered for a while although requests wait")
+    }
+
+    /// Time since the token last opened or made an EEDK, the canary included.
+    /// None while no bridge is up.
+    #[must_use]
+    pub fn proof_age(&self) -> Option<Duration> {
+        self.links().iter().map(|link| link.proof_age()).min()
     }
 
     /// How long an answer of this token is waited for before another token is
@@ -214,7 +232,9 @@ impl Bridge {
     #[must_use]
     pub fn patience(&self) -> Duration {
         let latency = self.links().iter().map(|link| link.latency()).max();
-        (latency.unwrap_or_default() * PATIENCE_TIMES).max(PATIENCE)
+        let usual = (latency.unwrap_or_default() * PATIENCE_TIMES).max(PATIENCE);
+        // There must be time left for the other.
+        usual.min(self.deadline / 4)
     }
 
     /// Bridges that were started so far, the first ones included.
@@ -278,6 +298,8 @@ impl Bridge {
         let until = Instant::now() + if again { self.deadline } else { GENERATE };
         match self.ask_once(&op, until).await {
             Err(fault) if again && self.may_repeat(&fault) => {
+                // A call that hung took all of the first time.
+                let until = Instant::now() + self.deadline;
                 self.back(until).await?;
                 self.ask_once(&op, until).await
             }
@@ -295,15 +317,15 @@ impl Bridge {
         if !self.serves() {
             return Err(self.down(self.state.borrow().word()));
         }
-        let until = until.min(Instant::now() + self.deadline);
-        match self.ask_once(op, until).await {
+        let attempt = || until.min(Instant::now() + self.deadline);
+        match self.ask_once(op, attempt()).await {
             Err(fault) if self.may_repeat(&fault) && self.serves() => {
-                self.ask_once(op, until).await
+                self.ask_once(op, attempt()).await
             }
             // One bridge found a new key before another did.
             Err(Fault::NoKek { .. }) if self.links().len() > 1 => {
                 self.look().await;
-                self.ask_once(op, until).await
+                self.ask_once(op, attempt()).await
             }
             outcome => outcome,
         }
@@ -329,6 +351,14 @@ impl Bridge {
     }
 
     async fn ask_once(&self, op: &Op, until: Instant) -> Result<Reply, Fault> {
+        let late = || Fault::Deadline {
+            token: self.name.to_string(),
+            seconds: self.deadline.as_secs(),
+        };
+        // One that is put after its time would count as a call that hangs.
+        if Instant::now() >= until {
+            return Err(late());
+        }
         let answer = loop {
             match self.put(op, until) {
                 Ok(answer) => break answer,
@@ -344,10 +374,7 @@ impl Bridge {
         match tokio::time::timeout_at(until + GRACE * 2, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.down("its bridge ended")),
-            Err(_) => Err(Fault::Deadline {
-                token: self.name.to_string(),
-                seconds: self.deadline.as_secs(),
-            }),
+            Err(_) => Err(late()),
         }
     }
 

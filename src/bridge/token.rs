@@ -470,6 +470,11 @@ impl Token {
         }
     }
 
+    /// Held while a login is under way.
+    pub(super) fn logging_in(&self) -> &Mutex<()> {
+        &self.logins.under_way
+    }
+
     /// Opens the canary; what fails here is the token's fault.
     pub(super) fn sing(
         &self,

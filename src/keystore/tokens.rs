@@ -18,6 +18,12 @@ use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
 use crate::store::RegisteredKek;
 
+/// Looks at a token after a KEK was made on it, until one shows it.
+const LOOKS: usize = 5;
+
+/// What a patient request waits at least, besides the time that one call may take.
+const AFTER: Duration = Duration::from_secs(10);
+
 /// Time between two rounds of a request that waits for a token.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -74,10 +80,10 @@ impl Tokens {
         self.bridges.iter().all(Bridge::serves)
     }
 
-    /// Whether any token serves now.
+    /// Whether keys can be had of any token now.
     #[must_use]
-    pub fn any_serves(&self) -> bool {
-        self.bridges.iter().any(Bridge::serves)
+    pub fn any_answers(&self) -> bool {
+        self.bridges.iter().any(Bridge::answers)
     }
 
     /// The KEKs on all tokens, as last read.
@@ -133,12 +139,25 @@ impl Tokens {
         };
         match bridge.ask(op).await? {
             Reply::Generated(kek) => {
-                // So that the published list has it before anyone asks.
-                bridge.look().await;
+                // So that the published list has it before anyone asks; on a token that is busy a
+                // look may not end in its time.
+                for _ in 0..LOOKS {
+                    bridge.look().await;
+                    if Self::shows(bridge, &kek.hash) {
+                        break;
+                    }
+                }
                 Ok((bridge.name().to_owned(), kek))
             }
             other => Err(out_of_turn(bridge, &other)),
         }
+    }
+
+    /// Whether the token is known to have `kek`, or its public half.
+    fn shows(bridge: &Bridge, kek: &KekHash) -> bool {
+        bridge
+            .found()
+            .is_some_and(|found| found.keks.iter().any(|entry| entry.hash == *kek))
     }
 
     /// Whether the token is known to have the private half of `kek`.
@@ -160,9 +179,25 @@ impl Tokens {
         patient: bool,
         none: Fault,
     ) -> Result<(&Bridge, Reply), Fault> {
-        let until = Instant::now() + self.longest();
+        let longest = self.longest();
+        // Time for one call that hangs to its end, and for another after that.
+        let more = if patient {
+            AFTER.max(longest / 2)
+        } else {
+            Duration::ZERO
+        };
+        let until = Instant::now() + longest + more;
         loop {
-            let outcome = first(self.order(&may), op, until, none.clone()).await;
+            let mut order = self.order(&may);
+            let mut none = none.clone();
+            if !patient {
+                // Who can turn to another EEDK does not wait for an HSM that hangs.
+                let silent = order.extract_if(.., |bridge| bridge.is_silent()).last();
+                if let Some(bridge) = silent {
+                    none = bridge.unheard();
+                }
+            }
+            let outcome = first(order, op, until, none).await;
             let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()

@@ -276,7 +276,7 @@ fn add_token(page: &mut Page, bridge: &Bridge) {
     let starts = Value::Count(bridge.starts());
     page.add(families::TOKEN_STARTS, &[name], starts);
     page.add(families::TOKEN_REQUESTS, &[name], bridge.under_way());
-    if let Some(heard) = bridge.heard() {
+    if let Some(heard) = bridge.proof_age() {
         page.add(families::TOKEN_HEARD, &[name], heard);
     }
     let stats = bridge.stats();

@@ -263,14 +263,14 @@ async fn healthz() -> &'static str {
 }
 
 /// Keys can be served now: a token's canary opens and the records can be written.
-/// The lines after the first are the alarms that are raised.
+/// The lines after the first, also those of a refusal, are the alarms that are raised.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, description = "keys can be served"),
     (status = 503, body = Problem, content_type = "application/problem+json")))]
 fn readyz(State(service): State<Arc<Service>>, monitor: &Monitor) -> Result<String, Problem> {
     service
         .ready()
         .map(|()| format!("ready\n{}", monitor.raised()))
-        .map_err(Problem::unavailable)
+        .map_err(|why| Problem::unavailable(format!("{why}\n{}", monitor.raised()).trim_end()))
 }
 
 async fn nowhere(request: Request) -> Problem {

@@ -33,6 +33,13 @@ const MENDED: Duration = Duration::from_secs(2);
 /// How often the requests under way are looked at.
 const WATCH: Duration = Duration::from_millis(250);
 
+/// How long a bridge that is started anew on purpose may take before it counts as gone.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How long a bridge may take to end once its socket is closed. It waits two
+/// seconds for a login that is under way.
+const ENDING: Duration = Duration::from_millis(2500);
+
 /// First pause between two starts.
 const FIRST: Duration = Duration::from_millis(200);
 
@@ -98,6 +105,12 @@ impl Shared {
         }
     }
 
+    /// Whether any bridge of the token is up.
+    fn any_up(&self) -> bool {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.iter().any(Option::is_some)
+    }
+
     /// What bridges that have ended had measured.
     pub(super) fn past(&self) -> MutexGuard<'_, Stats> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,7 +153,11 @@ enum Ended {
     /// It is started anew on purpose.
     Renewed,
     /// It failed.
-    Failed(Failed),
+    Failed {
+        failed: Failed,
+        /// Whether its canary or an exchange succeeded before.
+        worked: bool,
+    },
 }
 
 /// One bridge of a token.
@@ -178,17 +195,23 @@ impl Lane {
 
     async fn keep(&self, shared: &Shared) {
         let token = shared.hello.name.as_str();
+        let mut renewing = false;
         loop {
-            let mut turn = shared.turn.lock().await;
+            let turn = shared.turn.lock().await;
             // Before the PIN is read: a change from now on is one that the bridge may not have seen.
             let stamp = shared.stamp();
-            let (failed, mut turn) = match self.open(shared).await {
+            let opened = if std::mem::take(&mut renewing) {
+                self.open_soon(shared).await
+            } else {
+                self.open(shared).await
+            };
+            let (failed, mut turn) = match opened {
                 Err(failed) => (*failed, turn),
                 Ok((child, socket, ready)) => {
-                    *turn = FIRST;
                     drop(turn);
                     match self.serve(shared, child, socket, ready).await {
                         Ended::Renewed => {
+                            renewing = true;
                             tracing::info!(
                                 token,
                                 bridge = self.index,
@@ -196,10 +219,14 @@ impl Lane {
                             );
                             continue;
                         }
-                        Ended::Failed(failed) => {
+                        Ended::Failed { failed, worked } => {
                             // Those who waited turn elsewhere now, whatever this lane waits for.
                             let failed = self.report(shared, failed, FIRST);
-                            (failed, shared.turn.lock().await)
+                            let mut turn = shared.turn.lock().await;
+                            if worked {
+                                *turn = FIRST;
+                            }
+                            (failed, turn)
                         }
                     }
                 }
@@ -212,12 +239,31 @@ impl Lane {
                 continue;
             }
             let pause = (*turn).min(failed.most);
-            *turn = (*turn * 2).min(LONG);
+            // From what was waited: many tries while the token was away must not
+            // make the first one after it is back a long one.
+            *turn = (pause * 2).min(LONG);
             self.report(shared, failed, pause);
             shared.tried.send_modify(|tried| *tried += 1);
+            // While none is up one asks for all. Else the others are not to wait for this one.
+            let turn = (!shared.any_up()).then_some(turn);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = shared.nudged.notified() => {}
+            }
+            drop(turn);
+        }
+    }
+
+    /// [`Lane::open`] for a bridge that is expected back at once. Where it is
+    /// not, the token is not shown as ready any longer.
+    async fn open_soon(&self, shared: &Shared) -> Result<(Child, UnixStream, Ready), Box<Failed>> {
+        let opening = self.open(shared);
+        tokio::pin!(opening);
+        match tokio::time::timeout(RENEWAL, &mut opening).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                shared.board.post(self.index, LaneState::Starting);
+                opening.await
             }
         }
     }
@@ -329,7 +375,7 @@ impl Lane {
         socket: UnixStream,
         ready: Ready,
     ) -> Ended {
-        let child = Serving(child);
+        let child = Serving(Some(child));
         let profile = &shared.hello.profile.session;
         tracing::info!(
             token = shared.hello.name,
@@ -353,7 +399,7 @@ impl Lane {
             LaneState::Up {
                 ready: Arc::new(ready),
                 // It has not been waited for, so it has one.
-                pid: child.0.id().unwrap_or_default(),
+                pid: child.pid().unwrap_or_default(),
                 silent: false,
             },
         );
@@ -366,15 +412,19 @@ impl Lane {
         };
         link.end(over.clone());
         shared.set_link(self.index, None);
+        link.hang_up();
         drop(child);
         match over {
             Over::Renewed => Ended::Renewed,
-            Over::Failed(why) => Ended::Failed(Failed {
-                why,
-                told: false,
-                most: if link.served() { SHORT } else { LONG },
-                unanswered: Some(link.unanswered()),
-            }),
+            Over::Failed(why) => Ended::Failed {
+                failed: Failed {
+                    why,
+                    told: false,
+                    most: if link.served() { SHORT } else { LONG },
+                    unanswered: Some(link.unanswered()),
+                },
+                worked: link.worked(),
+            },
         }
     }
 
@@ -397,14 +447,31 @@ impl Lane {
     }
 }
 
-/// A bridge that serves; killed when it is dropped. One that is still opening
-/// its token is left to end by itself, with its socket: it may be logging in.
-struct Serving(Child);
+/// A bridge that serves. It ends by itself when its socket is closed, and may
+/// be logging in again until then; so it is killed only after a while. One that
+/// is still opening its token is left to itself, with its socket.
+struct Serving(Option<Child>);
+
+impl Serving {
+    fn pid(&self) -> Option<u32> {
+        self.0.as_ref().and_then(Child::id)
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.start_kill();
+        let Some(mut child) = self.0.take() else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            if tokio::time::timeout(ENDING, child.wait()).await.is_err() {
+                // It may have ended this moment.
+                let _ = child.kill().await;
+            }
+        });
     }
 }
 
@@ -431,9 +498,9 @@ async fn tend(link: &Link, deadline: Duration) -> Over {
     let mut look_at = Instant::now() + CANARY;
     loop {
         tokio::time::sleep(CANARY).await;
-        // An answer is as good as a canary, and one that queues behind a
-        // backlog would tell of the backlog only.
-        if link.silence() >= CANARY
+        // An EEDK that was opened is as good as a canary, and one that queues
+        // behind a backlog would tell of the backlog only.
+        if link.proof_age() >= CANARY
             && link.under_way() == 0
             && let Some(over) = ask(link, &Op::Canary, deadline).await
         {
@@ -456,8 +523,15 @@ async fn ask(link: &Link, op: &Op, deadline: Duration) -> Option<Over> {
     };
     match answer.await {
         Ok(Ok(_)) => None,
-        // It waited its turn in vain, which the watch judges.
-        Ok(Err(Fault::Deadline { .. })) => None,
+        // It waited in vain for its turn or for a session; whether the bridge is well is for
+        // the watch to judge.
+        Ok(Err(
+            Fault::Deadline { .. }
+            | Fault::Call {
+                class: FaultClass::Full,
+                ..
+            },
+        )) => None,
         Ok(Err(why)) => Some(Over::Failed(why)),
         // It ends, and says why by itself.
         Err(_) => None,

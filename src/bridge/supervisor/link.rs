@@ -51,6 +51,7 @@ pub(super) type Answer = Result<Reply, Fault>;
 struct Waiting {
     since: Instant,
     until: Instant,
+    prompt: bool,
     reply: oneshot::Sender<Answer>,
 }
 
@@ -68,6 +69,7 @@ pub(super) struct Link {
     // Recent time from question to answer, microseconds.
     latency: AtomicU64,
     served: AtomicBool,
+    worked: AtomicBool,
     share: Share,
     stats: Mutex<Stats>,
     over: watch::Sender<Option<Over>>,
@@ -87,7 +89,11 @@ impl std::fmt::Debug for Link {
 struct Waitings {
     open: bool,
     by_id: HashMap<u64, Waiting>,
+    // Of those who wait, the ones whose answer should come soon.
+    prompt: usize,
     heard: Instant,
+    // When the token last did what it is there for.
+    proved: Instant,
     host_exchanges: u64,
     exchanges: u64,
 }
@@ -121,13 +127,17 @@ impl Link {
             waiting: Mutex::new(Waitings {
                 open: true,
                 by_id: HashMap::new(),
+                prompt: 0,
                 heard: Instant::now(),
+                // The canary opened before the bridge said that it is ready.
+                proved: Instant::now(),
                 host_exchanges: 0,
                 exchanges: 0,
             }),
             next: AtomicU64::new(1),
             latency: AtomicU64::new(0),
             served: AtomicBool::new(false),
+            worked: AtomicBool::new(false),
             share,
             stats: Mutex::default(),
             over: watch::Sender::new(None),
@@ -147,7 +157,9 @@ impl Link {
         let left = until.saturating_duration_since(now);
         let request = Request {
             id,
-            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            until_ms: u64::try_from(left.as_millis())
+                .unwrap_or(u64::MAX)
+                .saturating_add(message::now_ms()),
             op: op.clone(),
         };
         let frame = match message::encode(&request) {
@@ -168,15 +180,20 @@ impl Link {
             if waiting.by_id.len() >= UNDER_WAY {
                 return Err(NotPut::Full);
             }
-            if waiting.by_id.is_empty() {
-                // Silence counts from the moment that somebody waits.
-                waiting.heard = now;
+            let prompt = op.prompt();
+            if prompt {
+                if waiting.prompt == 0 {
+                    // Silence counts from the moment that somebody waits.
+                    waiting.heard = now;
+                }
+                waiting.prompt += 1;
             }
             waiting.by_id.insert(
                 id,
                 Waiting {
                     since: now,
                     until,
+                    prompt,
                     reply,
                 },
             );
@@ -199,6 +216,11 @@ impl Link {
         self.served.load(Ordering::Relaxed)
     }
 
+    /// Whether it has opened or made an EEDK since it came up, the canary included.
+    pub(super) fn worked(&self) -> bool {
+        self.worked.load(Ordering::Relaxed)
+    }
+
     /// Requests that are not answered yet.
     pub(super) fn under_way(&self) -> usize {
         self.waiting().by_id.len()
@@ -209,15 +231,24 @@ impl Link {
         Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 
-    /// Time since the bridge last answered, or since it was last asked.
+    /// Time since the token last opened or made an EEDK, the canary included.
+    pub(super) fn proof_age(&self) -> Duration {
+        self.waiting().proved.elapsed()
+    }
+
+    /// Time since the bridge last answered, or since it was last asked; zero
+    /// while nobody waits for an answer that should come soon.
     pub(super) fn silence(&self) -> Duration {
-        self.waiting().heard.elapsed()
+        let waiting = self.waiting();
+        if waiting.prompt == 0 {
+            return Duration::ZERO;
+        }
+        waiting.heard.elapsed()
     }
 
     /// Whether somebody waits and nothing has been heard for too long.
     pub(super) fn is_silent(&self) -> bool {
-        let waiting = self.waiting();
-        !waiting.by_id.is_empty() && waiting.heard.elapsed() > SILENT
+        self.silence() > SILENT
     }
 
     /// Whether a request has outlived its time by `grace`.
@@ -255,10 +286,18 @@ impl Link {
         });
     }
 
+    /// Closes the socket, at which the bridge ends by itself.
+    pub(super) fn hang_up(&self) {
+        let socket: &UnixStream = self.outbox.socket.as_ref();
+        // It may be closed already.
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    }
+
     /// Those who will not be answered any more.
     pub(super) fn unanswered(&self) -> Unanswered {
         let mut waiting = self.waiting();
         waiting.open = false;
+        waiting.prompt = 0;
         Unanswered(std::mem::take(&mut waiting.by_id))
     }
 
@@ -316,10 +355,17 @@ impl Link {
             .err()
             .filter(|fault| locks(fault) || restarts(fault))
             .cloned();
+        let proved = result.as_ref().is_ok_and(proves);
         let (waited, renewed) = {
             let mut waiting = self.waiting();
             let waited = waiting.by_id.remove(&id);
+            if waited.as_ref().is_some_and(|waited| waited.prompt) {
+                waiting.prompt -= 1;
+            }
             waiting.heard = Instant::now();
+            if proved {
+                waiting.proved = waiting.heard;
+            }
             if result.as_ref().is_ok_and(in_host) {
                 waiting.host_exchanges += 1;
             }
@@ -335,6 +381,9 @@ impl Link {
             }
             (waited, renewing && waiting.by_id.is_empty())
         };
+        if proved {
+            self.worked.store(true, Ordering::Relaxed);
+        }
         match &result {
             Ok(Reply::Ready(found)) => self.board.found(self.lane, Ready::clone(found)),
             Ok(Reply::Canary(_)) | Err(_) => {}
@@ -345,7 +394,9 @@ impl Link {
             self.end(Over::Failed(why));
         }
         if let Some(Waiting { since, reply, .. }) = waited {
-            self.note(since.elapsed());
+            if proved {
+                self.note(since.elapsed());
+            }
             drop(reply.send(result));
         }
         if renewed {
@@ -486,6 +537,18 @@ pub(super) const fn restarts(fault: &Fault) -> bool {
 }
 
 /// Whether a data key was in the bridge's memory.
+/// Whether such an answer shows that the token's keys work, which reading its objects does not.
+const fn proves(reply: &Reply) -> bool {
+    matches!(
+        reply,
+        Reply::Created { .. }
+            | Reply::Resolved { .. }
+            | Reply::Rekeyed { .. }
+            | Reply::Proved { .. }
+            | Reply::Canary(_)
+    )
+}
+
 const fn in_host(reply: &Reply) -> bool {
     matches!(
         reply,
@@ -575,5 +638,50 @@ mod tests {
         drop(link.unanswered());
         assert!(answer.await.is_err());
         assert!(matches!(link.ask(&Op::Canary, until), Err(NotPut::Closing)));
+    }
+
+    #[tokio::test]
+    async fn only_an_eedk_that_was_opened_proves_that_a_token_works() {
+        let (link, mut theirs) = link();
+        let until = Instant::now() + Duration::from_secs(30);
+        let mut say = |result| {
+            let request: Request = message::read(&mut theirs).unwrap();
+            let id = request.id;
+            message::write(&mut theirs, &Response { id, result }).unwrap();
+        };
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Neither being asked nor a failure does.
+        let answer = link.ask(&Op::Canary, until).unwrap();
+        assert!(link.proof_age() >= Duration::from_millis(50));
+        say(Err(Fault::Deadline {
+            token: "t".into(),
+            seconds: 1,
+        }));
+        assert!(answer.await.unwrap().is_err());
+        assert!(link.proof_age() >= Duration::from_millis(50));
+        let answer = link.ask(&Op::Canary, until).unwrap();
+        let asked = Instant::now();
+        say(Ok(Reply::Canary(true)));
+        assert!(answer.await.unwrap().is_ok());
+        assert!(link.proof_age() <= asked.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_makes_a_kek_is_not_silent() {
+        let (link, _theirs) = link();
+        let until = Instant::now() + Duration::from_secs(30);
+        let generate = Op::Generate {
+            label: "KEK1".parse().unwrap(),
+            bits: 4096,
+            custody: Custody::Token,
+        };
+        let _made = link.ask(&generate, until).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(link.silence(), Duration::ZERO);
+        // A request that waits meanwhile counts, from when it was put.
+        let _answer = link.ask(&Op::Canary, until).unwrap();
+        assert!(link.silence() < Duration::from_millis(50));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(link.silence() >= Duration::from_millis(50));
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 use crate::bridge::faults::Fault;
@@ -108,6 +109,23 @@ impl TokenState {
             Self::Degraded { why, .. } => Some(why.clone()),
             Self::Failed { why, .. } | Self::Locked { why, .. } => Some(why.to_string()),
         }
+    }
+
+    /// All of it in one sentence, for where there is no table.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let time = |time: OffsetDateTime| {
+            let seconds = time.replace_nanosecond(0).unwrap_or(time);
+            seconds.format(&Rfc3339).unwrap_or_default()
+        };
+        let mut told = format!("is {} since {}", self.word(), time(self.since()));
+        if let Self::Failed { next, .. } = self {
+            told.push_str(&format!(", is tried again at {}", time(*next)));
+        }
+        if let Some(why) = self.why() {
+            told.push_str(&format!(": {why}"));
+        }
+        told
     }
 
     /// One word for tables.

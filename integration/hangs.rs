@@ -1,0 +1,187 @@
+//! What a call that does not return costs those who did not make it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
+use ekm::bridge::supervisor::TokenState;
+use ekm::keystore::Custody;
+use ekm::policy::PolicyConfig;
+use ekm::store::Defaults;
+use uuid::Uuid;
+
+use crate::faulty::{Fault, Faulty};
+use crate::several::altered;
+use crate::support::{Bench, Hsm, Kind, TestDrive, drive, wait_for};
+
+/// A service over one token behind the faulty module, with a drive and a KEK.
+struct Stage {
+    bench: Arc<Bench>,
+    drive: Arc<TestDrive>,
+    faulty: Faulty,
+    _hsm: Hsm,
+}
+
+impl Stage {
+    async fn new(label: &str, changes: &[(&str, &str)]) -> Self {
+        let hsm = Hsm::new(Kind::SofthsmInProcess, label).await;
+        let faulty = Faulty::before(&hsm);
+        let token = faulty.through(altered(&hsm, "main", changes));
+        let bench = Bench::with(vec![token], PolicyConfig::default()).await;
+        bench.kek("KEK1", "main", Custody::Token).await;
+        let defaults = Defaults {
+            kek1: Some("KEK1".parse().unwrap()),
+            kek2: None,
+        };
+        bench.store().set_defaults(&defaults).await.unwrap();
+        let drive = drive(bench.directory.path(), 1, hsm.kind.form());
+        bench.enrol(&drive).await;
+        Self {
+            bench: Arc::new(bench),
+            drive: Arc::new(drive),
+            faulty,
+            _hsm: hsm,
+        }
+    }
+
+    fn shown(&self) -> DriveInRequest {
+        DriveInRequest {
+            serial: self.drive.soft.serial().clone(),
+            stores_eedks: true,
+            public_key: None,
+            session_key: None,
+        }
+    }
+
+    fn create(&self) -> tokio::task::JoinHandle<Vec<Base64>> {
+        let request = CreateRequest {
+            request_id: Uuid::new_v4(),
+            drive: self.shown(),
+            volser: "HANG01".parse().unwrap(),
+            kek1: None,
+            kek2: None,
+        };
+        let (bench, drive) = (Arc::clone(&self.bench), Arc::clone(&self.drive));
+        tokio::spawn(async move {
+            let answer = bench.service.create(&drive.peer, &request).await;
+            let answer = answer.unwrap().into_inner();
+            answer.eedks.into_iter().map(|eedk| eedk.eedk).collect()
+        })
+    }
+
+    fn resolve(&self, eedks: &[Base64]) -> tokio::task::JoinHandle<()> {
+        let request = ResolveRequest {
+            request_id: Uuid::new_v4(),
+            drive: self.shown(),
+            volser: None,
+            eedks: eedks.to_vec(),
+            append: false,
+        };
+        let (bench, drive) = (Arc::clone(&self.bench), Arc::clone(&self.drive));
+        tokio::spawn(async move {
+            bench.service.resolve(&drive.peer, &request).await.unwrap();
+        })
+    }
+
+    fn bridges(&self) -> Vec<u32> {
+        let [bridge] = self.bench.service.tokens().bridges() else {
+            panic!("one token is configured");
+        };
+        bridge.state().bridges().to_vec()
+    }
+
+    /// Waits until that function was called more often.
+    async fn called(&self, function: &str, before: u64) {
+        tokio::task::block_in_place(|| {
+            wait_for(function, Duration::from_secs(20), || {
+                self.faulty.called(function) > before
+            });
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_handed_on_from_a_bridge_that_hung_does_not_end_the_next() {
+    let changes = [
+        ("processes = 1", "processes = 2"),
+        ("workers = 4", "workers = 1"),
+        ("deadline_seconds = 30", "deadline_seconds = 3"),
+    ];
+    let stage = Stage::new("handed-on", &changes).await;
+    let eedks = stage.create().await.unwrap();
+    let both = stage.bridges();
+    assert_eq!(both.len(), 2, "{both:?}");
+
+    // One bridge hangs with a request; the other is slow, and always has others to do.
+    let before = stage.faulty.called("C_UnwrapKey");
+    stage
+        .faulty
+        .strike(Some("C_UnwrapKey"), 0, Some(1), Fault::Hang);
+    stage
+        .faulty
+        .strike(Some("C_WrapKey"), 0, None, Fault::Delay(700));
+    let hung = stage.resolve(&eedks);
+    stage.called("C_UnwrapKey", before).await;
+    while !hung.is_finished() {
+        for request in [(); 4].map(|()| stage.resolve(&eedks)) {
+            request.await.unwrap();
+        }
+    }
+    hung.await.unwrap();
+    let left = stage.bridges();
+    assert!(
+        both.iter().any(|pid| left.contains(pid)),
+        "{both:?} was driving the token, and now {left:?}: the bridge that was well was ended too"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_proof_waits_when_the_bridge_is_killed_is_answered() {
+    let changes = [("deadline_seconds = 30", "deadline_seconds = 2")];
+    let stage = Stage::new("proof", &changes).await;
+    let eedks = stage.create().await.unwrap();
+    let killed = stage.bridges();
+
+    let before = stage.faulty.called("C_UnwrapKey");
+    stage
+        .faulty
+        .strike(Some("C_UnwrapKey"), 0, Some(2), Fault::Hang);
+    let first = stage.resolve(&eedks);
+    stage.called("C_UnwrapKey", before).await;
+    // Its proof is the second to hang, and has waited for its whole time when the bridge is ended.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let second = stage.create();
+    first.await.unwrap();
+    assert_eq!(second.await.unwrap().len(), 1);
+    assert_ne!(
+        stage.bridges(),
+        killed,
+        "the bridge that hung is still there"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_under_way_when_the_module_wants_a_restart_is_not_cut_off() {
+    // With a token that does not show wrong PINs, a login whose answer nobody saw locks it.
+    let changes = [(
+        "pin_count_low = \"reported\"",
+        "pin_count_low = \"unknown\"",
+    )];
+    let stage = Stage::new("cut-off", &changes).await;
+    let eedks = stage.create().await.unwrap();
+
+    let before = stage.faulty.called("C_Login");
+    stage
+        .faulty
+        .strike(Some("C_Login"), 0, Some(1), Fault::Late(1500));
+    stage.faulty.change(|rules| rules.logins_lost += 1);
+    let first = stage.resolve(&eedks);
+    stage.called("C_Login", before).await;
+    let gone = Fault::Answer(cryptoki_sys::CKR_CRYPTOKI_NOT_INITIALIZED);
+    stage.faulty.strike(Some("C_UnwrapKey"), 0, Some(1), gone);
+    let second = stage.resolve(&eedks);
+    first.await.unwrap();
+    second.await.unwrap();
+    let state = stage.bench.service.tokens().bridges()[0].state();
+    assert!(!matches!(state, TokenState::Locked { .. }), "{state:?}");
+}
