@@ -17,6 +17,9 @@ const DRIVES: u32 = 1_000;
 /// Connections that ask for them.
 const CONNECTIONS: usize = 16;
 
+/// What server and bridges together may hold, bytes.
+const MOST: u64 = 80 << 20;
+
 /// Pause between two looks at the memory.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -54,6 +57,7 @@ impl Memory {
             requests.push(resolve);
         }
         let length = Duration::from_secs(self.minutes * 60);
+        let mut together = Vec::new();
         let start = Instant::now();
         println!("{DRIVES} drives, {CONNECTIONS} connections; 9 of 10 requests are resolves\n");
         println!("| minute | per second | server PSS MiB | bridge PSS MiB | together |");
@@ -73,7 +77,32 @@ impl Memory {
                 mib(bridges),
                 mib(server + bridges)
             );
+            together.push(server + bridges);
         }
-        Ok(())
+        verdict(&together)
     }
+}
+
+/// What the looks come to: the most that was held, and whether it still grew. Bridges are renewed
+/// after a number of exchanges, so what counts is how high the peaks are, a third of the time each.
+///
+/// # Errors
+/// It was more than [`MOST`], or the peaks of the last third are higher than those before.
+fn verdict(together: &[u64]) -> anyhow::Result<()> {
+    let peak = |part: &[u64]| part.iter().copied().max().unwrap_or_default();
+    let (before, last) = together.split_at(together.len() * 2 / 3);
+    let (before, last) = (peak(before), peak(last));
+    let most = before.max(last);
+    println!(
+        "\nat most {:.1} MiB together; {:.1} in the first two thirds of the time, {:.1} in the last",
+        mib(most),
+        mib(before),
+        mib(last)
+    );
+    anyhow::ensure!(most < MOST, "that is more than {:.0} MiB", mib(MOST));
+    anyhow::ensure!(
+        last <= before + before / 20,
+        "it still grew; measure for longer, and if it goes on, look for what is kept"
+    );
+    Ok(())
 }
