@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 use crate::faulty::{Fault, Faulty};
-use crate::support::{Bench, EKM, Hsm, Kind, PIN, wait_for, write_private};
+use crate::support::{Bench, EKM, Hsm, Kind, PIN, lives, wait_for, write_private};
 
 /// A PIN that the token refuses, and that is in nothing else.
 const WRONG: &str = "no-such-pin-7391";
@@ -178,6 +178,12 @@ client_ca = "tls/ca.crt"
         self.faulty.clients().len()
     }
 
+    /// How often a bridge has begun with the module. Unlike places on the
+    /// board, which are given away again after a minute, it only grows.
+    fn loaded(&self) -> u64 {
+        self.faulty.called("C_Initialize")
+    }
+
     /// The processes that drive the token now.
     fn bridge_pids(&self) -> Vec<u32> {
         let status = self.status();
@@ -244,6 +250,11 @@ impl Server {
         assert!(status.success(), "the server ended with {status}");
     }
 
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// No PIN where anybody could look, and none in the memory of the server,
     /// which faces the network.
     fn knows_no_pin(&self, bridges: &[u32]) {
@@ -273,11 +284,18 @@ impl Drop for Server {
 /// Looks at a held token again, with nothing about its PIN changed: its bridges start anew.
 fn look_again(place: &Place) {
     for mode in [0o400, 0o600] {
-        let before = place.bridges();
-        let mode = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(place.pin_file(), mode).unwrap();
-        wait_for("new bridges", PATIENCE, || place.bridges() > before);
+        touch(place, mode, 1);
     }
+}
+
+/// Changes nothing of the PIN but its file's mode, and waits for that many new bridges.
+fn touch(place: &Place, mode: u32, bridges: u64) {
+    let before = place.loaded();
+    let mode = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(place.pin_file(), mode).unwrap();
+    wait_for("new bridges", PATIENCE, || {
+        place.loaded() >= before + bridges
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,6 +421,116 @@ async fn a_bridge_killed_before_the_answer_does_not_send_the_pin_twice() {
         .collect();
     use ekm::audit::Outcome::{Failure, Intent};
     assert_eq!(unlocks, [Intent, Failure, Intent, Failure]);
+}
+
+/// A server of four bridges is killed while a wrong PIN is on its way, with a
+/// second server on its state, and three times after that: the token has seen
+/// the PIN once, and serves both when the operator has mended it. `refusals`
+/// is how often the token itself has refused by then.
+async fn killed_between_pending_and_the_answer(label: &str, fault: Fault, refusals: u64) {
+    let mut place = Place::new(label).await;
+    place.processes(4);
+    place.configure_as("second.toml", "audit2");
+    write_private(&place.pin_file(), WRONG);
+    place.faulty.strike(Some("C_Login"), 0, None, fault);
+    let mut server = place.serve();
+    wait_for("the login", PATIENCE, || place.logins() == 1);
+    assert!(place.ledger().contains("pending"));
+    let first: Vec<u32> = place.faulty.clients().into_iter().map(pid).collect();
+
+    // Another `ekm serve` has no way in; a program that embeds the library has one.
+    let why = place.refused(&["--config", "second.toml", "serve"]);
+    assert!(
+        why.contains("another ekm process works on this site"),
+        "{why}"
+    );
+    let mut config = Bench::config(
+        &place.at(""),
+        vec![place.token.clone()],
+        PolicyConfig::default(),
+    );
+    config.audit = place.at("audit3");
+    let before = place.loaded();
+    let second = ekm::server::open(&config, &Program::at(EKM.into()))
+        .await
+        .unwrap();
+    let seconds_state = || second.tokens().bridges()[0].state();
+    wait_for("the second server's bridge", PATIENCE, || {
+        place.loaded() > before
+    });
+    wait_for("what the token does by itself", PATIENCE, || {
+        place.faulty.wrong_pins() == refusals
+    });
+    assert_eq!(place.logins(), 1);
+
+    server.kill();
+    wait_for("the end of its bridges", PATIENCE, || {
+        !first.iter().any(|pid| lives(*pid))
+    });
+    assert!(place.ledger().contains("pending"));
+    // From here on the token answers, so that the right PIN can be seen to serve.
+    place.faulty.heal();
+    for _ in 0..3 {
+        let before = place.loaded();
+        server = place.serve();
+        wait_for("its four bridges", PATIENCE, || {
+            place.loaded() >= before + 4
+        });
+        place.wait_for("locked");
+        let why = place.why();
+        assert!(why.contains("the answer was never seen"), "{why}");
+        assert_eq!(place.logins(), 1, "{why}");
+        server.kill();
+    }
+    server = place.serve();
+    place.wait_for("locked");
+    wait_for("the second server", PATIENCE, || {
+        matches!(seconds_state(), TokenState::Locked { .. })
+    });
+    // All eight of them.
+    touch(&place, 0o400, 8);
+    place.wait_for("locked");
+    assert_eq!(place.logins(), 1, "{}", place.why());
+
+    write_private(&place.pin_file(), PIN);
+    place.done(&["token", "unlock", "main"]);
+    place.wait_for("ready");
+    wait_for("the second server", PATIENCE, || {
+        seconds_state().word() == "ready"
+    });
+    assert_eq!(place.logins(), 1 + 8);
+    assert_eq!(place.faulty.wrong_pins(), 0);
+    place.done(&["kek", "generate", "KEK1", "--bits", "2048"]);
+    server.knows_no_pin(&place.bridge_pids());
+    server.stop();
+}
+
+fn pid((pid, _): (u64, u64)) -> u32 {
+    u32::try_from(pid).unwrap()
+}
+
+/// Longer than a bridge waits for it when its server has gone.
+const MINUTE: u64 = 60_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_before_the_token_has_seen_the_pin_does_not_send_it_twice() {
+    killed_between_pending_and_the_answer("unseen", Fault::Delay(MINUTE), 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_after_the_token_has_refused_the_pin_does_not_send_it_twice() {
+    killed_between_pending_and_the_answer("seen", Fault::Late(MINUTE), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_over_a_login_that_hangs_does_not_send_the_pin_twice() {
+    killed_between_pending_and_the_answer("hangs", Fault::Hang, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_after_a_login_without_an_answer_does_not_send_the_pin_twice() {
+    let lost = Fault::AnswerLost(ck::CKR_DEVICE_ERROR);
+    killed_between_pending_and_the_answer("unanswered", lost, 1).await;
 }
 
 /// An HSM that goes away under every login, and comes back, costs no operator.
