@@ -5,6 +5,7 @@
 mod load;
 mod orphans;
 mod slots;
+mod start;
 
 use std::collections::BTreeSet;
 use std::fmt;

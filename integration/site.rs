@@ -45,18 +45,23 @@ impl Site {
 
     /// Starts a server over tokens that are configured already, and waits until they are ready.
     pub(crate) async fn over(tokens: Vec<TokenConfig>, policy: &str) -> Self {
+        let site = Self::launch(&tokens, policy);
+        site.ready().await;
+        site
+    }
+
+    /// Starts a server over tokens that need not be there, and waits until it listens.
+    pub(crate) fn launch(tokens: &[TokenConfig], policy: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ca = certify(&directory.path().join("tls"));
-        configure(&directory.path().join("ekm.toml"), &tokens, policy);
+        configure(&directory.path().join("ekm.toml"), tokens, policy);
         let (child, address) = serve(directory.path());
-        let site = Self {
+        Self {
             directory,
             address,
             child,
             ca,
-        };
-        site.ready().await;
-        site
+        }
     }
 
     /// Process id of the server.
