@@ -1,8 +1,9 @@
 //! What every test starts from: a token of its own, a site of its own.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::tokens::{self, Surroundings};
@@ -18,6 +19,7 @@ use ekm::service::Service;
 use ekm::softdrive::{DriveKind, Init, SoftDrive};
 use ekm::store::{Drive, DriveKey, DriveState, Store};
 use ekm::tls::PeerId;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 use testcontainers::core::{Mount, WaitFor};
 use testcontainers::runners::AsyncRunner;
@@ -99,16 +101,58 @@ impl Kind {
 enum Remote {
     None,
     Container(Box<ContainerAsync<GenericImage>>),
-    Local(Child),
+    Local(Local),
 }
 
-impl Drop for Remote {
-    fn drop(&mut self) {
-        if let Self::Local(child) = self {
-            let _ = child.kill();
-            let _ = child.wait();
+/// A `p11-kit server` of this machine, in a process group with the processes
+/// that it makes for its clients.
+struct Local {
+    directory: PathBuf,
+    server: Mutex<Child>,
+}
+
+impl Local {
+    fn start(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            server: Mutex::new(local_softhsm(directory)),
         }
     }
+
+    fn server(&self) -> MutexGuard<'_, Child> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What that command of `docker` does to a container.
+    fn docker(&self, command: &str) {
+        let mut server = self.server();
+        match command {
+            "pause" => signal_group(&server, Signal::STOP),
+            "unpause" => signal_group(&server, Signal::CONT),
+            "kill" => {
+                signal_group(&server, Signal::KILL);
+                server.wait().unwrap();
+            }
+            "start" => *server = local_softhsm(&self.directory),
+            other => panic!("docker {other} is nothing that a process can do"),
+        }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let mut server = self.server();
+        // One that has been waited for has no group any more.
+        if matches!(server.try_wait(), Ok(None)) {
+            signal_group(&server, Signal::KILL);
+            let _ = server.wait();
+        }
+    }
+}
+
+fn signal_group(leader: &Child, signal: Signal) {
+    let group = Pid::from_raw(i32::try_from(leader.id()).unwrap()).unwrap();
+    kill_process_group(group, signal).unwrap();
 }
 
 /// An initialised token.
@@ -252,18 +296,19 @@ impl Hsm {
         }
     }
 
-    /// Does to the token's container what that command of `docker` does: `pause`, `kill` …
-    /// False without a container, which only a laptop may be.
-    pub(crate) fn docker(&self, command: &str) -> bool {
-        let Remote::Container(container) = &self.remote else {
-            return false;
+    /// Does to the token's container what that command of `docker` does: `pause`, `unpause`,
+    /// `kill`, `start`; without Docker, to its server's processes.
+    pub(crate) fn docker(&self, command: &str) {
+        let container = match &self.remote {
+            Remote::None => panic!("no docker {command} for a token in the bridge"),
+            Remote::Local(local) => return local.docker(command),
+            Remote::Container(container) => container,
         };
         let done = Command::new("docker")
             .args([command, container.id()])
             .stdout(Stdio::null())
             .status();
         assert!(done.unwrap().success(), "docker {command}");
-        true
     }
 
     /// Has the second PKCS#11 client do something.
@@ -315,7 +360,7 @@ async fn softhsm(directory: &Path) -> Remote {
             eprintln!(
                 "WARNING: no SoftHSM image (EKM_TEST_SOFTHSM_IMAGE); SoftHSM runs as a process of this machine instead"
             );
-            Remote::Local(local_softhsm(directory))
+            Remote::Local(Local::start(directory))
         }
     };
     wait_for("the token's socket", Duration::from_secs(20), || {
@@ -342,6 +387,7 @@ fn local_softhsm(directory: &Path) -> Child {
         .env("SOFTHSM2_CONF", conf)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .process_group(0)
         .spawn()
         .expect("p11-kit is installed (scripts/test installs it)")
 }
