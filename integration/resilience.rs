@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ekm::admin;
 use ekm::audit::{self, Outcome};
+use ekm::problem::EkmCode;
 use ekm::store::Defaults;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
@@ -306,23 +307,33 @@ impl Stage {
     /// Stops the server, and holds its audit log against what was answered.
     async fn end(mut self) -> (Vec<Asked>, Vec<String>) {
         let (asked, mut complaints) = self.load.end().await;
+        // At least one that is refused, whatever the faults cost.
+        let stranger = load::stranger(&self.site, Kind::Softhsm).await;
+        if stranger.answer() != Some(Some(EkmCode::EF01.to_string())) {
+            complaints.push(format!("not refused as a stranger: {stranger:?}"));
+        }
         self.site.terminate();
         let log = self.site.directory.path().join("audit");
         if let Err(error) = audit::verify(&log) {
             complaints.push(format!("the audit chain: {error}"));
         }
-        let recorded: BTreeSet<(String, String)> = audit::read(&log)
-            .unwrap()
-            .map(Result::unwrap)
-            .filter(|record| record.event.outcome == Outcome::Success)
-            .filter_map(|record| Some((record.event.action, record.event.request?)))
-            .collect();
-        for answered in asked.iter().filter(|asked| asked.failed.is_none()) {
-            if !recorded.contains(&(answered.verb.to_owned(), answered.id.to_string())) {
-                complaints.push(format!(
-                    "{} {} was answered and has no record",
-                    answered.verb, answered.id
-                ));
+        let mut recorded = BTreeSet::new();
+        for record in audit::read(&log).unwrap() {
+            let event = record.unwrap().event;
+            if let (Some(request), true) = (event.request, event.outcome != Outcome::Intent) {
+                let success = event.outcome == Outcome::Success;
+                recorded.insert((event.action, request, success, event.code));
+            }
+        }
+        for answered in asked.iter().chain([&stranger]) {
+            // Who was not answered was told nothing that could be on record.
+            let Some(code) = answered.answer() else {
+                continue;
+            };
+            let (verb, request) = (answered.verb.to_owned(), answered.id.to_string());
+            let record = (verb, request, code.is_none(), code);
+            if !recorded.contains(&record) {
+                complaints.push(format!("no record of an answer: {answered:?}"));
             }
         }
         (asked, complaints)

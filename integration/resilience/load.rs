@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
-use ekm::client::KeyClient;
+use ekm::client::{ClientError, KeyClient};
 use ekm::key::{DataKeyId, Sedk};
+use ekm::problem::Problem;
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -29,6 +30,34 @@ pub(super) struct Asked {
     pub(super) done: Instant,
     /// Why there was no 200.
     pub(super) failed: Option<String>,
+    /// The refusal, where the server gave one.
+    refused: Option<Problem>,
+}
+
+impl Asked {
+    fn new(id: Uuid, verb: &'static str, sent: Instant, failed: Option<&ClientError>) -> Self {
+        Self {
+            id,
+            verb,
+            sent,
+            done: Instant::now(),
+            failed: failed.map(ToString::to_string),
+            refused: match failed {
+                Some(ClientError::Refused(problem)) => Some(problem.clone()),
+                _ => None,
+            },
+        }
+    }
+
+    /// What the answer's record must say: no code, or that of the refusal.
+    /// None where there was no answer of the service.
+    pub(super) fn answer(&self) -> Option<Option<String>> {
+        match (&self.failed, &self.refused) {
+            (None, _) => Some(None),
+            (Some(_), Some(problem)) => Some(Some(problem.code.to_string())),
+            (Some(_), None) => None,
+        }
+    }
 }
 
 /// A cartridge, and the data key that its create gave to the drive.
@@ -121,13 +150,7 @@ async fn run(shared: Arc<Shared>, drive: TestDrive, mut client: KeyClient, n: u3
                 ("resolve", outcome)
             }
         };
-        lock(&shared.asked).push(Asked {
-            id,
-            verb,
-            sent,
-            done: Instant::now(),
-            failed: outcome.err(),
-        });
+        lock(&shared.asked).push(Asked::new(id, verb, sent, outcome.as_ref().err()));
         let pace = Duration::from_micros(shared.pace.load(Ordering::Relaxed));
         // What could not be asked in time is not asked later.
         next = (next + pace).max(Instant::now());
@@ -135,12 +158,21 @@ async fn run(shared: Arc<Shared>, drive: TestDrive, mut client: KeyClient, n: u3
     }
 }
 
+/// What a drive asks that is in no table.
+pub(super) async fn stranger(site: &Site, kind: Kind) -> Asked {
+    let drive = drive(site.directory.path(), DRIVES + 1, kind.form());
+    let mut client = site.client(&drive.peer);
+    let (id, sent) = (Uuid::new_v4(), Instant::now());
+    let outcome = create(&Shared::default(), &drive, &mut client, id).await;
+    Asked::new(id, "create", sent, outcome.as_ref().err())
+}
+
 async fn create(
     shared: &Shared,
     drive: &TestDrive,
     client: &mut KeyClient,
     request_id: Uuid,
-) -> Result<(), String> {
+) -> Result<(), ClientError> {
     let request = CreateRequest {
         request_id,
         drive: shown(drive),
@@ -148,8 +180,7 @@ async fn create(
         kek1: None,
         kek2: None,
     };
-    let answer = client.create(&request).await;
-    let answer = answer.map_err(|error| error.to_string())?;
+    let answer = client.create(&request).await?;
     assert_eq!(answer.request_id, request_id);
     let tape = Tape {
         dki: answer.dki,
@@ -165,7 +196,7 @@ async fn resolve(
     client: &mut KeyClient,
     request_id: Uuid,
     eedks: Vec<Base64>,
-) -> Result<(DataKeyId, [u8; 32]), String> {
+) -> Result<(DataKeyId, [u8; 32]), ClientError> {
     let request = ResolveRequest {
         request_id,
         drive: shown(drive),
@@ -173,8 +204,7 @@ async fn resolve(
         eedks,
         append: false,
     };
-    let answer = client.resolve(&request).await;
-    let answer = answer.map_err(|error| error.to_string())?;
+    let answer = client.resolve(&request).await?;
     assert_eq!(answer.request_id, request_id);
     Ok((answer.dki, open(drive, &answer.sedk)))
 }
