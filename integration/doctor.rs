@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use cryptoki_sys::CKR_TEMPLATE_INCONSISTENT;
 use ekm::bridge::doctor::findings::{
-    AttackName, Defence, Examination, Oaep, Outcome, PairKind, Rung, Sent,
+    AttackName, Defence, Examination, Oaep, Outcome, PairKind, PairMade, Rung, Sent,
 };
 use ekm::bridge::doctor::fitting::{Difference, Verdict, Way};
 use ekm::bridge::message::{PrivateHalf, Provenance};
@@ -19,6 +19,7 @@ use serde::Deserialize;
 use crate::faulty::{Fault, Faulty, SessionLimit};
 use crate::site::Site;
 use crate::support::{EKM, Hsm, Kind, wait_for, write_private};
+use crate::tokens::can_be_made;
 
 /// What `--json` gives.
 #[derive(Debug, Deserialize)]
@@ -32,12 +33,24 @@ struct Report {
 }
 
 impl Report {
+    fn verdict(&self, way: Way) -> &Verdict {
+        let mut verdicts = self.verdicts.iter();
+        verdicts.find(|verdict| verdict.way == way).unwrap()
+    }
+
     fn able(&self, way: Way) -> bool {
-        self.verdicts
-            .iter()
-            .find(|verdict| verdict.way == way)
-            .unwrap()
-            .able
+        self.verdict(way).able
+    }
+
+    /// The way is not possible, for that reason.
+    fn unable(&self, way: Way, why: &str) {
+        let verdict = self.verdict(way);
+        assert!(!verdict.able && verdict.why.contains(why), "{verdict:?}");
+    }
+
+    fn pair(&self, kind: PairKind) -> &PairMade {
+        let mut pairs = self.examination.pairs.iter();
+        pairs.find(|pair| pair.kind == kind).unwrap()
     }
 
     fn oaep(&self, hash: OaepHash, labelled: bool) -> &Oaep {
@@ -73,6 +86,18 @@ impl Report {
             .defence
     }
 
+    /// How every attack ended: the beginning of what the doctor says of it.
+    fn attacks(&self, ended: &[(AttackName, Option<PairKind>, &str)]) {
+        assert_eq!(self.examination.attacks.len(), ended.len());
+        for (name, against, begins) in ended {
+            let defence = self.defence(*name, *against).to_string();
+            assert!(
+                defence.starts_with(begins),
+                "{name} on {against:?}: {defence}"
+            );
+        }
+    }
+
     fn breaking(&self) -> Vec<&str> {
         let breaking = self
             .differences
@@ -87,7 +112,7 @@ impl Report {
 /// Runs `ekm slot …` on a token.
 fn slot(hsm: &Hsm, verb: &str, profile: &str, more: &[&str]) -> Output {
     let dir = hsm.directory.path();
-    Command::new(EKM)
+    Command::new(hsm.surroundings.program())
         .args(["--config", "/nonexistent/ekm.toml", "slot", verb])
         .args(["--profile", profile, "--label", &hsm.label, "--directory"])
         .arg(dir)
@@ -136,7 +161,8 @@ fn nothing_is_left_on(hsm: &Hsm) {
 fn the_doctor_is_content(hsm: &Hsm) -> Report {
     let path = hsm.directory.path().join("fits.toml");
     let written = path.display().to_string();
-    let (code, report) = doctor(hsm, hsm.kind.profile(), &["--write", &written]);
+    let shipped = hsm.config("main").profile;
+    let (code, report) = doctor(hsm, &shipped, &["--write", &written]);
     assert_eq!(report.breaking(), Vec::<&str>::new());
     assert!(code == 0 && report.fits, "exit code {code}");
     assert_eq!(report.examination.interrupted, []);
@@ -149,7 +175,9 @@ fn the_doctor_is_content(hsm: &Hsm) -> Report {
     let (code, again) = doctor(hsm, &written, &[]);
     assert_eq!(again.differences, []);
     assert_eq!(code, 0);
-    nothing_is_left_on(hsm);
+    if hsm.kind != Kind::Tpm2 {
+        nothing_is_left_on(hsm);
+    }
     report
 }
 
@@ -191,11 +219,134 @@ async fn doctor_knows_softhsm_behind_p11_kit() {
     let report = the_doctor_is_content(&hsm);
     softhsm(&report);
     // p11-kit passes no nested template on.
-    let made = &report.examination.pairs;
-    let template = made
-        .iter()
-        .find(|pair| pair.kind == PairKind::UnwrapTemplate);
-    assert!(refused("CKR_DEVICE_ERROR")(&template.unwrap().made));
+    let template = report.pair(PairKind::UnwrapTemplate);
+    assert!(refused("CKR_DEVICE_ERROR")(&template.made));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_knows_opencryptoki() {
+    if !can_be_made(Kind::Opencryptoki) {
+        return;
+    }
+    let hsm = Hsm::new(Kind::Opencryptoki, "doctor").await;
+    let report = the_doctor_is_content(&hsm);
+    for way in [Way::T10Wrapped, Way::Plain3592, Way::HostCustody] {
+        assert!(report.able(way), "{way}");
+    }
+    report.unable(Way::WrapWithTrusted, "CKR_ATTRIBUTE_TYPE_INVALID");
+
+    let unknown = refused("CKR_ATTRIBUTE_TYPE_INVALID");
+    assert!(unknown(&report.pair(PairKind::UnwrapTemplate).made));
+    assert!(unknown(&report.pair(PairKind::Uncopyable).made));
+    assert!(report.pair(PairKind::Frozen).made.works());
+
+    let read_only = refused("CKR_ATTRIBUTE_READ_ONLY");
+    assert!(read_only(&report.rung(true, true, false).unwrap));
+    assert!(report.rung(true, false, true).unwrap.works());
+    // It hears CKA_SENSITIVE only afterwards.
+    let deaf = report.rung(true, false, false).key.as_ref().unwrap();
+    assert!(deaf.readable && deaf.sensitive == Some(false));
+    let after = report.rung(false, false, false).key.as_ref().unwrap();
+    assert!(after.set_after.works() && after.wrap.works());
+    assert!(report.examination.data_keys.as_ref().unwrap().set_after);
+
+    let (plain, template) = (PairKind::Plain, PairKind::UnwrapTemplate);
+    let (frozen, uncopyable) = (PairKind::Frozen, PairKind::Uncopyable);
+    report.attacks(&[
+        (AttackName::WeakTemplate, Some(plain), "not stopped"),
+        (AttackName::WeakTemplate, Some(template), "not tried"),
+        (AttackName::ForeignKey, None, "not stopped"),
+        (AttackName::CopyDecrypt, Some(plain), "not stopped"),
+        (AttackName::CopyDecrypt, Some(frozen), "not stopped"),
+        (AttackName::CopyDecrypt, Some(uncopyable), "not tried"),
+        (AttackName::FlipDecrypt, Some(plain), "not stopped"),
+        (AttackName::FlipDecrypt, Some(frozen), "the token stops it"),
+        (AttackName::WrapUnextractable, None, "the token stops it"),
+        (AttackName::ShortKey, None, "not stopped"),
+    ]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_knows_nss() {
+    if !can_be_made(Kind::Nss) {
+        return;
+    }
+    let hsm = Hsm::new(Kind::Nss, "doctor").await;
+    let report = the_doctor_is_content(&hsm);
+    assert!(report.able(Way::T10Wrapped) && report.able(Way::Plain3592));
+    report.unable(Way::HostCustody, "makes no KEK for it");
+    report.unable(Way::WrapWithTrusted, "wrapped it all the same");
+    let trusted = report.examination.trusted.as_ref().unwrap();
+    assert!(trusted.user_creates.works(), "{trusted:?}");
+
+    let (plain, template) = (PairKind::Plain, PairKind::UnwrapTemplate);
+    let (frozen, uncopyable) = (PairKind::Frozen, PairKind::Uncopyable);
+    // It takes every protection, and keeps to one.
+    for kind in [plain, template, frozen, uncopyable, PairKind::Protected] {
+        let pair = report.pair(kind);
+        assert!(pair.made.works() && pair.denied_uses, "{pair:?}");
+    }
+    report.attacks(&[
+        (AttackName::WeakTemplate, Some(plain), "not stopped"),
+        (AttackName::WeakTemplate, Some(template), "not stopped"),
+        (AttackName::ForeignKey, None, "not stopped"),
+        (AttackName::CopyDecrypt, Some(plain), "not stopped"),
+        (AttackName::CopyDecrypt, Some(frozen), "not stopped"),
+        (AttackName::CopyDecrypt, Some(uncopyable), "not stopped"),
+        (AttackName::FlipDecrypt, Some(plain), "not stopped"),
+        (AttackName::FlipDecrypt, Some(frozen), "the token stops it"),
+        (AttackName::WrapUnextractable, None, "not stopped"),
+        (AttackName::ShortKey, None, "the token stops it"),
+    ]);
+    // What it does decrypt, it decrypts for a KEK that may do everything.
+    let host = report.pair(PairKind::Host);
+    assert!(host.made.works() && !host.denied_uses, "{host:?}");
+    assert!(report.oaep(OaepHash::Sha256, true).decrypt.works());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_knows_a_tpm() {
+    if !can_be_made(Kind::Tpm2) {
+        return;
+    }
+    let hsm = Hsm::new(Kind::Tpm2, "doctor").await;
+    let report = the_doctor_is_content(&hsm);
+    assert!(report.able(Way::HostCustody));
+    for way in [Way::T10Wrapped, Way::Plain3592] {
+        report.unable(way, "may decrypt and sign as well");
+    }
+    report.unable(Way::WrapWithTrusted, "CKR_FUNCTION_NOT_SUPPORTED");
+    let not_there = refused("CKR_FUNCTION_NOT_SUPPORTED");
+    for rung in &report.examination.data_keys.as_ref().unwrap().ladder {
+        assert!(not_there(&rung.unwrap), "{rung:?}");
+    }
+    for hash in [OaepHash::Sha1, OaepHash::Sha256] {
+        assert!(report.oaep(hash, false).decrypt.works(), "{hash}");
+        let labelled = report.oaep(hash, true);
+        assert!(refused("CKR_GENERAL_ERROR")(&labelled.decrypt), "{hash}");
+        assert!(matches!(labelled.wrap, Outcome::Untried(_)));
+    }
+    let (plain, template) = (PairKind::Plain, PairKind::UnwrapTemplate);
+    let (frozen, uncopyable) = (PairKind::Frozen, PairKind::Uncopyable);
+    let none = "the token stops it: C_UnwrapKey CKR_FUNCTION_NOT_SUPPORTED";
+    let no_copy = "the token stops it: C_CopyObject CKR_FUNCTION_NOT_SUPPORTED";
+    report.attacks(&[
+        (AttackName::WeakTemplate, Some(plain), none),
+        (AttackName::WeakTemplate, Some(template), "not tried"),
+        (AttackName::ForeignKey, None, none),
+        (AttackName::CopyDecrypt, Some(plain), no_copy),
+        (AttackName::CopyDecrypt, Some(frozen), no_copy),
+        (AttackName::CopyDecrypt, Some(uncopyable), no_copy),
+        (AttackName::FlipDecrypt, Some(plain), "not stopped"),
+        (AttackName::FlipDecrypt, Some(frozen), "not stopped"),
+        (AttackName::WrapUnextractable, None, "not tried"),
+        (AttackName::ShortKey, None, none),
+    ]);
+    // Where it refuses to make a pair, it keeps a half; the next examination removes it.
+    let labels = hsm.hand(&["list"]);
+    let left = labels.matches("ekm-doctor-").count();
+    let (_, next) = doctor(&hsm, &hsm.config("main").profile, &[]);
+    assert_eq!(next.examination.leftovers, left, "{labels}");
 }
 
 /// What is true of SoftHSM 2.6, however it is reached.
