@@ -74,9 +74,14 @@ async fn host_custody_serves_t10_drives(kind: Kind) {
     if kind.custody() == Custody::Token {
         bench.kek("TOKENKEK", "main", Custody::Token).await;
     }
+    hostkek_serves_drives(&bench, kind).await;
+}
+
+/// HOSTKEK serves the drives that the token does not, where the operator said so.
+async fn hostkek_serves_drives(bench: &Bench, kind: Kind) {
     let forms = match kind {
-        Kind::Embedded | Kind::Opencryptoki | Kind::Nss => vec![SedkForm::T10Plain],
-        Kind::Tpm2 => vec![
+        Kind::Embedded | Kind::Opencryptoki => vec![SedkForm::T10Plain],
+        Kind::Nss | Kind::Tpm2 => vec![
             SedkForm::T10Wrapped,
             SedkForm::RsaOaepSha1,
             SedkForm::T10Plain,
@@ -165,5 +170,43 @@ async fn host_custody_on_opencryptoki() {
 async fn host_custody_on_a_tpm() {
     if can_be_made(Kind::Tpm2) {
         host_custody_serves_t10_drives(Kind::Tpm2).await;
+    }
+}
+
+/// NSS tries a new pair that decrypts by encrypting with it, which the public half of a KEK is not
+/// for. Who wants custody `host` there has KEKs that may do everything, and none for custody `token`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nss_makes_no_kek_for_custody_host_beside_those_for_custody_token() {
+    if !can_be_made(Kind::Nss) {
+        return;
+    }
+    let hsm = Hsm::new(Kind::Nss, "host").await;
+    let bench = Bench::new(&[&hsm], generous()).await;
+    let refused = bench.try_kek("HOSTKEK", "main", 2048, Custody::Host).await;
+    let why = refused.unwrap_err().detail;
+    let answer = "C_GenerateKeyPair answered CKR_KEY_TYPE_INCONSISTENT";
+    assert!(why.contains(answer), "{why}");
+    let listed = hsm.hand(&["list"]);
+    assert!(!listed.contains("HOSTKEK"), "{listed}");
+    drop(bench);
+
+    let mut text = include_str!("../../hsm-profiles/nss.toml").to_owned();
+    for (from, to) in [
+        (r#"["t10-02h", "rsa-oaep-sha1"]"#, "[]"),
+        (r#"denied_uses = "send""#, r#"denied_uses = "omit""#),
+    ] {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    let path = hsm.directory.path().join("host.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut token = hsm.config("main");
+    token.profile = path.display().to_string();
+    let bench = Bench::with(vec![token], generous()).await;
+    bench.kek("HOSTKEK", "main", Custody::Host).await;
+    hostkek_serves_drives(&bench, Kind::Nss).await;
+    let attributes = hsm.hand(&["attributes", "HOSTKEK"]);
+    for may in ["Decrypt(true)", "Unwrap(true)"] {
+        assert!(attributes.contains(may), "{attributes}");
     }
 }
