@@ -1,15 +1,18 @@
 //! The list on each kind of token, in the ways that it allows, and what it does not allow.
 
+use std::time::Duration;
+
 use ekm::api::CreateRequest;
 use ekm::bridge::message::Probe;
 use ekm::bridge::supervisor::Program;
 use ekm::key::SedkForm;
 use ekm::keystore::Custody;
 use ekm::problem::EkmCode;
+use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
-use super::{Stage, ders, generous, shown, the_whole_list, what_every_token_does};
-use crate::support::{Bench, Kind, drive};
+use super::{Stage, ders, generous, private_key, shown, the_whole_list, what_every_token_does};
+use crate::support::{Bench, Kind, drive, example, wait_for};
 use crate::tokens::can_be_made;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,6 +84,7 @@ async fn a_tpm_conforms_in_custody_host() {
     what_every_token_does(&stage).await;
     a_tpm_keeps_no_data_key(&stage).await;
     a_tpm_makes_no_kek_that_it_cannot_use(&stage).await;
+    a_tpm_shows_a_key_from_outside_to_the_next_bridge(&stage).await;
     ekm::audit::verify(&stage.bench.config.audit).unwrap();
 }
 
@@ -119,4 +123,44 @@ async fn a_tpm_makes_no_kek_that_it_cannot_use(stage: &Stage) {
     }
     let listed = stage.bench.service.directory().await.unwrap();
     assert!(listed.by_label(&"NEVER".parse().unwrap()).is_err());
+}
+
+/// Two of the list begin with a key from outside. A TPM takes no private one, and its module shows
+/// what another program made only to whoever loads it afterwards.
+async fn a_tpm_shows_a_key_from_outside_to_the_next_bridge(stage: &Stage) {
+    let hsm = &stage.hsm;
+    let (module, environment) = hsm.module();
+    let mut hand = hsm.surroundings.command(&example("hand"));
+    hand.arg(module).arg(&hsm.label);
+    hand.arg(hsm.directory.path().join("pin"));
+    hand.args(["import-private", "OUTSIDE", &private_key(stage, 3)]);
+    let refused = hand.envs(environment).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(why.contains("AttributeValueInvalid, CreateObject"), "{why}");
+
+    hsm.hand(&["import-public", "kek1", &private_key(stage, 4)]);
+    hsm.hand(&["import-public", "PARTNER", &private_key(stage, 5)]);
+    let tokens = stage.bench.service.tokens();
+    tokens.look_again().await;
+    stage.create(&["KEK1"]).await.unwrap();
+
+    let pids = || tokens.bridges()[0].state().bridges().to_vec();
+    let before = pids();
+    let bridge = Pid::from_raw(before[0].try_into().unwrap()).unwrap();
+    kill_process(bridge, Signal::KILL).unwrap();
+    wait_for("the next bridge", Duration::from_secs(60), || {
+        let now = pids();
+        !now.is_empty() && now != before
+    });
+    stage.create(&["KEK2"]).await.unwrap();
+    for (labels, why) in [
+        (vec!["KEK1"], "2 different keys"),
+        (vec!["PARTNER"], "private half"),
+        (vec!["KEK2", "PARTNER"], "private half"),
+    ] {
+        let refused = stage.create(&labels).await.unwrap_err();
+        assert_eq!(refused.code, EkmCode::EE31, "{refused}");
+        assert!(refused.detail.contains(why), "{refused}");
+    }
 }
