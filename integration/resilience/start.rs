@@ -129,14 +129,13 @@ async fn a_server_starts_without_its_module_and_serves_when_an_operator_has_inst
     let mut token = faulty.config(&hsm, "main");
     token.library = Some(library.display().to_string());
     let mut early = Early::over(token);
-    let status = early.wait_for("locked", AGAIN);
+    let status = early.wait_for("failed", AGAIN);
     let why = status.why.unwrap();
     assert!(
         why.contains("cannot load") && why.contains("vendor.so"),
         "{why}"
     );
-    early.serves_nobody("locked").await;
+    early.serves_nobody("failed").await;
     std::os::unix::fs::symlink(Faulty::library(), &library).unwrap();
-    early.site.ekm(&["token", "unlock", "main"]);
     early.serves().await;
 }

@@ -169,7 +169,8 @@ fn load(name: &str, profile: &HsmProfile) -> Result<Module, Fault> {
     } else {
         Module::load(Path::new(library))
     }
-    .map_err(|error| Fault::Operator {
+    // It may be installed, or its file system mounted, any moment, and looking for it harms nothing.
+    .map_err(|error| Fault::Down {
         token: name.to_owned(),
         reason: error.to_string(),
     })?

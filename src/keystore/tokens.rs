@@ -255,6 +255,11 @@ impl Tokens {
     /// What to say where no token can be asked: why the first one is not ready.
     fn nobody(&self, kek: Option<&KekHash>) -> Fault {
         let unready = self.bridges.iter().find_map(|bridge| match bridge.state() {
+            // It names the token already.
+            TokenState::Failed {
+                why: why @ Fault::Down { .. },
+                ..
+            } => Some(why),
             TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => Some(Fault::Down {
                 token: bridge.name().to_owned(),
                 reason: why.to_string(),
