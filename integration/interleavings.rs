@@ -1,206 +1,90 @@
 //! Random interleavings of what drives, operators and broken tokens do,
-//! against two tokens that hold the same KEKs. Whatever happens:
+//! against two tokens that hold the same KEKs. One of them is well at any
+//! time. Whatever happens:
 //!
 //! - what was written can be read, to the same data key, and nobody is told
 //!   that a good cartridge is bad;
-//! - a drive that was removed gets no key;
-//! - every answer has its record.
+//! - a drive that was removed gets no key: one whose request began after the
+//!   removal was done; a request that was under way meanwhile may go either way;
+//! - what is written is written under KEKs that were the defaults meanwhile;
+//! - where the token that is well can do it, nothing fails;
+//! - every answer has its record, refusals too.
 //!
 //! `EKM_TEST_CASES` asks for more cases than CI has time for. Seeds that failed
-//! stand in `interleavings.proptest-regressions` and are tried first.
+//! stand in `interleavings.proptest-regressions` and are tried first, and before
+//! them what failed when the steps were drawn in another way.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+mod again;
+mod pair;
+mod records;
+mod steps;
+mod views;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cryptoki_sys as ck;
-use ekm::api::{Base64, CreateRequest, DriveInRequest, RekeyRequest, ResolveRequest};
-use ekm::audit::{self, Outcome};
-use ekm::key::Sedk;
+use ekm::admin::{self, Command, DriveChange};
+use ekm::api::{Base64, CreateRequest, DriveInRequest, EedkInAnswer, RekeyRequest, ResolveRequest};
+use ekm::audit::Audited;
+use ekm::bridge::message::Op;
+use ekm::bridge::supervisor::TokenState;
+use ekm::key::{Eedk, Sedk};
+use ekm::keystore::Custody;
 use ekm::policy::{PeerRule, PolicyConfig};
 use ekm::problem::{EkmCode, Problem};
+use ekm::service::Service;
 use ekm::store::Defaults;
-use futures_util::future::join_all;
+use ekm::tls::PeerId;
+use futures_util::future::{join, join_all};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::ExposeSecret;
-use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use crate::faulty::{Fault, Faulty, Slots};
-use crate::support::{Bench, Hsm, Kind, TestDrive, drive};
+use crate::faulty::{Fault, Faulty, SessionLimit, Slots};
+use crate::support::{Bench, Kind, TestDrive, drive, lives};
+use pair::{KEKS, Pair, label};
+use records::Answers;
+use steps::{Ask, Change, DRIVES, Ill, Step, steps};
+use views::{Begun, Views};
 
-const DRIVES: usize = 3;
+/// Longest time for a token to be well again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// KEKs that both tokens hold; a rotation moves the defaults to the next one.
-const KEKS: usize = 4;
-
-/// What a drive asks for.
-#[derive(Clone, Debug)]
-enum Ask {
-    Create {
-        drive: usize,
-    },
-    Resolve {
-        drive: usize,
-        tape: usize,
-        append: bool,
-    },
-    Rekey {
-        drive: usize,
-        tape: usize,
-        kek: usize,
-    },
-}
-
-/// What goes wrong with a token.
-#[derive(Clone, Debug)]
-enum Ill {
-    BridgeKilled,
-    SessionsLost,
-    LoginLost,
-    SlotsShifted,
-    /// One call of a function answers this code.
-    Answers {
-        function: &'static str,
-        code: u64,
-    },
-    /// It dies in one of the next calls of a function.
-    Crashes {
-        function: &'static str,
-        skip: u64,
-    },
-    /// One call takes its time.
-    Slow {
-        function: &'static str,
-    },
-}
-
-/// One step; the requests of a step run side by side, beside the fault.
-#[derive(Clone, Debug)]
-enum Step {
-    Ask {
-        asked: Vec<Ask>,
-        ill: Option<(usize, Ill)>,
-    },
-    Remove {
-        drive: usize,
-    },
-    Enrol {
-        drive: usize,
-    },
-    Rotate,
-}
-
-fn function() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec![
-        "C_UnwrapKey",
-        "C_WrapKey",
-        "C_GenerateKey",
-        "C_DestroyObject",
-        "C_EncryptInit",
-        "C_Encrypt",
-        "C_CreateObject",
-        "C_GetSessionInfo",
-        "C_OpenSession",
-    ])
-}
-
-fn code() -> impl Strategy<Value = u64> {
-    prop::sample::select(vec![
-        ck::CKR_GENERAL_ERROR,
-        ck::CKR_DEVICE_ERROR,
-        ck::CKR_FUNCTION_FAILED,
-        ck::CKR_SESSION_HANDLE_INVALID,
-        ck::CKR_SESSION_CLOSED,
-        ck::CKR_USER_NOT_LOGGED_IN,
-        ck::CKR_DEVICE_REMOVED,
-        ck::CKR_TOKEN_NOT_PRESENT,
-        ck::CKR_KEY_HANDLE_INVALID,
-        ck::CKR_OBJECT_HANDLE_INVALID,
-        ck::CKR_OPERATION_ACTIVE,
-        ck::CKR_DEVICE_MEMORY,
-        ck::CKR_HOST_MEMORY,
-        ck::CKR_CRYPTOKI_NOT_INITIALIZED,
-        ck::CKR_VENDOR_DEFINED + 3,
-    ])
-}
-
-fn ill() -> impl Strategy<Value = Ill> {
-    prop_oneof![
-        1 => Just(Ill::BridgeKilled),
-        1 => Just(Ill::SessionsLost),
-        1 => Just(Ill::LoginLost),
-        1 => Just(Ill::SlotsShifted),
-        4 => (function(), code()).prop_map(|(function, code)| Ill::Answers { function, code }),
-        1 => (function(), 0..4_u64).prop_map(|(function, skip)| Ill::Crashes { function, skip }),
-        1 => function().prop_map(|function| Ill::Slow { function }),
-    ]
-}
-
-fn ask() -> impl Strategy<Value = Ask> {
-    let drive = 0..DRIVES;
-    prop_oneof![
-        1 => drive.clone().prop_map(|drive| Ask::Create { drive }),
-        2 => (drive.clone(), any::<prop::sample::Index>(), any::<bool>()).prop_map(|(drive, tape, append)| {
-            Ask::Resolve { drive, tape: tape.index(1 << 16), append }
-        }),
-        1 => (drive, any::<prop::sample::Index>(), 0..KEKS).prop_map(|(drive, tape, kek)| Ask::Rekey {
-            drive,
-            tape: tape.index(1 << 16),
-            kek
-        }),
-    ]
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let drive = 0..DRIVES;
-    let step = prop_oneof![
-        8 => (prop::collection::vec(ask(), 1..5), prop::option::of((0..2_usize, ill())))
-            .prop_map(|(asked, ill)| Step::Ask { asked, ill }),
-        1 => drive.clone().prop_map(|drive| Step::Remove { drive }),
-        1 => drive.prop_map(|drive| Step::Enrol { drive }),
-        1 => Just(Step::Rotate),
-    ];
-    prop::collection::vec(step, 4..24)
-}
+/// KEKs that one case makes: each costs a good part of a second.
+const MADE: usize = 2;
 
 /// A cartridge that a drive was given a key for.
 #[derive(Clone, Debug)]
 struct Tape {
     /// Every set of EEDKs that it ever had; each must open for ever.
-    sets: Vec<Vec<Base64>>,
+    sets: Vec<Set>,
     key: [u8; 32],
 }
 
-/// Two tokens with the same KEKs, each behind the faulty module.
-struct Pair {
-    hsms: [Hsm; 2],
-    faulty: [Faulty; 2],
+/// EEDKs that were written together.
+#[derive(Clone, Debug)]
+struct Set {
+    eedks: Vec<Base64>,
+    keks: Vec<usize>,
 }
 
-impl Pair {
-    async fn new() -> Self {
-        let hsms = [
-            Hsm::new(Kind::SofthsmInProcess, "one").await,
-            Hsm::new(Kind::SofthsmInProcess, "two").await,
-        ];
-        for kek in 0..KEKS {
-            let key = crate::support::pkcs8_key();
-            for hsm in &hsms {
-                let file = hsm.directory.path().join("kek.der");
-                std::fs::write(&file, &key).unwrap();
-                hsm.hand(&["import-private", &label(kek), &file.display().to_string()]);
-            }
-        }
-        let faulty = hsms.each_ref().map(Faulty::before);
-        Self { hsms, faulty }
-    }
+/// A KEK of the case.
+#[derive(Clone, Debug)]
+struct Kek {
+    label: String,
+    /// The only token that has it; none for both.
+    only: Option<usize>,
 }
 
-fn label(kek: usize) -> String {
-    format!("KEK{kek}")
+/// What should come of a request, its drive being in the table.
+enum Due {
+    /// A key, for certain where the token that is well can give it.
+    Key { certain: bool },
+    /// This code, for certain or not.
+    Refusal { code: EkmCode, certain: bool },
 }
 
 /// One case: a service of its own over the pair.
@@ -208,86 +92,82 @@ struct Case<'a> {
     pair: &'a Pair,
     bench: Bench,
     drives: Vec<TestDrive>,
-    enrolled: Vec<bool>,
+    views: Mutex<Views>,
     tapes: Mutex<Vec<Tape>>,
-    answered: Mutex<BTreeSet<String>>,
-    kek: usize,
+    keks: Mutex<Vec<Kek>>,
+    answers: Mutex<Answers>,
+    /// The token that may not be well.
+    sick: Mutex<Option<usize>>,
+    killed: Mutex<Vec<u32>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> Case<'a> {
     async fn new(pair: &'a Pair) -> Self {
         pair.faulty.iter().for_each(Faulty::heal);
-        let tokens = ["main", "second"]
-            .iter()
-            .zip(pair.faulty.iter().zip(&pair.hsms))
-            .map(|(name, (faulty, hsm))| faulty.config(hsm, name))
+        let bench = Bench::with(pair.tokens(), anybody()).await;
+        let drives = (1..=u32::try_from(DRIVES).unwrap())
+            .map(|n| drive(bench.directory.path(), n, Kind::SofthsmInProcess.form()))
             .collect();
-        let bench = Bench::with(tokens, anybody()).await;
-        let mut drives = Vec::new();
-        for n in 1..=u32::try_from(DRIVES).unwrap() {
-            let drive = drive(bench.directory.path(), n, Kind::SofthsmInProcess.form());
-            bench.enrol(&drive).await;
-            drives.push(drive);
-        }
+        let made = (0..KEKS).map(|kek| Kek {
+            label: label(kek),
+            only: None,
+        });
         let case = Self {
             pair,
             bench,
-            enrolled: vec![true; drives.len()],
             drives,
+            views: Mutex::new(Views::new(DRIVES)),
             tapes: Mutex::default(),
-            answered: Mutex::default(),
-            kek: 0,
+            keks: Mutex::new(made.collect()),
+            answers: Mutex::default(),
+            sick: Mutex::default(),
+            killed: Mutex::default(),
         };
-        case.defaults().await;
+        for drive in 0..DRIVES {
+            case.change(&Change::Enrol { drive }).await.unwrap();
+        }
+        case.move_defaults(0, 1).await.unwrap();
         case
     }
 
-    async fn defaults(&self) {
-        let named = |kek: usize| Some(label(kek % KEKS).parse().unwrap());
-        let defaults = Defaults {
-            kek1: named(self.kek),
-            kek2: named(self.kek + 1),
-        };
-        self.bench.store().set_defaults(&defaults).await.unwrap();
-    }
-
-    async fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        match step {
-            Step::Ask { asked, ill } => {
-                if let Some((token, ill)) = ill {
-                    self.fall_ill(*token, ill);
-                }
-                let outcomes = join_all(asked.iter().map(|ask| self.ask(ask))).await;
-                outcomes.into_iter().collect::<Result<(), _>>()?;
-            }
-            Step::Remove { drive } => {
-                let serial = self.drives[*drive].soft.serial();
-                self.bench.store().delete_drive(serial).await.unwrap();
-                self.enrolled[*drive] = false;
-            }
-            Step::Enrol { drive } => {
-                self.bench.enrol(&self.drives[*drive]).await;
-                self.enrolled[*drive] = true;
-            }
-            Step::Rotate => {
-                self.kek += 1;
-                self.defaults().await;
-            }
+    async fn step(&self, step: &Step) -> Result<(), TestCaseError> {
+        if let Some((token, ill)) = &step.ill {
+            self.fall_ill(*token, ill).await?;
         }
-        Ok(())
+        let clients = join_all(step.clients.iter().map(async |client| {
+            for ask in client {
+                self.ask(ask).await?;
+            }
+            Ok(())
+        }));
+        let changes = async {
+            for change in &step.changes {
+                self.change(change).await?;
+            }
+            Ok(())
+        };
+        let (clients, changes) = join(clients, changes).await;
+        clients.into_iter().chain([changes]).collect()
     }
 
-    fn fall_ill(&self, token: usize, ill: &Ill) {
+    /// Has a token fall ill, once the other one is well.
+    async fn fall_ill(&self, token: usize, ill: &Ill) -> Result<(), TestCaseError> {
+        let before = locked(&self.sick).replace(token);
+        if let Some(other) = before.filter(|before| *before != token) {
+            self.cure(other).await?;
+        }
         let faulty = &self.pair.faulty[token];
-        match ill {
-            Ill::BridgeKilled => {
-                let state = self.bench.service.tokens().bridges()[token].state();
-                for pid in state.bridges() {
-                    let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
-                    // It may have ended by itself.
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
+        // Two slips within one exchange are no slip any more.
+        faulty.change(|rules| rules.faults.clear());
+        let meets = |function: &str, skip: u64, calls: u64, fault| {
+            faulty.strike(Some(function), skip, Some(calls), fault);
+        };
+        match *ill {
+            Ill::BridgeKilled => self.kill(token),
             Ill::SessionsLost => faulty.change(|rules| rules.sessions_lost += 1),
             Ill::LoginLost => faulty.change(|rules| rules.logins_lost += 1),
             Ill::SlotsShifted => faulty.change(|rules| {
@@ -296,161 +176,450 @@ impl<'a> Case<'a> {
                     Slots::Shifted(by) => Slots::Shifted(by + 1),
                 };
             }),
-            Ill::Answers { function, code } => {
-                faulty.strike(Some(function), 0, Some(1), Fault::Answer(*code));
+            Ill::Crowded { most } => {
+                faulty.change(|rules| {
+                    rules.session_limit = Some(SessionLimit {
+                        most,
+                        linger_ms: 1_000,
+                        told: false,
+                    });
+                });
+                self.kill(token);
             }
-            Ill::Crashes { function, skip } => {
-                faulty.strike(Some(function), *skip, Some(1), Fault::Abort);
-            }
-            Ill::Slow { function } => {
-                faulty.strike(Some(function), 0, Some(1), Fault::Delay(300));
-            }
+            Ill::Answers {
+                function,
+                skip,
+                code,
+            } => meets(function, skip, 1, Fault::Answer(code)),
+            Ill::AnswerLost {
+                function,
+                skip,
+                code,
+            } => meets(function, skip, 1, Fault::AnswerLost(code)),
+            Ill::Crashes { function, skip } => meets(function, skip, 1, Fault::Abort),
+            Ill::Slow { function } => meets(function, 0, 1, Fault::Delay(300)),
+            Ill::Late { function, millis } => meets(function, 0, 1, Fault::Late(millis)),
+            Ill::Hangs { function, calls } => meets(function, 0, calls, Fault::Hang),
+        }
+        Ok(())
+    }
+
+    fn kill(&self, token: usize) {
+        let state = self.bench.service.tokens().bridges()[token].state();
+        for process in state.bridges() {
+            let pid = Pid::from_raw(i32::try_from(*process).unwrap()).unwrap();
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+            locked(&self.killed).push(*process);
         }
     }
 
+    /// Ends what a token suffers from, and waits until nothing of it is left.
+    async fn cure(&self, token: usize) -> Result<(), TestCaseError> {
+        self.pair.faulty[token].change(|rules| {
+            rules.faults.clear();
+            rules.session_limit = None;
+        });
+        let bridge = &self.bench.service.tokens().bridges()[token];
+        let well = async {
+            loop {
+                bridge.serving().await;
+                let died = locked(&self.killed).iter().all(|process| !lives(*process));
+                // A bridge that answers after the last of those who met a fault has outlived it.
+                let soon = || Instant::now() + bridge.deadline();
+                if died
+                    && bridge.under_way() == 0
+                    && bridge.try_ask(&Op::Look, soon()).await.is_ok()
+                    && bridge.try_ask(&Op::Canary, soon()).await.is_ok()
+                    && matches!(bridge.state(), TokenState::Ready { .. })
+                {
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let back = timeout(PATIENCE, well).await;
+        prop_assert!(back.is_ok(), "{:?} did not come back", bridge.state());
+        Ok(())
+    }
+
+    /// Does what an operator does, by his own commands.
+    async fn change(&self, change: &Change) -> Result<(), TestCaseError> {
+        match *change {
+            Change::Remove { drive } if self.enrolled(drive) => {
+                let serial = self.drives[drive].soft.serial().clone();
+                locked(&self.views).begin_change(drive);
+                self.operate(Command::DriveDel { serial }).await?;
+                locked(&self.views).end_change(drive, false);
+            }
+            Change::Enrol { drive } if !self.enrolled(drive) => {
+                let row = self.drives[drive].row.clone();
+                let change = DriveChange {
+                    wwn: row.wwn,
+                    key: Some(row.key),
+                    form: Some(row.form),
+                    ..DriveChange::default()
+                };
+                let command = Command::DriveAdd {
+                    serial: row.serial,
+                    change: Box::new(change),
+                };
+                locked(&self.views).begin_change(drive);
+                self.operate(command).await?;
+                locked(&self.views).end_change(drive, true);
+            }
+            Change::Remove { .. } | Change::Enrol { .. } => {}
+            Change::Rotate => {
+                let next = locked(&self.views).next_shared(KEKS);
+                self.move_defaults(next, (next + 1) % KEKS).await?;
+            }
+            Change::Generate { token } => {
+                if locked(&self.keks).len() < KEKS + MADE {
+                    self.generate(token).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a KEK on that token or, where it may not be well, on the other, and writes under it.
+    async fn generate(&self, token: usize) -> Result<(), TestCaseError> {
+        let sick = *locked(&self.sick);
+        let token = sick.map_or(token, |sick| 1 - sick);
+        let label = self.pair.next_label();
+        self.operate(Command::KekGenerate {
+            label: label.parse().unwrap(),
+            bits: 2048,
+            token: Some(self.pair.names[token].to_owned()),
+            custody: Custody::Token,
+        })
+        .await?;
+        let made = {
+            let mut keks = locked(&self.keks);
+            keks.push(Kek {
+                label,
+                only: Some(token),
+            });
+            keks.len() - 1
+        };
+        let next = locked(&self.views).next_shared(KEKS);
+        self.move_defaults(made, next).await
+    }
+
+    async fn move_defaults(&self, kek1: usize, kek2: usize) -> Result<(), TestCaseError> {
+        let named = [kek1, kek2].map(|kek| Some(locked(&self.keks)[kek].label.parse().unwrap()));
+        let [first, second] = named;
+        let set = Some(Defaults {
+            kek1: first,
+            kek2: second,
+        });
+        locked(&self.views).begin_defaults([kek1, kek2]);
+        self.operate(Command::KekDefault { set }).await?;
+        locked(&self.views).end_defaults();
+        Ok(())
+    }
+
+    /// No command of the case needs a token that is not well, so none may fail.
+    async fn operate(&self, command: Command) -> Result<(), TestCaseError> {
+        let service = Arc::clone(&self.bench.service);
+        let shown = format!("{command:?}");
+        let work = {
+            let service = Arc::clone(&service);
+            async move { admin::execute(&service, "operator:test", command).await }
+        };
+        match service.to_the_end(work).await {
+            Ok(_) => Ok(()),
+            Err(problem) => Err(TestCaseError::fail(format!("{shown}: {problem}"))),
+        }
+    }
+
+    fn enrolled(&self, drive: usize) -> bool {
+        locked(&self.views).enrolled(drive)
+    }
+
     async fn ask(&self, ask: &Ask) -> Result<(), TestCaseError> {
-        match ask {
-            Ask::Create { drive } => self.create(*drive).await,
+        match *ask {
+            Ask::Create { drive } => self.create(drive, drive).await,
+            Ask::Astray { drive, asker } => self.create(drive, asker).await,
             Ask::Resolve {
                 drive,
                 tape,
                 append,
-            } => match self.pick(*tape).await {
+            } => match self.pick(tape) {
                 Some((_, tape)) => {
-                    let eedks = tape.sets.last().unwrap().clone();
-                    self.resolve(*drive, eedks, tape.key, *append).await
+                    let set = tape.sets.last().unwrap();
+                    self.resolve(drive, set, tape.key, append).await.map(drop)
                 }
                 None => Ok(()),
             },
-            Ask::Rekey { drive, tape, kek } => match self.pick(*tape).await {
-                Some((index, tape)) => self.rekey(*drive, index, &tape, *kek).await,
+            Ask::Forged { drive, tape, bit } => match self.pick(tape) {
+                Some((_, tape)) => self.forged(drive, tape.sets.last().unwrap(), bit).await,
                 None => Ok(()),
             },
+            Ask::Rekey { drive, tape, kek } => {
+                let kek = kek % locked(&self.keks).len();
+                self.rekey(drive, tape, Some(kek)).await
+            }
+            Ask::Nowhere { drive, tape } => self.rekey(drive, tape, None).await,
         }
     }
 
-    async fn pick(&self, tape: usize) -> Option<(usize, Tape)> {
-        let tapes = self.tapes.lock().await;
+    fn pick(&self, tape: usize) -> Option<(usize, Tape)> {
+        let tapes = locked(&self.tapes);
         let index = tape.checked_rem(tapes.len())?;
         Some((index, tapes[index].clone()))
     }
 
-    async fn create(&self, drive: usize) -> Result<(), TestCaseError> {
-        let asker = &self.drives[drive];
+    /// Whether a token that is well has the KEK.
+    fn within_reach(&self, kek: usize) -> bool {
+        let only = locked(&self.keks)[kek].only;
+        only.is_none_or(|token| *locked(&self.sick) != Some(token))
+    }
+
+    fn readable(&self, set: &Set) -> bool {
+        set.keks.iter().any(|kek| self.within_reach(*kek))
+    }
+
+    fn set(&self, eedks: Vec<EedkInAnswer>) -> Set {
+        let keks = locked(&self.keks);
+        let by_label = |eedk: &EedkInAnswer| {
+            let label = eedk.label.as_ref().unwrap().to_string();
+            keks.iter().position(|kek| kek.label == label).unwrap()
+        };
+        Set {
+            keks: eedks.iter().map(by_label).collect(),
+            eedks: eedks.into_iter().map(|eedk| eedk.eedk).collect(),
+        }
+    }
+
+    /// Asks as the server's routes do: side by side with all others, and to the end.
+    async fn served<T, V>(
+        &self,
+        asker: usize,
+        verb: impl FnOnce(Arc<Service>, PeerId) -> V,
+    ) -> Result<Audited<T>, Problem>
+    where
+        T: Send + 'static,
+        V: Future<Output = Result<Audited<T>, Problem>> + Send + 'static,
+    {
+        let service = &self.bench.service;
+        let verb = verb(Arc::clone(service), self.drives[asker].peer.clone());
+        Arc::clone(service).to_the_end(verb).await
+    }
+
+    async fn create(&self, drive: usize, asker: usize) -> Result<(), TestCaseError> {
+        let id = Uuid::new_v4();
         let request = CreateRequest {
-            request_id: Uuid::new_v4(),
-            drive: shown(asker),
+            request_id: id,
+            drive: shown(&self.drives[drive]),
             volser: "RANDOM".parse().unwrap(),
             kek1: None,
             kek2: None,
         };
-        let answer = self.bench.service.create(&asker.peer, &request).await;
-        let Some(answer) = self.judged(drive, request.request_id, answer).await? else {
+        let begun = locked(&self.views).begin(drive);
+        let answer = self
+            .served(asker, |service, peer| async move {
+                service.create(&peer, &request).await
+            })
+            .await;
+        let defaults = locked(&self.views).defaults_since(&begun);
+        let due = if drive == asker {
+            let mut keks = defaults.iter().flatten();
+            Due::Key {
+                certain: keks.all(|kek| self.within_reach(*kek)),
+            }
+        } else {
+            Due::Refusal {
+                code: EkmCode::EE30,
+                certain: true,
+            }
+        };
+        let Some(answer) = self.judged(&begun, &due, id, answer)? else {
             return Ok(());
         };
-        let tape = Tape {
-            sets: vec![answer.eedks.into_iter().map(|eedk| eedk.eedk).collect()],
-            key: data_key(asker, &answer.sedk),
-        };
-        self.tapes.lock().await.push(tape);
+        let set = self.set(answer.eedks);
+        prop_assert!(
+            defaults.iter().any(|both| set.keks == both),
+            "written under {:?}, and the defaults were {defaults:?}",
+            set.keks
+        );
+        locked(&self.tapes).push(Tape {
+            sets: vec![set],
+            key: data_key(&self.drives[drive], &answer.sedk),
+        });
         Ok(())
     }
 
+    /// Whether it was read.
     async fn resolve(
         &self,
         drive: usize,
-        eedks: Vec<Base64>,
+        set: &Set,
         key: [u8; 32],
         append: bool,
-    ) -> Result<(), TestCaseError> {
-        let asker = &self.drives[drive];
-        let request = ResolveRequest {
-            request_id: Uuid::new_v4(),
-            drive: shown(asker),
-            volser: None,
-            eedks,
-            append,
+    ) -> Result<bool, TestCaseError> {
+        let due = Due::Key {
+            certain: self.readable(set),
         };
-        let answer = self.bench.service.resolve(&asker.peer, &request).await;
-        if let Some(answer) = self.judged(drive, request.request_id, answer).await? {
+        let sedk = self.open(drive, &set.eedks, append, &due).await?;
+        if let Some(sedk) = &sedk {
             prop_assert!(
-                data_key(asker, &answer.sedk) == key,
+                data_key(&self.drives[drive], sedk) == key,
                 "a cartridge opened to another key"
             );
         }
-        Ok(())
+        Ok(sedk.is_some())
     }
 
+    async fn forged(&self, drive: usize, set: &Set, bit: usize) -> Result<(), TestCaseError> {
+        let eedks: Vec<Base64> = set.eedks.iter().map(|eedk| flipped(eedk, bit)).collect();
+        let due = Due::Refusal {
+            code: EkmCode::EE32,
+            certain: set.keks.iter().all(|kek| self.within_reach(*kek)),
+        };
+        self.open(drive, &eedks, false, &due).await.map(drop)
+    }
+
+    async fn open(
+        &self,
+        drive: usize,
+        eedks: &[Base64],
+        append: bool,
+        due: &Due,
+    ) -> Result<Option<Sedk>, TestCaseError> {
+        let id = Uuid::new_v4();
+        let request = ResolveRequest {
+            request_id: id,
+            drive: shown(&self.drives[drive]),
+            volser: None,
+            eedks: eedks.to_vec(),
+            append,
+        };
+        let begun = locked(&self.views).begin(drive);
+        let answer = self
+            .served(drive, |service, peer| async move {
+                service.resolve(&peer, &request).await
+            })
+            .await;
+        let answer = self.judged(&begun, due, id, answer)?;
+        Ok(answer.map(|answer| answer.sedk))
+    }
+
+    /// To a KEK, or to one that is nowhere.
     async fn rekey(
         &self,
         drive: usize,
-        index: usize,
-        tape: &Tape,
-        kek: usize,
+        tape: usize,
+        kek: Option<usize>,
     ) -> Result<(), TestCaseError> {
-        let asker = &self.drives[drive];
+        let Some((index, tape)) = self.pick(tape) else {
+            return Ok(());
+        };
+        let set = tape.sets.last().unwrap();
+        let (label, due) = match kek {
+            Some(kek) => {
+                let certain = self.readable(set) && self.within_reach(kek);
+                (locked(&self.keks)[kek].label.clone(), Due::Key { certain })
+            }
+            // Who knows what is on a token that is not ready.
+            None => {
+                let due = Due::Refusal {
+                    code: EkmCode::EE31,
+                    certain: locked(&self.sick).is_none(),
+                };
+                ("NOWHERE".to_owned(), due)
+            }
+        };
+        let id = Uuid::new_v4();
         let request = RekeyRequest {
-            request_id: Uuid::new_v4(),
-            serial: asker.soft.serial().clone(),
+            request_id: id,
+            serial: self.drives[drive].soft.serial().clone(),
             volser: "RANDOM".parse().unwrap(),
-            eedks: tape.sets.last().unwrap().clone(),
-            kek1: label(kek).parse().unwrap(),
+            eedks: set.eedks.clone(),
+            kek1: label.parse().unwrap(),
             kek2: None,
         };
-        let answer = self.bench.service.rekey(&asker.peer, &request).await;
-        if let Some(answer) = self.judged(drive, request.request_id, answer).await? {
-            let set = answer.eedks.into_iter().map(|eedk| eedk.eedk).collect();
-            self.tapes.lock().await[index].sets.push(set);
+        let begun = locked(&self.views).begin(drive);
+        let answer = self
+            .served(drive, |service, peer| async move {
+                service.rekey(&peer, &request).await
+            })
+            .await;
+        if let Some(answer) = self.judged(&begun, &due, id, answer)? {
+            let set = self.set(answer.eedks);
+            prop_assert_eq!(set.keks.first().copied(), kek);
+            locked(&self.tapes)[index].sets.push(set);
         }
         Ok(())
     }
 
     /// Holds an answer against what must be so, whatever the tokens do.
-    async fn judged<T>(
+    fn judged<T>(
         &self,
-        drive: usize,
+        begun: &Begun,
+        due: &Due,
         id: Uuid,
-        answer: Result<audit::Audited<T>, Problem>,
+        answer: Result<Audited<T>, Problem>,
     ) -> Result<Option<T>, TestCaseError> {
-        match answer {
+        let standing = locked(&self.views).standing_since(begun);
+        let refused = match answer {
             Ok(answer) => {
-                prop_assert!(self.enrolled[drive], "a drive that was removed got a key");
-                self.answered.lock().await.insert(id.to_string());
-                Ok(Some(answer.into_inner()))
+                prop_assert!(standing.may_be_in, "a drive that was removed got a key");
+                prop_assert!(
+                    matches!(due, Due::Key { .. }),
+                    "a key, and no drive may have it"
+                );
+                locked(&self.answers).given(id, answer.record());
+                return Ok(Some(answer.into_inner()));
             }
-            Err(problem) if !self.enrolled[drive] => {
-                prop_assert_eq!(problem.code, EkmCode::EF01, "{}", problem);
-                Ok(None)
+            Err(problem) => problem,
+        };
+        prop_assert_eq!(&refused.request_id, &Some(id.to_string()), "{}", refused);
+        locked(&self.answers).refused(id, &refused);
+        // The key service may be out of order; the cartridge never is, nor the drive.
+        let right = match due {
+            _ if refused.code == EkmCode::EF01 => standing.may_be_out,
+            Due::Refusal { code, .. } if refused.code == *code => true,
+            Due::Key { certain } | Due::Refusal { certain, .. } => {
+                refused.code == EkmCode::EE0F && standing.may_be_in && !certain
             }
-            // The key service may be out of order; the cartridge never is, nor the drive.
-            Err(problem) => {
-                prop_assert_eq!(problem.code, EkmCode::EE0F, "{}", problem);
-                Ok(None)
-            }
-        }
+        };
+        prop_assert!(right, "{} {}", refused.status, refused);
+        Ok(None)
     }
 
-    /// With both tokens well again, everything that was ever written is read.
-    async fn end(mut self) -> Result<(), TestCaseError> {
-        self.pair.faulty.iter().for_each(Faulty::heal);
-        for bridge in self.bench.service.tokens().bridges() {
-            let back = tokio::time::timeout(Duration::from_secs(30), bridge.serving()).await;
-            prop_assert!(back.is_ok(), "{:?} did not come back", bridge.state());
+    /// With both tokens well again, everything that was ever written is read,
+    /// and by none who was removed.
+    async fn end(self) -> Result<(), TestCaseError> {
+        for token in 0..2 {
+            self.cure(token).await?;
         }
-        self.bench.enrol(&self.drives[0]).await;
-        self.enrolled[0] = true;
-        let tapes = self.tapes.lock().await.clone();
-        for tape in &tapes {
-            for eedks in &tape.sets {
-                let before = self.answered.lock().await.len();
-                self.resolve(0, eedks.clone(), tape.key, false).await?;
-                prop_assert!(
-                    self.answered.lock().await.len() > before,
-                    "what was written cannot be read"
-                );
+        *locked(&self.sick) = None;
+        for drive in 0..DRIVES {
+            for ask in [
+                Ask::Create { drive },
+                Ask::Resolve {
+                    drive,
+                    tape: drive,
+                    append: false,
+                },
+                Ask::Rekey {
+                    drive,
+                    tape: drive,
+                    kek: drive,
+                },
+            ] {
+                self.ask(&ask).await?;
             }
         }
-        let answered = self.answered.into_inner();
+        self.change(&Change::Enrol { drive: 0 }).await?;
+        let tapes = locked(&self.tapes).clone();
+        for tape in &tapes {
+            for set in &tape.sets {
+                let read = self.resolve(0, set, tape.key, false).await?;
+                prop_assert!(read, "what was written cannot be read");
+            }
+        }
         let directory = self.bench.config.audit.clone();
         let Bench {
             service,
@@ -459,20 +628,7 @@ impl<'a> Case<'a> {
         } = self.bench;
         // Writes what is queued.
         drop(Arc::try_unwrap(service).unwrap());
-        if answered.is_empty() {
-            // Perhaps nobody asked for anything, and then there is no log.
-            return Ok(());
-        }
-        let verified = audit::verify(&directory);
-        prop_assert!(verified.is_ok(), "{:?}", verified.err());
-        let recorded: BTreeSet<String> = audit::read(&directory)
-            .unwrap()
-            .filter_map(Result::ok)
-            .filter(|record| record.event.outcome == Outcome::Success)
-            .filter_map(|record| record.event.request)
-            .collect();
-        let missing: Vec<&String> = answered.difference(&recorded).collect();
-        prop_assert!(missing.is_empty(), "answered without a record: {missing:?}");
+        locked(&self.answers).check(&directory)?;
         drop(kept);
         Ok(())
     }
@@ -504,6 +660,24 @@ fn data_key(drive: &TestDrive, sedk: &Sedk) -> [u8; 32] {
     *drive.soft.unwrap_sedk(sedk).unwrap().expose_secret()
 }
 
+/// The EEDK with one bit of its wrapped key flipped.
+fn flipped(eedk: &Base64, bit: usize) -> Base64 {
+    let eedk = Eedk::decode(&eedk.0).unwrap();
+    let mut wrapped = eedk.wrapped().to_vec();
+    let at = bit / 8 % wrapped.len();
+    wrapped[at] ^= 1 << (bit % 8);
+    let bad = Eedk::new(eedk.dki(), eedk.kek().clone(), eedk.wrap(), wrapped);
+    Base64(bad.unwrap().encode())
+}
+
+async fn run(pair: &Pair, steps: &[Step]) -> Result<(), TestCaseError> {
+    let case = Case::new(pair).await;
+    for step in steps {
+        case.step(step).await?;
+    }
+    case.end().await
+}
+
 #[test]
 fn whatever_happens_to_two_tokens_what_was_written_can_be_read() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -511,6 +685,11 @@ fn whatever_happens_to_two_tokens_what_was_written_can_be_read() {
         .build()
         .unwrap();
     let pair = runtime.block_on(Pair::new());
+    for (name, steps) in again::again() {
+        if let Err(error) = runtime.block_on(run(&pair, &steps)) {
+            panic!("{name}: {error}");
+        }
+    }
     let cases = std::env::var("EKM_TEST_CASES")
         .ok()
         .map_or(16, |cases| cases.parse().unwrap());
@@ -525,15 +704,7 @@ fn whatever_happens_to_two_tokens_what_was_written_can_be_read() {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
         ..Config::default()
     });
-    let outcome = runner.run(&steps(), |steps| {
-        runtime.block_on(async {
-            let mut case = Case::new(&pair).await;
-            for step in &steps {
-                case.step(step).await?;
-            }
-            case.end().await
-        })
-    });
+    let outcome = runner.run(&steps(), |steps| runtime.block_on(run(&pair, &steps)));
     if let Err(error) = outcome {
         panic!("{error}");
     }
