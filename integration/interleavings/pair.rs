@@ -44,7 +44,7 @@ impl Pair {
 
     /// Both in a configuration. A call that hangs is given up after seconds.
     pub(super) fn tokens(&self) -> Vec<TokenConfig> {
-        let sooner = [("deadline_seconds = 30", "deadline_seconds = 5")];
+        let sooner = [("deadline_seconds = 30", "deadline_seconds = 8")];
         self.hsms
             .iter()
             .zip(&self.faulty)

@@ -211,13 +211,13 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let client = prop::collection::vec(ask(), 1..4);
+    let client = prop::collection::vec(ask(), 1..5);
     let changes = prop_oneof![
-        2 => Just(Vec::new()),
-        1 => prop::collection::vec(change(), 1..4),
+        1 => Just(Vec::new()),
+        1 => prop::collection::vec(change(), 1..6),
     ];
     (
-        prop::collection::vec(client, 0..4),
+        prop::collection::vec(client, 0..6),
         changes,
         prop::option::of((0..2_usize, ill())),
     )
@@ -228,6 +228,34 @@ fn step() -> impl Strategy<Value = Step> {
         })
 }
 
+/// Everybody wants a key for one drive, which comes and goes.
+fn rush() -> impl Strategy<Value = Step> {
+    let resolve = (index(), any::<bool>());
+    let client = prop::collection::vec(resolve, 4..12);
+    (
+        0..DRIVES,
+        prop::collection::vec(client, 2..5),
+        1..6_usize,
+        prop::option::weighted(0.2, (0..2_usize, ill())),
+    )
+        .prop_map(|(drive, clients, times, ill)| {
+            let asks = |client: Vec<(usize, bool)>| {
+                let resolve = |(tape, append)| Ask::Resolve {
+                    drive,
+                    tape,
+                    append,
+                };
+                client.into_iter().map(resolve).collect()
+            };
+            let comes_and_goes = [Change::Remove { drive }, Change::Enrol { drive }];
+            Step {
+                clients: clients.into_iter().map(asks).collect(),
+                changes: comes_and_goes.into_iter().cycle().take(times).collect(),
+                ill,
+            }
+        })
+}
+
 pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 3..16)
+    prop::collection::vec(prop_oneof![3 => step(), 1 => rush()], 3..12)
 }
