@@ -167,7 +167,7 @@ pub async fn resolve(
 ) -> Result<Resolved, ExchangeError> {
     let mut failures = grant.unreadable().to_vec();
     let mut left: Vec<_> = grant.readable().iter().collect();
-    for patient in [false, true] {
+    for &patient in rounds(left.len()) {
         let mut passing = Vec::new();
         for readable in std::mem::take(&mut left) {
             let asked = keystore.resolve(
@@ -214,7 +214,7 @@ pub async fn rekey(
         .collect();
     let mut failures = grant.unreadable().to_vec();
     let mut left: Vec<_> = grant.readable().iter().collect();
-    for patient in [false, true] {
+    for &patient in rounds(left.len()) {
         let mut passing = Vec::new();
         for readable in std::mem::take(&mut left) {
             let asked = keystore.rekey(
@@ -256,6 +256,12 @@ pub async fn rekey(
         }
     }
     Err(ExchangeError::NoneOpens(failures))
+}
+
+/// Whether each round waits for a token to come back. Where there are two EEDKs, both are tried
+/// before either is waited for.
+const fn rounds(eedks: usize) -> &'static [bool] {
+    if eedks > 1 { &[false, true] } else { &[true] }
 }
 
 async fn prove(

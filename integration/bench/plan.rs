@@ -128,7 +128,7 @@ impl Plan {
                 What::Bridge,
             ),
             resolve: series(&seen, Exchange::Rewrap, threads, CONNECTIONS, What::Resolve),
-            create: series(&seen, Exchange::Create, threads, [1, 16], What::Create),
+            create: series(&seen, Exchange::Create, threads, CONNECTIONS, What::Create),
         })
     }
 
@@ -189,9 +189,11 @@ fn order(threads: usize) -> Vec<What> {
         What::Raw(Rewrap, threads),
         What::Raw(Create, 1),
         What::Create(1),
+        What::Create(4),
         What::Raw(Proved, 1),
         What::Raw(Create, threads),
         What::Create(16),
+        What::Create(64),
         What::Raw(Proved, threads),
     ]
 }
