@@ -75,7 +75,7 @@ pub trait Keystore: Send + Sync {
     ) -> Result<(Wrapped, Sedk), Fault>;
 
     /// The data key of an EEDK, for a drive. With `patient` a token that is
-    /// down is waited for.
+    /// down or silent is waited for.
     async fn resolve(
         &self,
         eedk: &Eedk,
@@ -86,7 +86,7 @@ pub trait Keystore: Send + Sync {
     ) -> Result<(Sedk, Place), Fault>;
 
     /// The data key of an EEDK, under other KEKs, and `block` encrypted under
-    /// it. With `patient` a token that is down is waited for.
+    /// it. With `patient` a token that is down or silent is waited for.
     async fn rekey(
         &self,
         eedk: &Eedk,

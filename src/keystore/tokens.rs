@@ -27,6 +27,9 @@ const AFTER: Duration = Duration::from_secs(10);
 /// Time between two rounds of a request that waits for a token.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How often a token that is waited for is looked at, where something else can be tried.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// The tokens of a server, in the order of its configuration.
 #[derive(Clone, Debug)]
 pub struct Tokens {
@@ -171,7 +174,8 @@ impl Tokens {
     }
 
     /// Asks the tokens that may do it. Where all of them are down and the
-    /// request is patient, it waits for one to come back.
+    /// request is patient, it waits for one to come back; where it is not, it
+    /// does not wait for one that is silent either.
     async fn served(
         &self,
         may: impl Fn(&Bridge) -> Fit,
@@ -197,7 +201,7 @@ impl Tokens {
                     none = bridge.unheard();
                 }
             }
-            let outcome = first(order, op, until, none).await;
+            let outcome = first(order, op, until, patient, none).await;
             let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
@@ -287,15 +291,18 @@ impl Tokens {
 /// Asks one token after another until one answers, or fails in a way that is
 /// the request's own fault. The next is asked too, and the first answer
 /// taken, where one does not answer in the time that it usually needs: an HSM
-/// that hangs must not hold up what another can do.
+/// that hangs must not hold up what another can do. One that is silent is given
+/// up where no other is left and the request is not patient.
 async fn first<'a>(
     order: Vec<&'a Bridge>,
     op: &Op,
     until: Instant,
+    patient: bool,
     none: Fault,
 ) -> Result<(&'a Bridge, Reply), Fault> {
     let mut next = order.into_iter();
     let mut asked = FuturesUnordered::new();
+    let mut waiting: Vec<&Bridge> = Vec::new();
     let mut worst: Option<Fault> = None;
     let mut patience = Duration::ZERO;
     loop {
@@ -303,16 +310,27 @@ async fn first<'a>(
             match next.next() {
                 Some(bridge) => {
                     patience = bridge.patience();
+                    waiting.push(bridge);
                     asked.push(async move { (bridge, bridge.try_ask(op, until).await) });
                 }
                 None if asked.is_empty() => return Err(worst.unwrap_or(none)),
-                None => patience = Duration::MAX,
+                None if patient => patience = Duration::MAX,
+                None if waiting.iter().all(|bridge| bridge.is_silent()) => {
+                    for bridge in waiting {
+                        worse(&mut worst, bridge.unheard());
+                    }
+                    return Err(worst.unwrap_or(none));
+                }
+                None => patience = LOOK,
             }
         }
         let answer = tokio::time::timeout(patience, asked.next()).await;
         match answer {
             Ok(Some((bridge, Ok(reply)))) => return Ok((bridge, reply)),
-            Ok(Some((_, Err(fault)))) if fault.elsewhere() => worse(&mut worst, fault),
+            Ok(Some((bridge, Err(fault)))) if fault.elsewhere() => {
+                waiting.retain(|other| other.name() != bridge.name());
+                worse(&mut worst, fault);
+            }
             Ok(Some((_, Err(fault)))) => return Err(fault),
             Ok(None) => {}
             Err(_) => patience = Duration::ZERO,
