@@ -7,7 +7,8 @@
 //! - a drive that was removed gets no key: one whose request began after the
 //!   removal was done; a request that was under way meanwhile may go either way;
 //! - what is written is written under KEKs that were the defaults meanwhile;
-//! - where the token that is well can do it, nothing fails;
+//! - where the token that is well can do it, nothing fails, and nothing waits
+//!   until a call that hangs on the other one is given up;
 //! - every answer has its record, refusals too.
 //!
 //! `EKM_TEST_CASES` asks for more cases than CI has time for. Seeds that failed
@@ -44,14 +45,17 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty, SessionLimit, Slots};
-use crate::support::{Bench, Kind, TestDrive, drive, lives};
-use pair::{KEKS, Pair, label};
+use crate::support::{Bench, TestDrive, lives};
+use pair::{DEADLINE, KEKS, Pair, label};
 use records::Answers;
 use steps::{Ask, Change, DRIVES, Ill, Step, steps};
 use views::{Begun, Views};
 
 /// Longest time for a token to be well again.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A call that hangs is given up by then: the deadline, and two seconds more.
+const GIVEN_UP: Duration = Duration::from_secs(DEADLINE + 2);
 
 /// KEKs that one case makes: each costs a good part of a second.
 const MADE: usize = 2;
@@ -91,7 +95,6 @@ enum Due {
 struct Case<'a> {
     pair: &'a Pair,
     bench: Bench,
-    drives: Vec<TestDrive>,
     views: Mutex<Views>,
     tapes: Mutex<Vec<Tape>>,
     keks: Mutex<Vec<Kek>>,
@@ -109,9 +112,6 @@ impl<'a> Case<'a> {
     async fn new(pair: &'a Pair) -> Self {
         pair.faulty.iter().for_each(Faulty::heal);
         let bench = Bench::with(pair.tokens(), anybody()).await;
-        let drives = (1..=u32::try_from(DRIVES).unwrap())
-            .map(|n| drive(bench.directory.path(), n, Kind::SofthsmInProcess.form()))
-            .collect();
         let made = (0..KEKS).map(|kek| Kek {
             label: label(kek),
             only: None,
@@ -119,7 +119,6 @@ impl<'a> Case<'a> {
         let case = Self {
             pair,
             bench,
-            drives,
             views: Mutex::new(Views::new(DRIVES)),
             tapes: Mutex::default(),
             keks: Mutex::new(made.collect()),
@@ -247,13 +246,13 @@ impl<'a> Case<'a> {
     async fn change(&self, change: &Change) -> Result<(), TestCaseError> {
         match *change {
             Change::Remove { drive } if self.enrolled(drive) => {
-                let serial = self.drives[drive].soft.serial().clone();
+                let serial = self.pair.drives[drive].soft.serial().clone();
                 locked(&self.views).begin_change(drive);
                 self.operate(Command::DriveDel { serial }).await?;
                 locked(&self.views).end_change(drive, false);
             }
             Change::Enrol { drive } if !self.enrolled(drive) => {
-                let row = self.drives[drive].row.clone();
+                let row = self.pair.drives[drive].row.clone();
                 let change = DriveChange {
                     wwn: row.wwn,
                     key: Some(row.key),
@@ -403,7 +402,7 @@ impl<'a> Case<'a> {
         V: Future<Output = Result<Audited<T>, Problem>> + Send + 'static,
     {
         let service = &self.bench.service;
-        let verb = verb(Arc::clone(service), self.drives[asker].peer.clone());
+        let verb = verb(Arc::clone(service), self.pair.drives[asker].peer.clone());
         Arc::clone(service).to_the_end(verb).await
     }
 
@@ -411,7 +410,7 @@ impl<'a> Case<'a> {
         let id = Uuid::new_v4();
         let request = CreateRequest {
             request_id: id,
-            drive: shown(&self.drives[drive]),
+            drive: shown(&self.pair.drives[drive]),
             volser: "RANDOM".parse().unwrap(),
             kek1: None,
             kek2: None,
@@ -445,7 +444,7 @@ impl<'a> Case<'a> {
         );
         locked(&self.tapes).push(Tape {
             sets: vec![set],
-            key: data_key(&self.drives[drive], &answer.sedk),
+            key: data_key(&self.pair.drives[drive], &answer.sedk),
         });
         Ok(())
     }
@@ -464,7 +463,7 @@ impl<'a> Case<'a> {
         let sedk = self.open(drive, &set.eedks, append, &due).await?;
         if let Some(sedk) = &sedk {
             prop_assert!(
-                data_key(&self.drives[drive], sedk) == key,
+                data_key(&self.pair.drives[drive], sedk) == key,
                 "a cartridge opened to another key"
             );
         }
@@ -490,7 +489,7 @@ impl<'a> Case<'a> {
         let id = Uuid::new_v4();
         let request = ResolveRequest {
             request_id: id,
-            drive: shown(&self.drives[drive]),
+            drive: shown(&self.pair.drives[drive]),
             volser: None,
             eedks: eedks.to_vec(),
             append,
@@ -533,7 +532,7 @@ impl<'a> Case<'a> {
         let id = Uuid::new_v4();
         let request = RekeyRequest {
             request_id: id,
-            serial: self.drives[drive].soft.serial().clone(),
+            serial: self.pair.drives[drive].soft.serial().clone(),
             volser: "RANDOM".parse().unwrap(),
             eedks: set.eedks.clone(),
             kek1: label.parse().unwrap(),
@@ -561,6 +560,7 @@ impl<'a> Case<'a> {
         id: Uuid,
         answer: Result<Audited<T>, Problem>,
     ) -> Result<Option<T>, TestCaseError> {
+        let took = begun.took();
         let standing = locked(&self.views).standing_since(begun);
         let refused = match answer {
             Ok(answer) => {
@@ -568,6 +568,11 @@ impl<'a> Case<'a> {
                 prop_assert!(
                     matches!(due, Due::Key { .. }),
                     "a key, and no drive may have it"
+                );
+                prop_assert!(
+                    took < GIVEN_UP || !matches!(due, Due::Key { certain: true }),
+                    "it took {:?}, and a token that is well has the key",
+                    took
                 );
                 locked(&self.answers).given(id, answer.record());
                 return Ok(Some(answer.into_inner()));

@@ -47,6 +47,23 @@ fn rekey(drive: usize, tape: usize, kek: usize) -> Ask {
 pub(super) fn again() -> Vec<(&'static str, Vec<Step>)> {
     vec![
         (
+            "the token of the first EEDK hangs, and the other EEDK is on another one",
+            vec![
+                change(Change::Generate { token: 0 }),
+                asks(vec![Ask::Create { drive: 0 }], None),
+                asks(
+                    vec![resolve(0, 0, false)],
+                    Some((
+                        0,
+                        Ill::Hangs {
+                            function: "C_UnwrapKey",
+                            calls: 4,
+                        },
+                    )),
+                ),
+            ],
+        ),
+        (
             "a removed drive asks for a rekey",
             vec![
                 change(Change::Remove { drive: 2 }),

@@ -1,6 +1,8 @@
 //! What a request may have seen of the drive table and the defaults, from when
 //! it began to when it was answered.
 
+use std::time::{Duration, Instant};
+
 /// The drive table and the defaults, with their changes as they begin and end.
 pub(super) struct Views {
     drives: Vec<Row>,
@@ -22,6 +24,14 @@ pub(super) struct Begun {
     changing: bool,
     changes: u64,
     in_force: usize,
+    at: Instant,
+}
+
+impl Begun {
+    /// Time since the request began.
+    pub(super) fn took(&self) -> Duration {
+        self.at.elapsed()
+    }
 }
 
 /// What a request may go by.
@@ -88,6 +98,7 @@ impl Views {
             changing,
             changes,
             in_force: self.in_force,
+            at: Instant::now(),
         }
     }
 
