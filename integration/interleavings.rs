@@ -11,9 +11,9 @@
 //!   until a call that hangs on the other one is given up;
 //! - every answer has its record, refusals too.
 //!
-//! `EKM_TEST_CASES` asks for more cases than CI has time for. Seeds that failed
-//! stand in `interleavings.proptest-regressions` and are tried first, and before
-//! them what failed when the steps were drawn in another way.
+//! `EKM_TEST_CASES` asks for more cases than CI has time for. A seed that fails
+//! goes into `interleavings.proptest-regressions` and is tried first; what once
+//! failed stands in `again.rs`, step by step.
 
 mod again;
 mod pair;
