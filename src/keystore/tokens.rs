@@ -144,9 +144,10 @@ impl Tokens {
             Reply::Generated(kek) => {
                 // So that the published list has it before anyone asks; on a token that is busy a
                 // look may not end in its time.
+                let until = Instant::now() + bridge.deadline();
                 for _ in 0..LOOKS {
                     bridge.look().await;
-                    if Self::shows(bridge, &kek.hash) {
+                    if Self::shows(bridge, &kek.hash) || Instant::now() >= until {
                         break;
                     }
                 }
