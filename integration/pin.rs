@@ -400,14 +400,14 @@ async fn a_bridge_killed_before_the_answer_does_not_send_the_pin_twice() {
 
     // The operator says that it is right, and is wrong: once more, and no more.
     place.faulty.heal();
-    let unlocked = place.done(&["token", "unlock", "main"]);
+    let unlocked = place.refused(&["token", "unlock", "main"]);
     assert!(
         unlocked.contains("locked") && unlocked.contains("CKR_PIN_INCORRECT"),
         "{unlocked}"
     );
     look_again(&place);
     assert_eq!((place.logins(), place.faulty.wrong_pins()), (2, 1));
-    let unlocked = place.done(&["token", "unlock", "main"]);
+    let unlocked = place.refused(&["token", "unlock", "main"]);
     assert!(unlocked.contains("CKF_USER_PIN_COUNT_LOW"), "{unlocked}");
     assert_eq!((place.logins(), place.faulty.wrong_pins()), (3, 2));
     write_private(&place.pin_file(), PIN);
@@ -750,7 +750,7 @@ async fn an_operator_gives_the_pin_each_time_a_bridge_is_started() {
         place.why()
     );
     assert_eq!(place.logins(), 0);
-    let text = give("mistyped");
+    let text = place.refused(&["token", "unlock", "main", "--pin-file", "mistyped"]);
     assert!(text.contains("CKR_PIN_INCORRECT"), "{text}");
     assert_eq!(
         place.logins(),

@@ -491,7 +491,8 @@ async fn generate(
 fn status(bridge: &Bridge) -> TokenStatus {
     let state = bridge.state();
     let time = |at: time::OffsetDateTime| {
-        at.format(&time::format_description::well_known::Rfc3339)
+        at.truncate_to_second()
+            .format(&time::format_description::well_known::Rfc3339)
             .ok()
     };
     let next = match &state {

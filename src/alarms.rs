@@ -104,8 +104,8 @@ pub const ALARMS: [Entry; 11] = [
         Alarm::TokenDegraded,
         "EKM-A03",
         Severity::Warning,
-        "a token works with fewer sessions or processes than its profile wants",
-        "`ekm token status` says what is missing; look for other programs that hold sessions of the token",
+        "a token works, but sessions or processes that its profile wants are missing, or it does not answer just now",
+        "`ekm token status` says what: where sessions are missing, look for other programs that hold them; a call that does not return is ended by itself",
     ),
     entry(
         Alarm::PinLow,

@@ -167,8 +167,9 @@ pub async fn resolve(
 ) -> Result<Resolved, ExchangeError> {
     let mut failures = grant.unreadable().to_vec();
     let mut left: Vec<_> = grant.readable().iter().collect();
-    for &patient in rounds(left.len()) {
+    for &waits in rounds(left.len()) {
         let mut passing = Vec::new();
+        let mut patient = waits;
         for readable in std::mem::take(&mut left) {
             let asked = keystore.resolve(
                 &readable.eedk,
@@ -187,12 +188,14 @@ pub async fn resolve(
                         failures,
                     });
                 }
-                Err(fault) if !patient && fault.passes() => {
+                Err(fault) if !waits && fault.passes() => {
                     left.push(readable);
                     passing.push(fault);
                 }
                 Err(fault) => failures.push(fault),
             }
+            // A request has the time to wait for one token, not for two in turn.
+            patient = false;
         }
     }
     Err(ExchangeError::NoneOpens(failures))
@@ -214,8 +217,9 @@ pub async fn rekey(
         .collect();
     let mut failures = grant.unreadable().to_vec();
     let mut left: Vec<_> = grant.readable().iter().collect();
-    for &patient in rounds(left.len()) {
+    for &waits in rounds(left.len()) {
         let mut passing = Vec::new();
+        let mut patient = waits;
         for readable in std::mem::take(&mut left) {
             let asked = keystore.rekey(
                 &readable.eedk,
@@ -247,12 +251,14 @@ pub async fn rekey(
                         failures,
                     });
                 }
-                Err(fault) if !patient && fault.passes() => {
+                Err(fault) if !waits && fault.passes() => {
                     left.push(readable);
                     passing.push(fault);
                 }
                 Err(fault) => failures.push(fault),
             }
+            // A request has the time to wait for one token, not for two in turn.
+            patient = false;
         }
     }
     Err(ExchangeError::NoneOpens(failures))

@@ -177,7 +177,8 @@ fn copies(tokens: &[Token]) -> (Vec<&str>, Vec<&str>) {
         for (hash, label) in &token.keks {
             let (_, all, usable) = copies.entry(*hash.as_bytes()).or_insert((label, 0, 0));
             *all += 1;
-            *usable += usize::from(token.serves);
+            // One that is away for a moment only is started again, or renewed.
+            *usable += usize::from(token.serves || !token.lasts);
         }
     }
     let with = |wanted: fn(usize, usize) -> bool| {

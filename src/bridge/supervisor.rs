@@ -217,7 +217,7 @@ impl Bridge {
     /// That it is silent, as a fault.
     #[must_use]
     pub fn unheard(&self) -> Fault {
-        self.down("it has not answered for a while although requests wait")
+        self.down("it has not answered for a while although requests, or its canary, wait")
     }
 
     /// Time since the token last opened or made an EEDK, the canary included.

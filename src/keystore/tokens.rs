@@ -129,9 +129,11 @@ impl Tokens {
                 .ok_or_else(|| no_token(format!("the configuration has no token {name}")))?,
             (None, [only]) => only,
             (None, _) => {
-                return Err(no_token(
-                    "there is more than one token; say which with --token".to_owned(),
-                ));
+                let names: Vec<&str> = self.bridges.iter().map(Bridge::name).collect();
+                return Err(no_token(format!(
+                    "there is more than one token; say which with --token: {}",
+                    names.join(", ")
+                )));
             }
         };
         bridge.settled().await?;
@@ -206,8 +208,10 @@ impl Tokens {
             let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
-                // What a token holds that was never up is not known.
+                // What a token holds that was never up is not known. One that is left to its
+                // operator does not come back by itself.
                 .filter(|bridge| may(bridge) != Fit::No || bridge.found().is_none())
+                .filter(|bridge| !matches!(bridge.state(), TokenState::Locked { .. }))
                 .collect();
             let waits = patient
                 && !hopeful.is_empty()

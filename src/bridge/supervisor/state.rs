@@ -115,8 +115,9 @@ impl TokenState {
     #[must_use]
     pub fn told(&self) -> String {
         let time = |time: OffsetDateTime| {
-            let seconds = time.replace_nanosecond(0).unwrap_or(time);
-            seconds.format(&Rfc3339).unwrap_or_default()
+            time.truncate_to_second()
+                .format(&Rfc3339)
+                .unwrap_or_default()
         };
         let mut told = format!("is {} since {}", self.word(), time(self.since()));
         if let Self::Failed { next, .. } = self {
@@ -289,7 +290,9 @@ impl Board {
     fn trouble(&self, lanes: &[LaneState], up: &[(&Arc<Ready>, u32, bool)]) -> Option<String> {
         let mut troubles = Vec::new();
         if up.iter().any(|(_, _, silent)| *silent) {
-            troubles.push("it has not answered for a while although requests wait".to_owned());
+            troubles.push(
+                "it has not answered for a while although requests, or its canary, wait".to_owned(),
+            );
         }
         let missing = lanes.iter().find_map(|lane| match lane {
             LaneState::Down { why, .. } | LaneState::Locked { why } => Some(why),

@@ -37,11 +37,21 @@ impl Unlock {
             Reply::Unlocked(unlocked) => unlocked,
             other => return site::out_of_turn(&other),
         };
+        let in_vain = matches!(unlocked.status.state.as_str(), "locked" | "failed");
+        let state = unlocked.status.state.clone();
         if context.json {
-            return output::json(&unlocked);
+            output::json(&unlocked)?;
+        } else {
+            output::say(&format!("tries that were left  {}", unlocked.tries))?;
+            super::show(unlocked.status)?;
         }
-        output::say(&format!("tries that were left  {}", unlocked.tries))?;
-        super::show(unlocked.status)
+        if in_vain {
+            bail!(
+                "token {} was tried and is {state}; `why` above says what to mend",
+                self.name
+            );
+        }
+        Ok(())
     }
 
     /// The PIN, where it is the operator who gives it.
