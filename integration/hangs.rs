@@ -1,6 +1,7 @@
 //! What a call that does not return costs those who did not make it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
@@ -8,6 +9,7 @@ use ekm::bridge::supervisor::TokenState;
 use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
 use ekm::store::Defaults;
+use futures_util::future::{join, join_all};
 use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty};
@@ -122,12 +124,18 @@ async fn a_request_handed_on_from_a_bridge_that_hung_does_not_end_the_next() {
         .strike(Some("C_WrapKey"), 0, None, Fault::Delay(700));
     let hung = stage.resolve(&eedks);
     stage.called("C_UnwrapKey", before).await;
-    while !hung.is_finished() {
-        for request in [(); 4].map(|()| stage.resolve(&eedks)) {
-            request.await.unwrap();
+    // Some of these are put to the bridge that hangs too, and wait there; the others go on.
+    let stop = AtomicBool::new(false);
+    let readers = join_all((0..6).map(|_| async {
+        while !stop.load(Ordering::Relaxed) {
+            stage.resolve(&eedks).await.unwrap();
         }
-    }
-    hung.await.unwrap();
+    }));
+    let done = async {
+        hung.await.unwrap();
+        stop.store(true, Ordering::Relaxed);
+    };
+    join(readers, done).await;
     let left = stage.bridges();
     assert!(
         both.iter().any(|pid| left.contains(pid)),

@@ -14,9 +14,9 @@ use crate::bridge::pin::Handed;
 use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekRef, KeyLabel, SedkForm};
-use crate::keystore::KnownKek;
+use crate::keystore::{KekError, KnownKek};
 use crate::problem::{EkmCode, Problem};
-use crate::service::Service;
+use crate::service::{STARTING, Service};
 use crate::store::{Defaults, Drive, DriveKey, DriveState, RegisteredKek, StoreError, VolumeKey};
 use crate::tls::PeerId;
 use crate::volser::Volser;
@@ -265,12 +265,11 @@ pub async fn execute_with_pin(
         }
         Command::KekDefault { set } => {
             if let Some(defaults) = set {
-                let directory = service.directory().await?;
-                for kek in [&defaults.kek1, &defaults.kek2].into_iter().flatten() {
-                    directory
-                        .by_label(&kek.label)
-                        .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;
-                }
+                known(
+                    service,
+                    [&defaults.kek1, &defaults.kek2].into_iter().flatten(),
+                )
+                .await?;
                 let mut event = event("kek-default", operator);
                 event.kind = Kind::ConfigurationManagement;
                 event.keks = labels(&defaults.kek1, &defaults.kek2);
@@ -377,11 +376,29 @@ async fn check(service: &Service, drive: &Drive, named: &[KekRef]) -> Result<(),
             "form t10-02h binds the key to the drive's WWN; give it with --wwn, or choose --form rsa-oaep-sha1",
         );
     }
+    known(service, named).await
+}
+
+/// That each label names one KEK. Tokens that are starting are waited for: what is on them is not
+/// known yet.
+async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> Result<(), Problem> {
+    let mut named = named.into_iter().peekable();
+    if named.peek().is_none() {
+        return Ok(());
+    }
+    let tokens = service.tokens();
+    tokens.started(STARTING).await;
     let directory = service.directory().await?;
     for kek in named {
-        directory
-            .by_label(&kek.label)
-            .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;
+        match directory.by_label(&kek.label) {
+            Ok(_) => {}
+            Err(error @ KekError::Unknown { .. }) if !tokens.all_serve() => {
+                return Err(Problem::unavailable(format!(
+                    "{error}; but not all tokens are ready, and it may be on one of those (ekm token status)"
+                )));
+            }
+            Err(error) => return Err(conflict(EkmCode::EE31, error.to_string())),
+        }
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ mod gates;
 mod known;
 mod turns;
 
+pub(crate) use known::STARTING;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

@@ -24,7 +24,7 @@ use crate::tls::{PeerId, Role};
 const SEARCH: Duration = Duration::from_secs(1);
 
 /// How long a request waits for tokens that are starting; a drive waits for minutes.
-const STARTING: Duration = Duration::from_secs(15);
+pub(crate) const STARTING: Duration = Duration::from_secs(15);
 
 /// Most drives that wait for an operator.
 const PENDING: usize = 256;

@@ -197,7 +197,11 @@ impl Lane {
         let token = shared.hello.name.as_str();
         let mut renewing = false;
         loop {
-            let turn = shared.turn.lock().await;
+            let turn = if renewing {
+                self.turn_soon(shared).await
+            } else {
+                shared.turn.lock().await
+            };
             // Before the PIN is read: a change from now on is one that the bridge may not have seen.
             let stamp = shared.stamp();
             let opened = if std::mem::take(&mut renewing) {
@@ -254,8 +258,19 @@ impl Lane {
         }
     }
 
-    /// [`Lane::open`] for a bridge that is expected back at once. Where it is
-    /// not, the token is not shown as ready any longer.
+    /// The turn of a bridge that is expected back at once. Where another one
+    /// keeps it, the token is not shown as ready any longer.
+    async fn turn_soon<'a>(&self, shared: &'a Shared) -> tokio::sync::MutexGuard<'a, Duration> {
+        match tokio::time::timeout(RENEWAL, shared.turn.lock()).await {
+            Ok(turn) => turn,
+            Err(_) => {
+                shared.board.post(self.index, LaneState::Starting);
+                shared.turn.lock().await
+            }
+        }
+    }
+
+    /// [`Lane::open`] for the same bridge.
     async fn open_soon(&self, shared: &Shared) -> Result<(Child, UnixStream, Ready), Box<Failed>> {
         let opening = self.open(shared);
         tokio::pin!(opening);
