@@ -11,7 +11,7 @@ use crate::key::{KekHash, KeyLabel};
 use crate::keyfile::{self, Certificate, Content, Entry};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct List {
+pub(in crate::cli) struct List {
     /// A key file to list instead: JKS, JCEKS, PKCS#12 or PEM.
     #[arg(long, value_name = "STORE")]
     file: Option<PathBuf>,
