@@ -26,6 +26,7 @@ mod faults;
 mod hangs;
 mod hardship;
 mod interleavings;
+mod keyfile;
 mod metrics;
 mod openssl;
 mod overload;

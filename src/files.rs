@@ -37,21 +37,23 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// The operating system's, or that it is longer.
 pub fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
+    let longer = |got| {
+        let problem = format!("it has {got} bytes where at most {limit} are expected");
+        Err(io::Error::new(io::ErrorKind::InvalidData, problem))
+    };
     let length = file.metadata()?.len();
-    let mut content = Vec::new();
+    if length > limit {
+        return longer(length);
+    }
+    // With its room from the start: growing would leave copies behind, and it may be a key.
+    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 64);
     // A pipe or device has no length that could be looked at.
     (&file)
         .take(limit.saturating_add(1))
         .read_to_end(&mut content)?;
     let got = u64::try_from(content.len()).unwrap_or(u64::MAX);
     if got > limit {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!(
-                "it has {} bytes where at most {limit} are expected",
-                length.max(got)
-            ),
-        ));
+        return longer(got);
     }
     Ok(content)
 }

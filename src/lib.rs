@@ -21,6 +21,7 @@ pub mod drive;
 pub mod exchange;
 pub mod files;
 pub mod key;
+pub mod keyfile;
 pub mod keystore;
 pub mod metrics;
 pub mod policy;

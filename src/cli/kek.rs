@@ -1,5 +1,8 @@
 //! `ekm kek`
 
+mod file;
+mod passwords;
+
 use anyhow::bail;
 use der::pem::LineEnding;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,8 +36,13 @@ pub(super) enum Kek {
         #[arg(long, default_value = "token")]
         custody: Custody,
     },
-    /// Lists the KEKs on all tokens.
-    List,
+    /// Lists the KEKs on all tokens, or with --file the keys in a key file.
+    ///
+    /// With --file no configuration and no server is needed. The format (JKS, JCEKS, PKCS#12,
+    /// PEM) is seen from the file's content. Shown are the key pairs, certificates and secret
+    /// keys in it, and which of them can be KEKs: RSA of 2048, 3072 or 4096 bits under an alias
+    /// that is a key label. Nothing is changed or kept.
+    List(file::List),
     /// Shows one KEK.
     Show {
         /// Its label.
@@ -88,7 +96,8 @@ impl Kek {
                 }
                 keks.iter().try_for_each(show)
             }
-            Self::List => {
+            Self::List(list) if list.of_file() => list.run(context),
+            Self::List(_) => {
                 let keks = keks(site::execute(context, Command::KekList)?)?;
                 if context.json {
                     return output::json(&keks);
