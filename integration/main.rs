@@ -36,4 +36,5 @@ mod readiness;
 mod resilience;
 mod secrecy;
 mod several;
+mod software;
 mod storm;

@@ -556,6 +556,7 @@ impl Bench {
             },
             metrics: None,
             tokens,
+            keystores: Vec::new(),
             policy,
         }
     }

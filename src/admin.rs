@@ -529,9 +529,14 @@ fn status(bridge: &Bridge) -> TokenStatus {
         bridges: state.bridges().to_vec(),
         sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
         heard: bridge.proof_age().map(|age| age.as_secs_f64()),
-        pin: ready.map(|ready| ready.token.pin_words().to_owned()),
+        pin: ready
+            .filter(|_| bridge.key_file().is_none())
+            .map(|ready| ready.token.pin_words().to_owned()),
         pin_source: bridge.pin_source().map(ToString::to_string),
-        uri: ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
+        uri: match bridge.key_file() {
+            Some(file) => Some(format!("file:{}", file.display())),
+            None => ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
+        },
         keks: ready.map_or(0, |ready| ready.keks.len()),
         forms: ready
             .and_then(|ready| ready.probe.clone())

@@ -3,6 +3,8 @@
 //! Relative paths are relative to the file. Unknown keys are refused, and a
 //! check names every fault at once with its key.
 
+mod keystore;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use crate::bridge::uri::TokenUri;
 use crate::keystore::Tokens;
 use crate::policy::PolicyConfig;
 use crate::service::{Bounds, Gates};
+
+pub use keystore::KeystoreConfig;
 
 /// The configuration that `ekm config example` prints.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
@@ -44,6 +48,9 @@ pub struct Config {
     /// The tokens.
     #[serde(default)]
     pub tokens: Vec<TokenConfig>,
+    /// The software keystores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keystores: Vec<KeystoreConfig>,
     /// What is allowed.
     #[serde(default)]
     pub policy: PolicyConfig,
@@ -279,6 +286,7 @@ impl Config {
             server,
             metrics: _,
             tokens,
+            keystores,
             policy: _,
         } = self;
         let ServerConfig {
@@ -300,6 +308,9 @@ impl Config {
         let optional = crl.iter_mut().chain(drive_ca.iter_mut());
         for path in own.into_iter().chain(optional) {
             *path = folder.join(&*path);
+        }
+        for keystore in keystores {
+            keystore.settle(folder);
         }
         for token in tokens {
             if let Some(directory) = &mut token.directory {
@@ -324,6 +335,7 @@ impl Config {
             server,
             metrics: _,
             tokens,
+            keystores,
             policy: _,
         } = self;
         if node.is_empty() || node.len() > 64 {
@@ -369,26 +381,35 @@ impl Config {
                 self.socket().display()
             ));
         }
-        if tokens.is_empty() {
+        if tokens.is_empty() && keystores.is_empty() {
             faults.push("tokens: at least one [[tokens]] is needed".to_owned());
         }
-        for (index, token) in tokens.iter().enumerate() {
-            let name = &token.name;
+        let named: Vec<(&str, &str, u32)> = tokens
+            .iter()
+            .map(|token| ("tokens", token.name.as_str(), token.weight))
+            .chain(
+                keystores
+                    .iter()
+                    .map(|keystore| ("keystores", keystore.name.as_str(), keystore.weight)),
+            )
+            .collect();
+        for (index, (kind, name, weight)) in named.iter().enumerate() {
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
                 faults.push(format!(
-                    "tokens: {name:?} is no name; use letters, digits, - and _"
+                    "{kind}: {name:?} is no name; use letters, digits, - and _"
                 ));
             }
-            if tokens.iter().take(index).any(|other| other.name == *name) {
-                faults.push(format!("tokens: the name {name} is given twice"));
+            if named.iter().take(index).any(|(_, other, _)| other == name) {
+                faults.push(format!("{kind}: the name {name} is given twice"));
             }
-            if !(1..=1000).contains(&token.weight) {
-                faults.push(format!(
-                    "tokens {name}: weight {} is not 1 to 1000",
-                    token.weight
-                ));
+            if !(1..=1000).contains(weight) {
+                faults.push(format!("{kind} {name}: weight {weight} is not 1 to 1000"));
             }
+        }
+        faults.extend(keystores.iter().flat_map(KeystoreConfig::faults));
+        for token in tokens {
+            let name = &token.name;
             if token.serials.iter().any(String::is_empty) {
                 faults.push(format!("tokens {name}: a serial is empty"));
             }
@@ -423,7 +444,9 @@ impl Config {
 
     /// The environment variables that PINs come in.
     pub fn pin_variables(&self) -> impl Iterator<Item = &str> {
-        self.tokens.iter().filter_map(|token| match &token.pin {
+        let tokens = self.tokens.iter().map(|token| &token.pin);
+        let keystores = self.keystores.iter().map(|keystore| &keystore.password);
+        tokens.chain(keystores).filter_map(|source| match source {
             PinSource::Env(name) => Some(name.as_str()),
             PinSource::File(_)
             | PinSource::Credential(_)

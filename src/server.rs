@@ -85,6 +85,9 @@ pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerE
         .map(
             |token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?).ranked(token.rank())),
         )
+        .chain(config.keystores.iter().map(|keystore| {
+            Ok(Bridge::start(program.clone(), keystore.hello()).ranked(keystore.rank()))
+        }))
         .collect::<Result<Vec<_>, TokenConfigError>>()?;
     Ok(Service::new(config, store, audit, Tokens::new(bridges)))
 }

@@ -96,6 +96,15 @@ pub enum Task {
         /// The directory of the files that guard the PIN counters.
         ledgers: PathBuf,
     },
+    /// Serve a software keystore until the socket closes.
+    Keep {
+        /// The key file.
+        file: PathBuf,
+        /// Where its password comes from.
+        password: PinSource,
+        /// Where the password of its keys comes from, if that is another one.
+        key_password: Option<PinSource>,
+    },
     /// Say what slots there are, and end.
     List,
     /// Initialise a token, and end.
@@ -384,6 +393,8 @@ pub enum Provenance {
     Copied,
     /// Brought in from outside.
     Imported,
+    /// In no token at all: in a key file and, while a server runs, in memory.
+    Software,
 }
 
 impl std::fmt::Display for Provenance {
@@ -392,6 +403,7 @@ impl std::fmt::Display for Provenance {
             Self::Born => "born",
             Self::Copied => "copied",
             Self::Imported => "imported",
+            Self::Software => "software",
         })
     }
 }
@@ -441,7 +453,7 @@ pub enum PrivateHalf {
 
 /// The attributes of a private key that matter, as the token gives them;
 /// `None` where it does not say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct KekAttributes {
     /// `CKA_SENSITIVE`
     pub sensitive: Option<bool>,

@@ -242,7 +242,7 @@ impl Mechanism {
 }
 
 /// What `C_GetTokenInfo` says, in the parts that matter here.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TokenInfo {
     /// Token label, blank padding removed.
     pub label: String,

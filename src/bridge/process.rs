@@ -21,6 +21,7 @@ use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pin::Pin;
 use super::pkcs11::Module;
 use super::profile::HsmProfile;
+use super::software::{Software, Sources};
 use super::token::{self, Logins, Token};
 use super::which::Which;
 use super::worker::Worker;
@@ -54,8 +55,32 @@ pub fn run() -> io::Result<()> {
     } = hello;
     let under_way = Arc::new(Mutex::new(()));
     watch(socket.try_clone()?, Arc::clone(&under_way))?;
+    let task = match task {
+        Task::Keep {
+            file,
+            password,
+            key_password,
+        } => {
+            let sources = Sources {
+                file,
+                password,
+                key_password,
+            };
+            return match Software::open(name, profile, sources) {
+                Ok(software) => {
+                    answer(&mut socket, Ok(Reply::Ready(software.ready())))?;
+                    software.serve(&socket)?;
+                    end()
+                }
+                Err(fault) => answer(&mut socket, Err(fault)),
+            };
+        }
+        task => task,
+    };
     let loaded = load(&name, &profile);
     match task {
+        // It was answered above: it has no module.
+        Task::Keep { .. } => Ok(()),
         Task::List => answer(
             &mut socket,
             loaded.and_then(|module| token::list(&name, &module).map(Reply::Slots)),

@@ -320,6 +320,51 @@ impl HsmProfile {
         Self::parse(name, &text)
     }
 
+    /// How a software keystore works: nothing is a token's, everything custody `host`.
+    #[must_use]
+    pub fn software() -> Self {
+        Self {
+            name: "software".to_owned(),
+            description: "RSA private keys of a key file, in memory".to_owned(),
+            verified: String::new(),
+            unsupported: None,
+            module: ModuleProfile {
+                library: String::new(),
+                environment: BTreeMap::new(),
+                reserved: None,
+                files: BTreeMap::new(),
+                folders: Vec::new(),
+            },
+            login: LoginProfile::default(),
+            eedk: EedkProfile {
+                hash: OaepHash::Sha256,
+                labelled: true,
+            },
+            drive: DriveProfile { forms: Vec::new() },
+            data_key: DataKeyProfile {
+                sensitive: Sensitive::Send,
+                extractable: Send::Omit,
+                value_len: Send::Omit,
+            },
+            kek: KekProfile {
+                generate: Generate::VendorTool,
+                unwrap_template: Send::Omit,
+                denied_uses: Send::Omit,
+                frozen: Send::Omit,
+                uncopyable: Send::Omit,
+            },
+            session: SessionProfile {
+                processes: 1,
+                workers: 2,
+                limit: None,
+                deadline_seconds: 30,
+                host_exchanges: 10_000,
+                exchanges: None,
+            },
+            faults: Vec::new(),
+        }
+    }
+
     /// The names of the shipped profiles.
     pub fn shipped() -> impl Iterator<Item = &'static str> {
         SHIPPED.iter().map(|(name, _)| *name)

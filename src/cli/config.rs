@@ -47,9 +47,13 @@ impl Config {
                             return output::json(&config);
                         }
                         output::say(&format!(
-                            "{}: good; {} token(s), door {}, certificates good until {}",
+                            "{}: good; {} token(s){}, door {}, certificates good until {}",
                             path.display(),
                             config.tokens.len(),
+                            match config.keystores.len() {
+                                0 => String::new(),
+                                keystores => format!(", {keystores} software keystore(s)"),
+                            },
                             config.server.listen,
                             tls.expiry().date()
                         ))

@@ -64,6 +64,13 @@ impl Serve {
                 );
             }
         }
+        for keystore in &config.keystores {
+            tracing::warn!(
+                token = keystore.name,
+                file = %keystore.file.display(),
+                "a software keystore: its private keys, and every data key that they open, are in the memory of a process of ekm's own; move its KEKs into a token (ekm kek import) and take [[keystores]] out"
+            );
+        }
         let runtime = server_runtime()?;
         let outcome = runtime.block_on(serve(&config, pins));
         // A bridge that hangs must not keep the server from ending.

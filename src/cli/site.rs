@@ -54,6 +54,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
     if !needs_tokens {
         // A bridge that is ended in the middle of its login leaves the PIN held back.
         config.tokens.clear();
+        config.keystores.clear();
     }
     let service = server::open(&config, &program).await?;
     let tolerant = matches!(command, Command::TokenStatus | Command::TokenUnlock { .. });

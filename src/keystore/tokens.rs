@@ -122,14 +122,20 @@ impl Tokens {
             token: token.unwrap_or("(none named)").to_owned(),
             reason,
         };
-        let bridge = match (token, self.bridges.as_slice()) {
-            (Some(name), bridges) => bridges
+        let tokens: Vec<&Bridge> = self
+            .bridges
+            .iter()
+            .filter(|bridge| bridge.key_file().is_none())
+            .collect();
+        let bridge = match (token, tokens.as_slice()) {
+            (Some(name), _) => self
+                .bridges
                 .iter()
                 .find(|bridge| bridge.name() == name)
                 .ok_or_else(|| no_token(format!("the configuration has no token {name}")))?,
-            (None, [only]) => only,
-            (None, _) => {
-                let names: Vec<&str> = self.bridges.iter().map(Bridge::name).collect();
+            (None, [only]) => *only,
+            (None, tokens) => {
+                let names: Vec<&str> = tokens.iter().map(|bridge| bridge.name()).collect();
                 return Err(no_token(format!(
                     "there is more than one token; say which with --token: {}",
                     names.join(", ")

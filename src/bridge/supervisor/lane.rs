@@ -132,9 +132,10 @@ impl Shared {
     fn stamp(&self) -> Vec<String> {
         match &self.hello.task {
             message::Task::Serve { pin, ledgers, .. } => mended(pin, ledgers),
-            message::Task::List | message::Task::Init { .. } | message::Task::Attend { .. } => {
-                Vec::new()
-            }
+            message::Task::Keep { .. }
+            | message::Task::List
+            | message::Task::Init { .. }
+            | message::Task::Attend { .. } => Vec::new(),
         }
     }
 }

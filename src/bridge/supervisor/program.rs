@@ -49,6 +49,7 @@ impl Program {
     fn handed(&self, hello: &Hello, given: Option<&Handed>) -> io::Result<Stdio> {
         let pin = match &hello.task {
             Task::Serve { pin, .. }
+            | Task::Keep { password: pin, .. }
             | Task::Attend {
                 pin: Some(Pin::Source(pin)),
                 ..

@@ -1,5 +1,6 @@
 //! What an operator does about a token that is left alone: `ekm token unlock`.
 
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -20,17 +21,30 @@ impl Bridge {
     #[must_use]
     pub fn pin_source(&self) -> Option<&PinSource> {
         match &self.shared.hello.task {
-            Task::Serve { pin, .. } => Some(pin),
+            Task::Serve { pin, .. } | Task::Keep { password: pin, .. } => Some(pin),
             Task::List | Task::Init { .. } | Task::Attend { .. } => None,
         }
     }
 
+    /// The key file, where it is a software keystore.
+    #[must_use]
+    pub fn key_file(&self) -> Option<&Path> {
+        match &self.shared.hello.task {
+            Task::Keep { file, .. } => Some(file),
+            Task::Serve { .. } | Task::List | Task::Init { .. } | Task::Attend { .. } => None,
+        }
+    }
+
     /// The token as it shows itself now, with its PIN flags, to a process of
-    /// its own that does not log in. Several where the nodes of a cluster show.
+    /// its own that does not log in. Several where the nodes of a cluster show,
+    /// none where it is a software keystore, which counts no tries.
     ///
     /// # Errors
     /// The module's, or that no token matches.
     pub async fn shown(&self) -> Result<Vec<TokenInfo>, Fault> {
+        if self.key_file().is_some() {
+            return Ok(Vec::new());
+        }
         let hello = Hello {
             task: Task::List,
             ..self.shared.hello.clone()
@@ -115,7 +129,9 @@ impl Bridge {
                 uri: token.clone(),
                 serials: serials.clone(),
             },
-            Task::List | Task::Init { .. } | Task::Attend { .. } => Which::labelled(""),
+            Task::Keep { .. } | Task::List | Task::Init { .. } | Task::Attend { .. } => {
+                Which::labelled("")
+            }
         }
     }
 

@@ -1,17 +1,17 @@
 //! The exchanges of one attempt, on one session.
 
 use cryptoki_sys as ck;
-use secrecy::{ExposeSecret, SecretSlice};
+use secrecy::SecretSlice;
 
 use super::{During, Failure, Session};
 use crate::bridge::faults::Fault;
 use crate::bridge::host;
+use crate::bridge::in_host::{self, DATA_KEY, InHost};
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Recipient, Reply, WrapUnder};
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism};
 use crate::bridge::profile::Sensitive;
 use crate::bridge::token::{Token, import_template, oaep};
-use crate::key::{DataKeyId, Eedk, KekHash, OaepHash, Sedk, SedkForm, WrapAlgorithm};
-use crate::t10::{WrappedKey, WrappedKeyLabel};
+use crate::key::{DataKeyId, Eedk, KekHash, Sedk, SedkForm};
 
 /// Public keys that one session keeps imported. A small token's session
 /// objects are scarce, and a server's busiest drives are few.
@@ -61,12 +61,12 @@ impl At<'_> {
             let key = self
                 .token
                 .module
-                .random(self.session.handle, 32)
+                .random(self.session.handle, DATA_KEY)
                 .during(|| "generating the data key".to_owned())?;
             Ok(Reply::Created {
                 eedks: self.eedks_in_host(&key, dki, keks)?,
-                sedk: self.sedk_in_host(&key, drive)?,
-                proof: self.block_in_host(&key, block)?,
+                sedk: self.in_host(&key).sedk(drive)?,
+                proof: self.in_host(&key).block(block)?,
                 custody: Custody::Host,
             })
         } else {
@@ -112,7 +112,7 @@ impl At<'_> {
             .into()),
             Custody::Host => {
                 let key = self.decrypt(&opener, eedk)?;
-                let sedk = self.sedk_in_host(&key, drive)?;
+                let sedk = self.in_host(&key).sedk(drive)?;
                 Ok(Reply::Resolved { sedk, custody: Custody::Host })
             }
         }
@@ -144,7 +144,7 @@ impl At<'_> {
                 let key = self.decrypt(&opener, eedk)?;
                 Ok(Reply::Rekeyed {
                     eedks: self.eedks_in_host(&key, eedk.dki(), keks)?,
-                    proof: self.block_in_host(&key, block)?,
+                    proof: self.in_host(&key).block(block)?,
                     custody: Custody::Host,
                 })
             }
@@ -167,7 +167,7 @@ impl At<'_> {
             }
             Custody::Host => {
                 let key = self.decrypt(&opener, eedk)?;
-                self.block_in_host(&key, block)?
+                self.in_host(&key).block(block)?
             }
         };
         Ok(Reply::Proved {
@@ -280,19 +280,7 @@ impl At<'_> {
                 eedk.wrapped(),
             )
             .during(|| format!("opening an EEDK under KEK {} in host custody", opener.label))?;
-        if key.expose_secret().len() != 32 {
-            return Err(Fault::BadEedk {
-                token: self.token.name.clone(),
-                kek: opener.label.clone(),
-                function: "length check".to_owned(),
-                name: format!(
-                    "{} bytes inside where a data key has 32",
-                    key.expose_secret().len()
-                ),
-            }
-            .into());
-        }
-        Ok(key)
+        Ok(in_host::checked(&self.token.name, &opener.label, key)?)
     }
 
     /// Destroys the data key whatever came of it. Its session would take it
@@ -338,9 +326,22 @@ impl At<'_> {
                     .module
                     .wrap(self.session.handle, &mechanism, public, key)
                     .during(|| format!("wrapping the data key under KEK {}", kek.id))?;
-                self.eedk(dki, kek, algorithm, wrapped)
+                Ok(in_host::eedk(
+                    &self.token.name,
+                    dki,
+                    kek,
+                    algorithm,
+                    wrapped,
+                )?)
             })
             .collect()
+    }
+
+    fn in_host<'k>(&'k self, key: &'k SecretSlice<u8>) -> InHost<'k> {
+        InHost {
+            token: &self.token.name,
+            key,
+        }
     }
 
     fn eedks_in_host(
@@ -348,109 +349,20 @@ impl At<'_> {
         key: &SecretSlice<u8>,
         dki: DataKeyId,
         keks: &[WrapUnder],
-    ) -> Result<Vec<Eedk>, Failure> {
-        let algorithm = self.token.profile.wrap_algorithm();
-        let label: &[u8] = if algorithm.labelled {
-            dki.as_bytes()
-        } else {
-            &[]
-        };
-        keks.iter()
-            .map(|kek| {
-                let wrapped = host::oaep_wrap(&kek.spki, algorithm.hash, label, key)
-                    .map_err(|error| self.host_fault(error, &format!("KEK {}", kek.id)))?;
-                self.eedk(dki, kek, algorithm, wrapped)
-            })
-            .collect()
-    }
-
-    fn eedk(
-        &self,
-        dki: DataKeyId,
-        kek: &WrapUnder,
-        algorithm: WrapAlgorithm,
-        wrapped: Vec<u8>,
-    ) -> Result<Eedk, Failure> {
-        Eedk::new(dki, kek.id.clone(), algorithm, wrapped).map_err(|error| {
-            Fault::Unsupported {
-                token: self.token.name.clone(),
-                reason: format!("KEK {}: {error}", kek.id),
-            }
-            .into()
-        })
+    ) -> Result<Vec<Eedk>, Fault> {
+        self.in_host(key)
+            .eedks(dki, keks, self.token.profile.wrap_algorithm())
     }
 
     fn sedk_on_token(&mut self, key: CK_OBJECT_HANDLE, drive: &Recipient) -> Result<Sedk, Failure> {
-        let (algorithm, label) = self.drive_wrap(drive)?;
+        let (algorithm, label) = in_host::drive_wrap(&self.token.name, drive)?;
         let public = self.import(&drive.spki)?;
         let wrapped = self
             .token
             .module
             .wrap(self.session.handle, &oaep(algorithm, &label), public, key)
             .during(|| "wrapping the data key for the drive".to_owned())?;
-        self.sedk(drive, wrapped)
-    }
-
-    fn sedk_in_host(&self, key: &SecretSlice<u8>, drive: &Recipient) -> Result<Sedk, Failure> {
-        if drive.form == SedkForm::T10Plain {
-            return self.sedk(drive, key.expose_secret().to_vec());
-        }
-        let (algorithm, label) = self.drive_wrap(drive)?;
-        let wrapped = host::oaep_wrap(&drive.spki, algorithm.hash, &label, key)
-            .map_err(|error| self.host_fault(error, "the drive's key"))?;
-        self.sedk(drive, wrapped)
-    }
-
-    /// OAEP of an SEDK form, and its label.
-    fn drive_wrap(&self, drive: &Recipient) -> Result<(WrapAlgorithm, Vec<u8>), Fault> {
-        match drive.form {
-            SedkForm::T10Wrapped => {
-                let label = self.t10_label(drive)?;
-                Ok((
-                    WrapAlgorithm {
-                        hash: OaepHash::Sha256,
-                        labelled: true,
-                    },
-                    label.bytes(),
-                ))
-            }
-            SedkForm::RsaOaepSha1 => Ok((
-                WrapAlgorithm {
-                    hash: OaepHash::Sha1,
-                    labelled: false,
-                },
-                Vec::new(),
-            )),
-            SedkForm::T10Plain => Err(self.cannot_make(drive.form)),
-        }
-    }
-
-    fn t10_label(&self, drive: &Recipient) -> Result<WrappedKeyLabel, Fault> {
-        drive
-            .wwn
-            .map(WrappedKeyLabel::new)
-            .ok_or_else(|| Fault::Unsupported {
-                token: self.token.name.clone(),
-                reason: "form t10-02h binds the key to the drive's WWN, and the drive table has none (ekm drive mod SERIAL --wwn W)".to_owned(),
-            })
-    }
-
-    fn sedk(&self, drive: &Recipient, wrapped: Vec<u8>) -> Result<Sedk, Failure> {
-        let wrapped = SecretSlice::from(wrapped);
-        let bad = |reason: String| Fault::Unsupported {
-            token: self.token.name.clone(),
-            reason: format!("the drive's key does not fit form {}: {reason}", drive.form),
-        };
-        let bytes = match drive.form {
-            SedkForm::T10Wrapped => {
-                WrappedKey::new(self.t10_label(drive)?, wrapped.expose_secret())
-                    .map_err(|error| bad(error.to_string()))?
-                    .encode()
-                    .into()
-            }
-            SedkForm::RsaOaepSha1 | SedkForm::T10Plain => wrapped,
-        };
-        Ok(Sedk::new(drive.form, bytes).map_err(|error| bad(error.to_string()))?)
+        Ok(in_host::sedk(&self.token.name, drive, wrapped)?)
     }
 
     fn block_on_token(&self, key: CK_OBJECT_HANDLE, block: &[u8; 16]) -> Result<[u8; 16], Failure> {
@@ -463,11 +375,6 @@ impl At<'_> {
                 block,
             )
             .during(|| "encrypting the proof block".to_owned())
-    }
-
-    fn block_in_host(&self, key: &SecretSlice<u8>, block: &[u8; 16]) -> Result<[u8; 16], Failure> {
-        Ok(host::encrypt_block(key, block)
-            .map_err(|error| self.host_fault(error, "the proof block"))?)
     }
 
     /// The handle of a public key on this session, imported if need be.
@@ -486,8 +393,8 @@ impl At<'_> {
                 .destroy(self.session.handle, oldest)
                 .during(|| "forgetting an old public key".to_owned())?;
         }
-        let numbers =
-            host::numbers(spki).map_err(|error| self.host_fault(error, "a public key"))?;
+        let numbers = host::numbers(spki)
+            .map_err(|error| in_host::fault(&self.token.name, error, "a public key"))?;
         let handle = self
             .token
             .module
@@ -528,13 +435,6 @@ impl At<'_> {
         Fault::Unsupported {
             token: self.token.name.clone(),
             reason,
-        }
-    }
-
-    fn host_fault(&self, error: host::HostError, what: &str) -> Fault {
-        Fault::Unsupported {
-            token: self.token.name.clone(),
-            reason: format!("{what}: {error}"),
         }
     }
 }
