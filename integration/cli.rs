@@ -163,6 +163,9 @@ fn a_wrong_command_line_is_code_2_and_shows_the_way() {
 fn config_check_names_every_fault() {
     let house = House::bare("", "");
     house.done(&["config", "check"]);
+    std::fs::rename(house.at("pin"), house.at("elsewhere")).unwrap();
+    refused(&house, 3, &["config", "check"], &["main: ", "PIN", "pin: "]);
+    std::fs::rename(house.at("elsewhere"), house.at("pin")).unwrap();
     refused(
         &house,
         1,

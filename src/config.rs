@@ -442,6 +442,26 @@ impl Config {
         faults
     }
 
+    /// What is wrong with the files that PINs and passwords come from, one sentence each. A server
+    /// starts all the same, and such a token is ready once its file is put right.
+    #[must_use]
+    pub fn pin_file_faults(&self) -> Vec<String> {
+        let tokens = self.tokens.iter().map(|token| (&token.name, &token.pin));
+        let keystores = self.keystores.iter().flat_map(|keystore| {
+            std::iter::once(&keystore.password)
+                .chain(&keystore.key_password)
+                .map(|source| (&keystore.name, source))
+        });
+        tokens
+            .chain(keystores)
+            .filter(|(_, source)| matches!(source, PinSource::File(_)))
+            .filter_map(|(name, source)| {
+                let error = source.read(name).err()?;
+                Some(format!("{name}: {error}"))
+            })
+            .collect()
+    }
+
     /// The environment variables that PINs come in.
     pub fn pin_variables(&self) -> impl Iterator<Item = &str> {
         let tokens = self.tokens.iter().map(|token| &token.pin);

@@ -43,6 +43,19 @@ impl Config {
                                 return Err(Found.into());
                             }
                         };
+                        let faults = config.pin_file_faults();
+                        if !faults.is_empty() {
+                            if context.json {
+                                output::json(&serde_json::json!({ "faults": faults }))?;
+                            } else {
+                                output::say(&format!(
+                                    "{}:\n  {}",
+                                    path.display(),
+                                    faults.join("\n  ")
+                                ))?;
+                            }
+                            return Err(Found.into());
+                        }
                         if context.json {
                             return output::json(&config);
                         }
