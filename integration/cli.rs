@@ -294,6 +294,13 @@ fn an_initialised_token_is_never_initialised_again() {
     refused(
         &house,
         1,
+        &["slot", "list", "--profile", "softhsm2"],
+        &["no directory", "softhsm2", "--directory", "slot init"],
+    );
+    assert!(!house.at("softhsm2").exists(), "a look makes nothing");
+    refused(
+        &house,
+        1,
         &["slot", "list", "--profile", "nCipher"],
         &["nCipher", "softhsm2"],
     );

@@ -427,10 +427,7 @@ impl Config {
                     if let Err(error) = profile.serves() {
                         faults.push(format!("tokens {name}: {error}"));
                     }
-                    let text = toml::to_string(&profile).unwrap_or_default();
-                    let wants =
-                        profile.module.library == "embedded" || text.contains("{directory}");
-                    if wants && token.directory.is_none() {
+                    if profile.wants_directory() && token.directory.is_none() {
                         faults.push(format!(
                             "tokens {name}: profile {} needs directory = \"…\"",
                             profile.name

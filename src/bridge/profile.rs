@@ -474,6 +474,13 @@ impl HsmProfile {
         }
     }
 
+    /// Whether a token of this product has a directory of its own here.
+    #[must_use]
+    pub fn wants_directory(&self) -> bool {
+        let text = toml::to_string(self).unwrap_or_default();
+        self.module.library == "embedded" || text.contains("{directory}")
+    }
+
     /// Puts the token's directory where the profile says `{directory}`, and
     /// makes the files and folders that the profile wants in it.
     ///

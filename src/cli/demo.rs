@@ -112,6 +112,8 @@ impl Stage {
             "init",
             "--profile",
             &self.profile,
+            "--directory",
+            "token",
             "--label",
             "ekm1",
             "--so-pin-file",

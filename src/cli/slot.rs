@@ -50,18 +50,42 @@ pub(super) struct Which {
     #[arg(long, value_name = "SO", conflicts_with = "profile")]
     module: Option<PathBuf>,
 
-    /// What {directory} of the profile stands for.
-    #[arg(long, value_name = "DIR", default_value = "token")]
-    directory: PathBuf,
+    /// What {directory} of the profile stands for; slot init makes it.
+    ///
+    /// Where it is not given: token for the embedded token, and for others
+    /// the profile's name.
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
 }
 
 impl Which {
-    fn profile(&self) -> anyhow::Result<HsmProfile> {
-        self.settled(self.unsettled()?)
+    /// The token's directory, whether or not the profile wants one.
+    fn directory(&self, profile: &HsmProfile) -> anyhow::Result<PathBuf> {
+        let directory = self.directory.clone().unwrap_or_else(|| {
+            if profile.module.library == "embedded" {
+                "token".into()
+            } else {
+                profile.name.clone().into()
+            }
+        });
+        Ok(std::path::absolute(directory)?)
+    }
+
+    /// For a token that is there already: its directory is not made.
+    fn found(&self, profile: HsmProfile) -> anyhow::Result<HsmProfile> {
+        let directory = self.directory(&profile)?;
+        if profile.wants_directory() && !directory.is_dir() {
+            bail!(
+                "profile {}: there is no directory {}; name the token's with --directory, or make one with ekm slot init",
+                profile.name,
+                directory.display()
+            );
+        }
+        self.settled(profile)
     }
 
     fn settled(&self, mut profile: HsmProfile) -> anyhow::Result<HsmProfile> {
-        let directory = std::path::absolute(&self.directory)?;
+        let directory = self.directory(&profile)?;
         profile
             .settle(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
@@ -124,7 +148,9 @@ impl Slot {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::List(list) => {
-                let Reply::Slots(slots) = ask(&list.which, Task::List)? else {
+                let Reply::Slots(slots) =
+                    ask(list.which.found(list.which.unsettled()?)?, Task::List)?
+                else {
                     bail!("the bridge gave an answer of another kind");
                 };
                 if context.json {
@@ -139,7 +165,9 @@ impl Slot {
                     so_pin: pin(init.so_pin_file.as_ref(), "Security officer's PIN")?,
                     user_pin: pin(init.pin_file.as_ref(), "User PIN")?,
                 };
-                let Reply::Initialized(slot) = ask(&init.which, task)? else {
+                let Reply::Initialized(slot) =
+                    ask(init.which.settled(init.which.unsettled()?)?, task)?
+                else {
                     bail!("the bridge gave an answer of another kind");
                 };
                 if context.json {
@@ -158,8 +186,7 @@ impl Slot {
     }
 }
 
-fn ask(which: &Which, task: Task) -> anyhow::Result<Reply> {
-    let profile = which.profile()?;
+fn ask(profile: HsmProfile, task: Task) -> anyhow::Result<Reply> {
     let hello = Hello {
         name: profile.name.clone(),
         profile,

@@ -121,14 +121,14 @@ impl Subject {
 
     fn any(&self, context: &Context) -> anyhow::Result<Found> {
         let profile = self.which.unsettled()?;
-        let settled = self.which.settled(profile.clone())?;
+        let settled = self.which.found(profile.clone())?;
         // A PIN that the server would hold back is held back here too.
         let ledgers = if context.config.exists() {
             ledgers(&Config::load(&context.config).context(
                 "the login ledgers are where ekm.toml says; mend it, or name another with --config",
             )?)
         } else {
-            std::path::absolute(&self.which.directory)?.join("pins")
+            self.which.directory(&profile)?.join("pins")
         };
         let alone = alone(&ledgers)?;
         let pin = match &self.pin_file {
