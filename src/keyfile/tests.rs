@@ -391,7 +391,7 @@ fn a_key_that_is_no_kek_is_told_why() {
         &aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1_SIGNING,
     )
     .unwrap();
-    let der: Pkcs8V1Der<'_> = ec.to_pkcs8v1().unwrap();
+    let der = ec.to_pkcs8v1().unwrap();
     let fault = PrivateKey::from_pkcs8(der.as_ref()).unwrap_err();
     assert_eq!(
         fault.to_string(),
@@ -452,13 +452,13 @@ proptest! {
     #[test]
     fn flipped_bits_never_give_another_key(
         which in 0..ALL.len(),
-        flips in proptest::collection::vec((any::<prop::sample::Index>(), 0..8), 1..4),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), 0..8_u8), 1..4),
     ) {
         let (_, bytes) = ALL[which];
         let mut flipped = bytes.to_vec();
         for (at, bit) in flips {
             let at = at.index(flipped.len());
-            flipped[at] ^= 1 << bit;
+            flipped[at] ^= 1_u8 << bit;
         }
         if let Ok(file) = read(&flipped, &right()) {
             for entry in &file.entries {
