@@ -20,7 +20,7 @@ const STORE: &str = "store-password";
 const KEY: &str = "key-password";
 
 /// Whether there is a keytool. A laptop without one is told so; in CI that is a failure.
-fn keytool_is_there() -> bool {
+pub(crate) fn keytool_is_there() -> bool {
     if Command::new("keytool").arg("-help").output().is_ok() {
         return true;
     }
