@@ -41,7 +41,7 @@ ekm tls init
 ekm tls issue ekm2 --role server
 ekm tls issue 000007800001 --role drive --out ../drive-tls
 cp tls/ca.crt ../drive-tls/
-ekm kek show ESCROW
+ekm kek import ../kek.pem --label ESCROW
 ekm softdrive key ../drive > drive.pem";
 
 const ENROL: &str = r#"
@@ -273,8 +273,8 @@ fn a_site_is_put_back_from_its_backup() {
     server.stop();
 }
 
-/// A site whose KEK `ESCROW` came from outside, and was kept there.
-async fn escrowed_site(stage: &mut Stage, kind: Kind, directory: &str, node: &str) -> Hsm {
+/// A site with a token that has no KEK yet.
+async fn site_without_kek(stage: &mut Stage, kind: Kind, directory: &str, node: &str) -> Hsm {
     let hsm = Hsm::new(kind, node).await;
     let place = hsm.directory.path().display();
     stage.configure(
@@ -292,6 +292,12 @@ async fn escrowed_site(stage: &mut Stage, kind: Kind, directory: &str, node: &st
     for (name, value) in environment {
         stage.set(name, value);
     }
+    hsm
+}
+
+/// A site whose KEK `ESCROW` came from outside, and was kept there.
+async fn escrowed_site(stage: &mut Stage, kind: Kind, directory: &str, node: &str) -> Hsm {
+    let hsm = site_without_kek(stage, kind, directory, node).await;
     example("hand");
     stage.run(
         ".",
@@ -333,7 +339,7 @@ async fn another_token_with_the_kek_reads(kind: Kind) {
         for gone in ["site", "drive-tls"] {
             std::fs::remove_dir_all(stage.at(gone)).unwrap();
         }
-        let _token = escrowed_site(&mut stage, kind, "new", "ekm2").await;
+        let _token = site_without_kek(&mut stage, kind, "new", "ekm2").await;
         stage.run("new", NEW_SITE);
         stage.run("new", ENROL);
         let server = stage.serve("new");

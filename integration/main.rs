@@ -15,6 +15,7 @@ mod site;
 mod support;
 mod tokens;
 
+mod adopt;
 mod budget;
 mod cli;
 mod conformance;
@@ -25,6 +26,7 @@ mod enrolment;
 mod faults;
 mod hangs;
 mod hardship;
+mod import;
 mod interleavings;
 mod keyfile;
 mod metrics;

@@ -188,7 +188,8 @@ fn certify(directory: &Path) -> Ca {
     ca
 }
 
-fn configure(path: &Path, tokens: &[TokenConfig], policy: &str) {
+/// Writes the configuration of a site over these tokens.
+pub(crate) fn configure(path: &Path, tokens: &[TokenConfig], policy: &str) {
     let doors = r#"node = "test"
 state = "state"
 audit = "audit"

@@ -4,6 +4,8 @@
 //! socket, or in the command line itself where no server runs. Every change
 //! is recorded before it is made.
 
+mod adopt;
+mod import;
 mod unlock;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,8 @@ use crate::store::{Defaults, Drive, DriveKey, DriveState, RegisteredKek, StoreEr
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
+pub use adopt::AdoptAsked;
+pub use import::{ImportAsked, ImportTo};
 pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
@@ -115,6 +119,22 @@ pub enum Command {
         /// What it is for.
         custody: Custody,
     },
+    /// A key is about to be imported, by a bridge of the command line's own.
+    KekImport(ImportAsked),
+    /// How it ended: the way it took, or why it failed.
+    KekImported {
+        /// What was to be imported.
+        asked: ImportAsked,
+        /// How it ended.
+        ended: Result<String, String>,
+    },
+    /// Keys of a token are about to be changed, likewise, or have been.
+    KekAdopt {
+        /// What is to be changed.
+        asked: AdoptAsked,
+        /// How it ended; none before it has begun.
+        ended: Option<Result<String, String>>,
+    },
     /// The KEKs, read from the tokens anew.
     KekList,
     /// The global labels, set first where given.
@@ -177,6 +197,8 @@ pub enum Reply {
     Drives(Vec<Drive>),
     /// KEKs.
     Keks(Vec<KnownKek>),
+    /// Where a key goes that is to be imported.
+    ImportTo(ImportTo),
     /// The global labels.
     Defaults(Defaults),
     /// Tokens.
@@ -259,6 +281,11 @@ pub async fn execute_with_pin(
             token,
             custody,
         } => generate(service, operator, label, bits, token, custody).await,
+        Command::KekImport(asked) => import::prepare(service, operator, asked).await,
+        Command::KekImported { asked, ended } => {
+            import::finish(service, operator, asked, ended).await
+        }
+        Command::KekAdopt { asked, ended } => adopt::adopt(service, operator, asked, ended).await,
         Command::KekList => {
             service.tokens().look_again().await;
             Ok(Reply::Keks(service.directory().await?.keks().to_vec()))

@@ -10,11 +10,13 @@
 //! twice and are configured by environment variables, so each token has a
 //! process of its own. The PIN lives only there.
 
+pub mod adopt;
 mod attend;
 mod catalog;
 pub mod doctor;
 pub mod faults;
 mod host;
+pub mod import;
 mod in_host;
 mod inbox;
 pub mod message;

@@ -9,10 +9,12 @@
 //! hand MODULE TOKEN PINFILE attributes LABEL
 //! hand MODULE TOKEN PINFILE steps
 //! hand MODULE TOKEN PINFILE list
+//! hand MODULE TOKEN PINFILE object … | ec LABEL | get-out LABEL      (objects.rs)
 //! ```
 //!
 //! The variable `HAND_RESERVED` is text for `pReserved` of `C_Initialize`.
 
+mod objects;
 mod steps;
 
 use std::error::Error;
@@ -56,6 +58,9 @@ fn main() -> Outcome<()> {
         ["delete-private", label] => delete_private(&session, label),
         ["attributes", label] => attributes(&session, label),
         ["list"] => list(&session),
+        ["object", kind, path, settings @ ..] => objects::make(&session, kind, path, settings),
+        ["ec", label] => objects::ec(&session, label),
+        ["get-out", label] => objects::get_out(&session, label),
         other => Err(format!("hand: no verb {other:?}").into()),
     }
 }

@@ -3,10 +3,13 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
+use super::adopt;
 use super::doctor::Doctor;
 use super::faults::Fault;
+use super::import;
 use super::message::{self, Errand, Reply, Response};
 use super::rates::Rig;
+use super::token::Token;
 
 /// Answers until the socket closes.
 pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io::Result<()> {
@@ -16,6 +19,7 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
     };
     answer(socket, Ok(Reply::Attending))?;
     let mut rig = None;
+    let mut token = None;
     while let Ok(errand) = message::read::<Errand>(socket) {
         let result = match errand {
             Errand::Examine(exam) => doctor
@@ -32,6 +36,14 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
                 Some(rig) => Rig::measure(rig, run).map(Reply::Measured),
                 None => Err(doctor.not_logged_in()),
             },
+            Errand::Import(asked) => open(&mut doctor, &mut token).and_then(|token| {
+                import::import(token, &asked).map(|done| Reply::Imported(Box::new(done)))
+            }),
+            Errand::Undo(id) => open(&mut doctor, &mut token)
+                .and_then(|token| import::undo(token, &id).map(Reply::Undone)),
+            Errand::Adopt(mends) => open(&mut doctor, &mut token).and_then(|token| {
+                adopt::adopt(token, &mends).map(|seen| Reply::Adopted(Box::new(seen)))
+            }),
         };
         answer(socket, result)?;
     }
@@ -39,6 +51,14 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
         rig.leave();
     }
     Ok(())
+}
+
+/// The token, logged in to at the first errand that needs it.
+fn open<'a>(doctor: &mut Doctor, token: &'a mut Option<Token>) -> Result<&'a Token, Fault> {
+    match token {
+        Some(token) => Ok(token),
+        None => Ok(token.insert(doctor.logged_in()?)),
+    }
 }
 
 fn answer(socket: &mut UnixStream, result: Result<Reply, Fault>) -> io::Result<()> {

@@ -16,7 +16,7 @@ use super::profile::{HsmProfile, Send};
 use crate::key::{KekHash, KeyLabel};
 
 /// Modulus lengths of KEKs, bits: those that an EEDK has room for.
-const BITS: [u32; 3] = [2048, 3072, 4096];
+pub(super) const BITS: [u32; 3] = [2048, 3072, 4096];
 
 /// Handles of one KEK, good until the next login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Catalog {
         let mut catalog = Self::default();
         let certificates = Certificates::read(module, session)?;
         for object in rsa_objects(module, session, ck::CKO_PRIVATE_KEY)? {
-            let Some(found) = Found::read(module, session, object)? else {
+            let Some(found) = Found::read(module, session, object, Some(&certificates))? else {
                 continue;
             };
             let attributes = attributes(module, session, object)?;
@@ -46,7 +46,7 @@ impl Catalog {
             catalog.add(found, &certificates, private, object);
         }
         for object in rsa_objects(module, session, ck::CKO_PUBLIC_KEY)? {
-            let Some(found) = Found::read(module, session, object)? else {
+            let Some(found) = Found::read(module, session, object, None)? else {
                 continue;
             };
             let wraps = module.flag(session, object, ck::CKA_WRAP)? == Some(true);
@@ -167,33 +167,46 @@ struct Found {
 }
 
 impl Found {
-    /// `None` where the object has no usable label or numbers: it is no KEK of ours.
+    /// `None` where the object has no usable label or numbers: it is no KEK of ours. An object
+    /// without a label is called as its certificate is, as Java's keystores do it.
     fn read(
         module: &Module,
         session: CK_SESSION_HANDLE,
         object: CK_OBJECT_HANDLE,
+        certificates: Option<&Certificates>,
     ) -> Call<Option<Self>> {
         let get = |kind| {
             module
                 .attribute(session, object, kind)
                 .map(|value| value.map(|value| value.to_vec()).unwrap_or_default())
         };
-        let label = String::from_utf8(get(ck::CKA_LABEL)?)
-            .ok()
-            .and_then(|text| KeyLabel::try_from(text).ok())
-            .filter(|label| !label.as_str().starts_with(super::doctor::pairs::PREFIX));
+        let own = get(ck::CKA_LABEL)?;
         let mut exponent = get(ck::CKA_PUBLIC_EXPONENT)?;
         if exponent.is_empty() {
             // Private keys need not carry it (PKCS#11 v2.40, 2.1.3), and no KEK has another.
             exponent = vec![1, 0, 1];
         }
         let numbers = host::spki(&get(ck::CKA_MODULUS)?, &exponent).ok();
-        let (Some(label), Some((spki, bits))) = (label, numbers) else {
+        let Some((spki, bits)) = numbers else {
+            return Ok(None);
+        };
+        let id = get(ck::CKA_ID)?;
+        let text = match certificates {
+            Some(certificates) if own.is_empty() && !id.is_empty() => {
+                certificates.label(module, session, &id, &spki)?
+            }
+            Some(_) | None => own,
+        };
+        let label = String::from_utf8(text)
+            .ok()
+            .and_then(|text| KeyLabel::try_from(text).ok())
+            .filter(|label| !label.as_str().starts_with(super::doctor::pairs::PREFIX));
+        let Some(label) = label else {
             return Ok(None);
         };
         Ok(Some(Self {
             label,
-            id: get(ck::CKA_ID)?,
+            id,
             hash: KekHash::of_spki(&spki),
             spki,
             bits,
@@ -201,7 +214,22 @@ impl Found {
     }
 }
 
-struct Certificates(Vec<(Vec<u8>, Vec<u8>)>);
+struct Certificates(Vec<Certificate>);
+
+struct Certificate {
+    object: CK_OBJECT_HANDLE,
+    id: Vec<u8>,
+    der: Vec<u8>,
+}
+
+impl Certificate {
+    /// Whether it is of this very key; `CKA_ID` alone is only a hint.
+    fn is_of(&self, id: &[u8], spki: &[u8]) -> bool {
+        self.id == id
+            && x509_parser::parse_x509_certificate(&self.der)
+                .is_ok_and(|(_, certificate)| certificate.public_key().raw == spki)
+    }
+}
 
 impl Certificates {
     fn read(module: &Module, session: CK_SESSION_HANDLE) -> Call<Self> {
@@ -214,22 +242,39 @@ impl Certificates {
             let id = module.attribute(session, object, ck::CKA_ID)?;
             if let Some(der) = module.attribute(session, object, ck::CKA_VALUE)? {
                 let id = id.map(|id| id.to_vec()).unwrap_or_default();
-                found.push((id, der.to_vec()));
+                found.push(Certificate {
+                    object,
+                    id,
+                    der: der.to_vec(),
+                });
             }
         }
         Ok(Self(found))
     }
 
-    /// The certificate of this very key; `CKA_ID` alone is only a hint.
+    /// The certificate of this very key.
     fn of(&self, id: &[u8], spki: &[u8]) -> Option<Vec<u8>> {
         self.0
             .iter()
-            .filter(|(other, _)| other == id)
-            .find(|(_, der)| {
-                x509_parser::parse_x509_certificate(der)
-                    .is_ok_and(|(_, certificate)| certificate.public_key().raw == spki)
-            })
-            .map(|(_, der)| der.clone())
+            .find(|certificate| certificate.is_of(id, spki))
+            .map(|certificate| certificate.der.clone())
+    }
+
+    /// What the first certificate of this very key that has a label is called; nothing where none has.
+    fn label(
+        &self,
+        module: &Module,
+        session: CK_SESSION_HANDLE,
+        id: &[u8],
+        spki: &[u8],
+    ) -> Call<Vec<u8>> {
+        for certificate in self.0.iter().filter(|own| own.is_of(id, spki)) {
+            let label = module.attribute(session, certificate.object, ck::CKA_LABEL)?;
+            if let Some(label) = label.filter(|label| !label.is_empty()) {
+                return Ok(label.to_vec());
+            }
+        }
+        Ok(Vec::new())
     }
 }
 
@@ -248,7 +293,7 @@ fn rsa_objects(
     )
 }
 
-fn attributes(
+pub(super) fn attributes(
     module: &Module,
     session: CK_SESSION_HANDLE,
     object: CK_OBJECT_HANDLE,
@@ -267,7 +312,7 @@ fn attributes(
 }
 
 /// Whether a private key may serve, and for what.
-fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf {
+pub(super) fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf {
     let refuse = |reason: &str| PrivateHalf::Refused {
         reason: reason.to_owned(),
         attributes: *attributes,
@@ -293,7 +338,16 @@ fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf 
             return refuse("neither CKA_UNWRAP nor CKA_DECRYPT is true, so it cannot open an EEDK");
         }
     };
-    let provenance = match (
+    PrivateHalf::Serves {
+        custody,
+        provenance: provenance(attributes),
+        attributes: *attributes,
+    }
+}
+
+/// How a private key came to the token.
+pub(super) const fn provenance(attributes: &KekAttributes) -> Provenance {
+    match (
         attributes.local,
         attributes.always_sensitive,
         attributes.never_extractable,
@@ -301,11 +355,6 @@ fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf 
         (Some(true), Some(true), Some(true)) => Provenance::Born,
         (Some(true), _, _) => Provenance::Copied,
         _ => Provenance::Imported,
-    };
-    PrivateHalf::Serves {
-        custody,
-        provenance,
-        attributes: *attributes,
     }
 }
 

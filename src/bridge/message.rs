@@ -12,9 +12,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::adopt::{Adopted, Mend};
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
 use super::faults::Fault;
+use super::import::{Import, Imported};
 use super::pin::{Pin, PinSource};
 use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
@@ -148,6 +150,13 @@ pub enum Errand {
     },
     /// One measurement with them.
     Measure(Run),
+    /// A key pair is brought into the token. Like every errand it is done once: nobody starts
+    /// this bridge again.
+    Import(Box<Import>),
+    /// What was made under that `CKA_ID` is destroyed.
+    Undo([u8; 16]),
+    /// A look at every key pair, after these changes.
+    Adopt(Vec<Mend>),
 }
 
 /// Milliseconds on the clock that server and bridge share (`CLOCK_MONOTONIC`).
@@ -357,6 +366,12 @@ pub enum Reply {
     Found(Box<Finding>),
     /// `Errand::Measure`
     Measured(Measured),
+    /// `Errand::Import`
+    Imported(Box<Imported>),
+    /// `Errand::Undo`: how many objects were destroyed.
+    Undone(usize),
+    /// `Errand::Adopt`
+    Adopted(Box<Adopted>),
 }
 
 /// What the bridge found when it opened its token.

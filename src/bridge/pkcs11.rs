@@ -96,10 +96,21 @@ pub struct Attr {
     value: Value,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Value {
     Bytes(Vec<u8>),
+    Secret(Zeroizing<Vec<u8>>),
     Nested(Vec<Attr>),
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes) => bytes.fmt(f),
+            Self::Secret(_) => f.write_str("[redacted]"),
+            Self::Nested(template) => template.fmt(f),
+        }
+    }
 }
 
 impl Attr {
@@ -136,6 +147,14 @@ impl Attr {
         }
     }
 
+    /// A number of a private key, wiped afterwards and never shown.
+    pub(super) fn secret(kind: CK_ATTRIBUTE_TYPE, value: &[u8]) -> Self {
+        Self {
+            kind,
+            value: Value::Secret(Zeroizing::new(value.to_vec())),
+        }
+    }
+
     /// An attribute whose value is a template: `CKA_UNWRAP_TEMPLATE`.
     #[must_use]
     pub fn template(kind: CK_ATTRIBUTE_TYPE, value: Vec<Self>) -> Self {
@@ -163,6 +182,7 @@ impl<'a> RawTemplate<'a> {
                 let (pointer, length): (*mut c_void, usize) = match &attr.value {
                     Value::Bytes(bytes) if bytes.is_empty() => (ptr::null_mut(), 0),
                     Value::Bytes(bytes) => (bytes.as_ptr().cast_mut().cast(), bytes.len()),
+                    Value::Secret(bytes) => (bytes.as_ptr().cast_mut().cast(), bytes.len()),
                     Value::Nested(inner) => {
                         let mut raw = RawTemplate::new(inner);
                         let pointer = raw.attributes.as_mut_ptr().cast();
@@ -204,6 +224,13 @@ pub enum Mechanism {
         /// `pSourceData`; empty for none.
         label: Vec<u8>,
     },
+    /// A mechanism whose parameter is an initialisation vector: `CKM_AES_CBC_PAD`.
+    Iv {
+        /// The mechanism.
+        mechanism: CK_MECHANISM_TYPE,
+        /// The vector.
+        iv: [u8; 16],
+    },
 }
 
 impl Mechanism {
@@ -234,6 +261,14 @@ impl Mechanism {
                     mechanism: ck::CKM_RSA_PKCS_OAEP,
                     pParameter: (&raw mut params).cast(),
                     ulParameterLen: ulong(size_of::<ck::CK_RSA_PKCS_OAEP_PARAMS>()),
+                };
+                body(&raw mut raw)
+            }
+            Self::Iv { mechanism, iv } => {
+                let mut raw = ck::CK_MECHANISM {
+                    mechanism: *mechanism,
+                    pParameter: iv.as_ptr().cast_mut().cast(),
+                    ulParameterLen: ulong(iv.len()),
                 };
                 body(&raw mut raw)
             }

@@ -1,6 +1,9 @@
 //! `ekm kek`
 
+mod adopt;
 mod file;
+mod import;
+mod own_bridge;
 mod passwords;
 
 use anyhow::bail;
@@ -36,6 +39,21 @@ pub(super) enum Kek {
         #[arg(long, default_value = "token")]
         custody: Custody,
     },
+    /// Moves an RSA key pair from a key file into a token.
+    ///
+    /// From then on it is SENSITIVE and not EXTRACTABLE, and its provenance is "imported". The
+    /// key goes straight to a bridge of this command's own, wrapped on its way into the token
+    /// where the token can unwrap it; a running server never has it, and records the import.
+    /// What fails on the way is undone. Passwords come from files of mode 0600 or are asked for,
+    /// never from the command line.
+    Import(import::Import),
+    /// Says which key pairs of a token can be KEKs, and mends those that nearly can.
+    ///
+    /// For keys that other programs made: an HSM behind Java's PKCS11IMPLKS, for one. Looks at
+    /// every RSA pair, paired by CKA_ID and by modulus, and says of each whether it is usable
+    /// as it is, with custody host, after changes of its attributes, or not, and why. Exit code
+    /// 3 where a change was not made.
+    Adopt(adopt::Adopt),
     /// Lists the KEKs on all tokens, or with --file the keys in a key file.
     ///
     /// With --file no configuration and no server is needed. The format (JKS, JCEKS, PKCS#12,
@@ -96,6 +114,8 @@ impl Kek {
                 }
                 keks.iter().try_for_each(show)
             }
+            Self::Import(import) => import.run(context),
+            Self::Adopt(adopt) => adopt.run(context),
             Self::List(list) if list.of_file() => list.run(context),
             Self::List(_) => {
                 let keks = keks(site::execute(context, Command::KekList)?)?;

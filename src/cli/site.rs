@@ -46,6 +46,9 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
             matches!(change.kek1, Change::Set(_)) || matches!(change.kek2, Change::Set(_))
         }
         Command::KekGenerate { .. }
+        | Command::KekImport(_)
+        | Command::KekImported { .. }
+        | Command::KekAdopt { .. }
         | Command::KekList
         | Command::TokenStatus
         | Command::TokenUnlock { .. } => true,
@@ -57,7 +60,14 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         config.keystores.clear();
     }
     let service = server::open(&config, &program).await?;
-    let tolerant = matches!(command, Command::TokenStatus | Command::TokenUnlock { .. });
+    let tolerant = matches!(
+        command,
+        Command::TokenStatus
+            | Command::TokenUnlock { .. }
+            // What was done to a token is recorded also where it has gone since.
+            | Command::KekImported { .. }
+            | Command::KekAdopt { ended: Some(_), .. }
+    );
     // All of them, before one's fault ends the others in the middle of a login.
     let settled = join_all(service.tokens().bridges().iter().map(Bridge::settled)).await;
     for outcome in settled {

@@ -2,7 +2,7 @@
 
 mod bench;
 mod doctor;
-mod subject;
+pub(in crate::cli) mod subject;
 
 use std::path::PathBuf;
 

@@ -36,7 +36,7 @@ const MECHANISMS: &[(CK_MECHANISM_TYPE, &str, &str)] = &[
     (
         ck::CKM_AES_KEY_WRAP_KWP,
         "CKM_AES_KEY_WRAP_KWP",
-        "not used by ekm",
+        "bringing KEKs in",
     ),
 ];
 

@@ -177,12 +177,12 @@ fn unsettled(token: &TokenConfig) -> anyhow::Result<HsmProfile> {
     Ok(profile)
 }
 
-fn ledgers(config: &Config) -> PathBuf {
+pub(in crate::cli) fn ledgers(config: &Config) -> PathBuf {
     config.state.join("pins")
 }
 
 /// The lock of whoever examines or measures; the kernel drops it in any case.
-fn alone(ledgers: &Path) -> anyhow::Result<File> {
+pub(in crate::cli) fn alone(ledgers: &Path) -> anyhow::Result<File> {
     let cannot = || format!("cannot keep the login ledgers in {}", ledgers.display());
     crate::files::private_dir(ledgers).with_context(cannot)?;
     let file = OpenOptions::new()
@@ -195,7 +195,9 @@ fn alone(ledgers: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("another ekm slot doctor or ekm slot bench is at work; wait until it has ended")
+            bail!(
+                "another ekm slot doctor, ekm slot bench, ekm kek import or ekm kek adopt is at work; wait until it has ended"
+            )
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
     }
@@ -207,12 +209,12 @@ fn served(config: &Config) -> anyhow::Result<bool> {
     Ok(answer.is_ok())
 }
 
-fn file(path: &Path) -> anyhow::Result<Pin> {
+pub(in crate::cli) fn file(path: &Path) -> anyhow::Result<Pin> {
     Ok(Pin::Source(PinSource::File(std::path::absolute(path)?)))
 }
 
 /// The PIN that somebody types, once: a wrong one is refused by the token.
-fn asked() -> anyhow::Result<Option<Pin>> {
+pub(in crate::cli) fn asked() -> anyhow::Result<Option<Pin>> {
     if !std::io::stdin().is_terminal() {
         return Ok(None);
     }

@@ -1,0 +1,307 @@
+//! How a private key travels from the bridge into the token.
+//!
+//! ```text
+//! token: throw-away RSA pair ---- public key ----> bridge
+//! token: AES-256 key <-- C_UnwrapKey, RSA-OAEP --- bridge: random AES-256 key
+//! token: private key <-- C_UnwrapKey, AES ------- bridge: PKCS#8, wrapped under it
+//! ```
+//!
+//! So nothing between the two, a network or a vendor's daemon, sees the key in
+//! clear. Where the token cannot, the key goes by `C_CreateObject`.
+
+use aws_lc_rs::cipher::{
+    AES_256 as AES_256_CBC, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey,
+};
+use aws_lc_rs::iv::FixedLength;
+use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
+use cryptoki_sys as ck;
+use rsa::pkcs1::RsaPrivateKey;
+use rsa::pkcs8::PrivateKeyInfo;
+use secrecy::{ExposeSecret as _, SecretSlice};
+use zeroize::Zeroizing;
+
+use super::{KeyMaterial, Work, ends, undo};
+use crate::bridge::doctor::pairs::Pair;
+use crate::bridge::faults::Fault;
+use crate::bridge::host;
+use crate::bridge::message::Custody;
+use crate::bridge::pkcs11::{
+    Attr, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Mechanism,
+};
+use crate::bridge::profile::{Send, Sensitive};
+use crate::bridge::token::{Token, data_key_template, oaep};
+use crate::key::WrapAlgorithm;
+
+/// Modulus length of the throw-away pair, bits: no weaker than most KEKs that it carries.
+const BITS: u32 = 3072;
+
+/// The mechanisms that unwrap a private key, the best first. `CKM_AES_KEY_WRAP_PAD` is RFC 5649 on
+/// some tokens (SoftHSM, nShield) and something else on others; there it fails, and the next is tried.
+const MECHANISMS: [(CK_MECHANISM_TYPE, &str); 3] = [
+    (ck::CKM_AES_KEY_WRAP_KWP, "CKM_AES_KEY_WRAP_KWP"),
+    (ck::CKM_AES_KEY_WRAP_PAD, "CKM_AES_KEY_WRAP_PAD"),
+    (ck::CKM_AES_CBC_PAD, "CKM_AES_CBC_PAD"),
+];
+
+impl Work<'_> {
+    /// The private half by `C_UnwrapKey` and with which mechanism, or why not.
+    ///
+    /// # Errors
+    /// The token is not fit to go on with.
+    pub(super) fn unwrapped(&self) -> Result<Result<(CK_OBJECT_HANDLE, String), String>, Fault> {
+        let listed = self
+            .token
+            .module
+            .mechanisms(self.token.slot())
+            .map_err(|error| self.fault(error, "asking for the mechanisms"))?;
+        let usable: Vec<_> = MECHANISMS
+            .into_iter()
+            .filter(|(mechanism, _)| listed.contains(mechanism))
+            .collect();
+        if usable.is_empty() {
+            return Ok(Err(format!(
+                "the token lists none of {}",
+                MECHANISMS.map(|(_, name)| name).join(", ")
+            )));
+        }
+        // A session of its own, which may be left stuck.
+        let session = self
+            .token
+            .session()
+            .map_err(|error| self.fault(error, "opening a session"))?;
+        let carrier = match Carrier::new(self.token, session) {
+            Ok(carrier) => carrier,
+            Err(fault) => {
+                let _ = self.token.module.close_session(session);
+                return if fatal(&fault) {
+                    Err(fault)
+                } else {
+                    Ok(Err(fault.to_string()))
+                };
+            }
+        };
+        let mut reasons = Vec::new();
+        for (mechanism, name) in usable {
+            match self.carried(&carrier, mechanism, name)? {
+                Ok(object) => {
+                    carrier.leave(self.token);
+                    return Ok(Ok((object, name.to_owned())));
+                }
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        carrier.leave(self.token);
+        Ok(Err(reasons.join("; ")))
+    }
+
+    /// The private half by that mechanism, or why not.
+    fn carried(
+        &self,
+        carrier: &Carrier,
+        mechanism: CK_MECHANISM_TYPE,
+        name: &str,
+    ) -> Result<Result<CK_OBJECT_HANDLE, String>, Fault> {
+        let Some((mechanism, wrapped)) = carrier.wrap(mechanism, &self.asked.key) else {
+            return Ok(Err(format!(
+                "{name}: the key cannot be wrapped in software"
+            )));
+        };
+        let what = format!("unwrapping the private half with {name}");
+        let unwrapped = self.token.module.unwrap(
+            carrier.session,
+            &mechanism,
+            carrier.aes,
+            &wrapped,
+            &self.template(),
+        );
+        let reason = match unwrapped {
+            Ok(object) => match self.protected(object) {
+                Ok(()) => return Ok(Ok(object)),
+                Err(reason) => format!("with {name} the token takes it so that {reason}"),
+            },
+            Err(error) if ends(error) => return Err(self.fault(error, &what)),
+            Err(error) => self.fault(error, &what).to_string(),
+        };
+        // Also where the call failed: some answers are lost.
+        undo(self.token, &self.asked.id)?;
+        Ok(Err(reason))
+    }
+}
+
+const fn fatal(fault: &Fault) -> bool {
+    match fault {
+        Fault::Call { class, .. } => matches!(
+            class,
+            crate::bridge::faults::FaultClass::Restart
+                | crate::bridge::faults::FaultClass::Login
+                | crate::bridge::faults::FaultClass::Operator
+        ),
+        Fault::Unsupported { .. } => false,
+        Fault::BadEedk { .. }
+        | Fault::NotTried { .. }
+        | Fault::NoKek { .. }
+        | Fault::Refused { .. }
+        | Fault::Operator { .. }
+        | Fault::Down { .. }
+        | Fault::Deadline { .. } => true,
+    }
+}
+
+/// A random AES-256 key that the token and the bridge share.
+struct Carrier {
+    session: CK_SESSION_HANDLE,
+    pair: Pair,
+    aes: CK_OBJECT_HANDLE,
+    key: SecretSlice<u8>,
+}
+
+impl Carrier {
+    fn new(token: &Token, session: CK_SESSION_HANDLE) -> Result<Self, Fault> {
+        let Token {
+            module, profile, ..
+        } = token;
+        let pair = Pair::make(module, session, profile, Custody::Token, &[], BITS)
+            .map_err(|error| Fault::call(&token.name, error, "making a throw-away key pair"))?;
+        match Self::shared(token, session, &pair) {
+            Ok((aes, key)) => Ok(Self {
+                session,
+                pair,
+                aes,
+                key,
+            }),
+            Err(fault) => {
+                pair.destroy(module, session);
+                Err(fault)
+            }
+        }
+    }
+
+    fn shared(
+        token: &Token,
+        session: CK_SESSION_HANDLE,
+        pair: &Pair,
+    ) -> Result<(CK_OBJECT_HANDLE, SecretSlice<u8>), Fault> {
+        let unsupported = |reason: String| Fault::Unsupported {
+            token: token.name.clone(),
+            reason,
+        };
+        let mut key = Zeroizing::new(vec![0_u8; 32]);
+        aws_lc_rs::rand::fill(&mut key)
+            .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
+        let key = SecretSlice::from(std::mem::take(&mut *key));
+        let algorithm = WrapAlgorithm {
+            labelled: false,
+            ..token.profile.wrap_algorithm()
+        };
+        let wrapped = host::oaep_wrap(&pair.spki, algorithm.hash, &[], &key)
+            .map_err(|error| unsupported(error.to_string()))?;
+        let aes = token
+            .module
+            .unwrap(
+                session,
+                &oaep(algorithm, &[]),
+                pair.private,
+                &wrapped,
+                &template(token),
+            )
+            .map_err(|error| Fault::call(&token.name, error, "unwrapping a throw-away AES key"))?;
+        if token.profile.data_key.sensitive == Sensitive::SetAfter {
+            // It carries one key and goes; where this fails it is only less well guarded.
+            let _ =
+                token
+                    .module
+                    .set_attributes(session, aes, &[Attr::flag(ck::CKA_SENSITIVE, true)]);
+        }
+        Ok((aes, key))
+    }
+
+    /// The key under the shared one, as that mechanism unwraps it.
+    fn wrap(
+        &self,
+        mechanism: CK_MECHANISM_TYPE,
+        key: &KeyMaterial,
+    ) -> Option<(Mechanism, Vec<u8>)> {
+        let shared = self.key.expose_secret();
+        if mechanism == ck::CKM_AES_CBC_PAD {
+            let mut iv = [0; 16];
+            aws_lc_rs::rand::fill(&mut iv).ok()?;
+            // One block more, so that the padding does not move it and leave a copy behind.
+            let mut text = Zeroizing::new(Vec::with_capacity(key.0.len() + 16));
+            text.extend_from_slice(&key.0);
+            let cbc = UnboundCipherKey::new(&AES_256_CBC, shared)
+                .and_then(PaddedBlockEncryptingKey::cbc_pkcs7)
+                .ok()?;
+            let context = EncryptionContext::Iv128(FixedLength::from(iv));
+            cbc.less_safe_encrypt(&mut *text, context).ok()?;
+            return Some((Mechanism::Iv { mechanism, iv }, text.to_vec()));
+        }
+        // RFC 5649: eight bytes more, after padding to eight.
+        let mut wrapped = vec![0; key.0.len() + 16];
+        let length = AesKek::new(&AES_256, shared)
+            .and_then(|kek| {
+                kek.wrap_with_padding(&key.0, &mut wrapped)
+                    .map(|out| out.len())
+            })
+            .ok()?;
+        wrapped.truncate(length);
+        Some((Mechanism::Plain(mechanism), wrapped))
+    }
+
+    fn leave(&self, token: &Token) {
+        // Session objects end with their session; the pair is of the token where it makes no other.
+        let _ = token.module.destroy(self.session, self.aes);
+        self.pair.destroy(&token.module, self.session);
+        let _ = token.module.close_session(self.session);
+    }
+}
+
+/// Template of the shared key on the token.
+fn template(token: &Token) -> Vec<Attr> {
+    let mut template = data_key_template(false);
+    template.retain(|attr| !attr.is(ck::CKA_UNWRAP));
+    template.push(Attr::flag(ck::CKA_UNWRAP, true));
+    let profile = &token.profile.data_key;
+    if profile.sensitive == Sensitive::Send {
+        template.push(Attr::flag(ck::CKA_SENSITIVE, true));
+    }
+    if profile.value_len == Send::Send {
+        template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
+    }
+    template
+}
+
+/// The template with the key's numbers in it, for `C_CreateObject` (PKCS#11 v2.40, 2.1.3); none
+/// where it is no RSA key of two primes.
+pub(super) fn in_clear(mut template: Vec<Attr>, key: &KeyMaterial) -> Option<Vec<Attr>> {
+    let info = PrivateKeyInfo::try_from(key.0.as_slice()).ok()?;
+    let RsaPrivateKey {
+        modulus,
+        public_exponent,
+        private_exponent,
+        prime1,
+        prime2,
+        exponent1,
+        exponent2,
+        coefficient,
+        other_prime_infos: None,
+    } = RsaPrivateKey::try_from(info.private_key).ok()?
+    else {
+        return None;
+    };
+    template.push(Attr::bytes(ck::CKA_MODULUS, modulus.as_bytes()));
+    template.push(Attr::bytes(
+        ck::CKA_PUBLIC_EXPONENT,
+        public_exponent.as_bytes(),
+    ));
+    for (kind, number) in [
+        (ck::CKA_PRIVATE_EXPONENT, private_exponent),
+        (ck::CKA_PRIME_1, prime1),
+        (ck::CKA_PRIME_2, prime2),
+        (ck::CKA_EXPONENT_1, exponent1),
+        (ck::CKA_EXPONENT_2, exponent2),
+        (ck::CKA_COEFFICIENT, coefficient),
+    ] {
+        template.push(Attr::secret(kind, number.as_bytes()));
+    }
+    Some(template)
+}
