@@ -559,7 +559,7 @@ fn kek_list_shows_a_key_file_without_any_configuration() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(
-        table.starts_with("site.jceks: JCEKS, 10 entries\nALIAS"),
+        table.starts_with("site.jceks: JCEKS, 10 entries\n ALIAS"),
         "{table}"
     );
     assert!(

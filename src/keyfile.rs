@@ -19,7 +19,8 @@
 //! | iterations of one key derivation | [`MAX_ITERATIONS`] |
 //! | iterations of all derivations in a file | [`MAX_WORK`] |
 //! | entries and certificates in a file | [`MAX_ITEMS`] |
-//! | RSA keys in a file | [`MAX_KEYS`] |
+//! | private keys in a file | [`MAX_KEYS`] |
+//! | a certificate | 16 KiB, and 8 in a chain that is put together here |
 //!
 //! Private keys are checked by aws-lc-rs and are its only; a key that is not RSA of 2048, 3072 or
 //! 4096 bits is listed and not used.

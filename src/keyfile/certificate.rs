@@ -3,6 +3,9 @@
 use time::OffsetDateTime;
 use x509_parser::parse_x509_certificate;
 
+/// The longest certificate, bytes; one of RSA-4096 has some 2,000. A chain is copied for each key.
+const MAX_CERTIFICATE: usize = 16 * 1024;
+
 /// A certificate, as far as key files are concerned.
 #[derive(Debug)]
 pub(crate) struct Certificate {
@@ -21,8 +24,11 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// None where it is no certificate, or has something after it.
+    /// None where it is no certificate, too long for one, or has something after it.
     pub(crate) fn parse(der: &[u8]) -> Option<Self> {
+        if der.len() > MAX_CERTIFICATE {
+            return None;
+        }
         let Ok((rest, parsed)) = parse_x509_certificate(der) else {
             return None;
         };
@@ -43,5 +49,24 @@ impl Certificate {
             subject_der: subject.as_raw().to_vec(),
             issuer_der: parsed.issuer().as_raw().to_vec(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_longer_than_any_is_none() {
+        let certificate = |padding: usize| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+            let content = vec![0; padding];
+            let extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 99], content);
+            parameters.custom_extensions.push(extension);
+            parameters.self_signed(&key).unwrap().der().to_vec()
+        };
+        assert!(Certificate::parse(&certificate(10_000)).is_some());
+        assert!(Certificate::parse(&certificate(MAX_CERTIFICATE)).is_none());
     }
 }

@@ -15,6 +15,10 @@ const MAX_HANDLES: usize = 200;
 /// The most fields of a class.
 const MAX_FIELDS: u16 = 64;
 
+/// The most strings and byte arrays that are kept of an object: a store has many, and each costs
+/// more memory than it has bytes in the stream.
+const MAX_KEPT: usize = 16;
+
 /// Bytes in Java's order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes<'a> {
@@ -96,7 +100,7 @@ fn modified_utf8(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// The fields of a serialised object, of all its classes.
+/// The strings and byte arrays of a serialised object, of all its classes.
 #[derive(Debug)]
 pub(super) struct Object<'a> {
     fields: Vec<(Rc<str>, Value<'a>)>,
@@ -246,11 +250,13 @@ impl<'a> Stream<'_, 'a> {
                 b'[' | b'L' => self.value(depth)?,
                 _ => return None,
             };
-            // The same classes may be walked again and again by a hostile stream.
-            if object.fields.len() >= MAX_HANDLES {
-                return None;
+            match value {
+                Value::Bytes(_) | Value::Text(_) if object.fields.len() < MAX_KEPT => {
+                    object.fields.push((Rc::clone(name), value));
+                }
+                Value::Bytes(_) | Value::Text(_) => return None,
+                Value::Object(_) | Value::Other => {}
             }
-            object.fields.push((Rc::clone(name), value));
         }
         if class.flags & SC_WRITE_METHOD != 0 {
             self.annotation(depth)?;

@@ -191,9 +191,9 @@ impl<'a> Sealed<'a> {
     fn open(self, unlocker: &mut Unlocker<'_>) -> Entry {
         let content = match self.kind {
             Kind::Key { sealed, chain } => pair(sealed, &chain, unlocker),
-            Kind::Certificate(der) if Certificate::parse(der).is_none() => {
-                unreadable("it is no X.509 certificate; the file is damaged")
-            }
+            Kind::Certificate(der) if Certificate::parse(der).is_none() => unreadable(
+                "it is no X.509 certificate, or one of more than 16 KiB; the file is damaged",
+            ),
             Kind::Certificate(der) => Content::Certificate(der.to_vec()),
             Kind::Secret(object) => secret(&object, unlocker),
         };

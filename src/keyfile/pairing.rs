@@ -14,7 +14,7 @@ use super::unlock::unreadable;
 use super::{Content, Entry};
 
 /// The longest chain that is followed.
-const MAX_CHAIN: usize = 16;
+const MAX_CHAIN: usize = 8;
 
 /// A key as it lies in the file.
 pub(super) struct LooseKey {
@@ -80,7 +80,9 @@ pub(super) fn pair(keys: Vec<LooseKey>, certificates: Vec<LooseCertificate>) -> 
             .unwrap_or_else(|| format!("certificate{}", place + 1));
         let content = match parsed.get(place) {
             Some(Some(_)) => Content::Certificate(certificate.der.clone()),
-            _ => unreadable("it is no X.509 certificate; the file is damaged"),
+            _ => unreadable(
+                "it is no X.509 certificate, or one of more than 16 KiB; the file is damaged",
+            ),
         };
         entries.push(Entry {
             alias,

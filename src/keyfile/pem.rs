@@ -12,9 +12,10 @@ use super::{Format, KeyFile, KeyFileError, Passwords};
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// Whether there is a block in it.
+/// Whether a block begins in its first megabyte; what stands before is text about it.
 pub(super) fn is_pem(bytes: &[u8]) -> bool {
-    bytes.windows(BEGIN.len()).any(|at| at == BEGIN)
+    let mut places = bytes.windows(BEGIN.len()).take(1024 * 1024);
+    places.any(|at| at == BEGIN)
 }
 
 /// Whether something in it is sealed under a password.

@@ -66,7 +66,10 @@ impl List {
         )?;
         for row in &rows {
             if let Some(why) = &row.why {
-                output::say(&format!("{}: {why}", shown(&row.alias)))?;
+                output::say(&format!(
+                    "{}: {why}",
+                    shown(&row.alias, KeyLabel::MAX_CHARS)
+                ))?;
             }
         }
         Ok(())
@@ -176,12 +179,12 @@ impl Row {
         let dash = || "-".to_owned();
         let name = self.common_name.as_ref().or(self.subject.as_ref());
         vec![
-            shown(&self.alias),
+            shown(&self.alias, KeyLabel::MAX_CHARS),
             self.kind.to_owned(),
             self.bits.map_or_else(dash, |bits| bits.to_string()),
             self.hash
                 .map_or_else(dash, |hash| hash.to_string().chars().take(16).collect()),
-            name.map_or_else(dash, |name| shown(name)),
+            name.map_or_else(dash, |name| shown(name, 24)),
             self.valid_until
                 .map_or_else(dash, |until| until.date().to_string()),
             output::yes(Some(self.usable)).to_owned(),
@@ -214,14 +217,13 @@ fn tell_doubles(rows: &mut [Row]) {
 }
 
 /// A text of the file's, fit for a terminal and a column.
-fn shown(text: &str) -> String {
-    const WIDTH: usize = 64;
+fn shown(text: &str, width: usize) -> String {
     let mut shown: String = text
         .chars()
-        .take(WIDTH)
+        .take(width)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect();
-    if text.chars().nth(WIDTH).is_some() {
+    if text.chars().nth(width).is_some() {
         shown.push('…');
     }
     shown
