@@ -287,6 +287,7 @@ impl<'a> Case<'a> {
         let token = sick.map_or(token, |sick| 1 - sick);
         let label = self.pair.next_label();
         self.operate(Command::KekGenerate {
+            sign: false,
             label: label.parse().unwrap(),
             bits: 2048,
             token: Some(self.pair.names[token].to_owned()),

@@ -17,6 +17,7 @@ mod tokens;
 
 mod adopt;
 mod budget;
+mod certificates;
 mod cli;
 mod conformance;
 mod doctor;
@@ -32,6 +33,7 @@ mod keyfile;
 mod metrics;
 mod openssl;
 mod overload;
+mod partner;
 mod pin;
 mod power_cut;
 mod readiness;

@@ -52,6 +52,7 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
     let rules = "[[policy.peers]]\npeer = \"proxy:library\"\ndrives = [\"*\"]\n";
     let site = Site::start(&[&hsm], rules).await;
     site.execute(&admin::Command::KekGenerate {
+        sign: false,
         label: "KEK1".parse().unwrap(),
         bits: 2048,
         token: None,

@@ -575,6 +575,7 @@ impl Bench {
         custody: Custody,
     ) -> Result<(), Problem> {
         let command = ekm::admin::Command::KekGenerate {
+            sign: false,
             label: label.parse::<KeyLabel>().unwrap(),
             bits,
             token: Some(token.to_owned()),

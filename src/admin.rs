@@ -5,7 +5,9 @@
 //! is recorded before it is made.
 
 mod adopt;
+mod certificates;
 mod import;
+mod partners;
 mod unlock;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,7 @@ use crate::audit::{Event, Kind, Outcome};
 use crate::bridge::message::Custody;
 use crate::bridge::pin::Handed;
 use crate::bridge::supervisor::{Bridge, TokenState};
+use crate::certificates::Subject;
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekRef, KeyLabel, SedkForm};
 use crate::keystore::{KekError, KnownKek};
@@ -24,7 +27,9 @@ use crate::tls::PeerId;
 use crate::volser::Volser;
 
 pub use adopt::AdoptAsked;
+pub use certificates::Imported;
 pub use import::{ImportAsked, ImportTo};
+pub use partners::{Offered, PartnerSeen, Removed, look};
 pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
@@ -118,6 +123,9 @@ pub enum Command {
         token: Option<String>,
         /// What it is for.
         custody: Custody,
+        /// Whether it may sign the request for its own certificate.
+        #[serde(default)]
+        sign: bool,
     },
     /// A key is about to be imported, by a bridge of the command line's own.
     KekImport(ImportAsked),
@@ -137,6 +145,43 @@ pub enum Command {
     },
     /// The KEKs, read from the tokens anew.
     KekList,
+    /// A request for a KEK's certificate, signed by the KEK.
+    KekRequest {
+        /// The KEK.
+        label: KeyLabel,
+        /// The name to be certified; the label where there is none.
+        subject: Option<Subject>,
+    },
+    /// A token shows that it holds the private half of a KEK.
+    KekPossession {
+        /// The KEK.
+        label: KeyLabel,
+    },
+    /// A KEK's certificate is stored beside it.
+    KekCertificate {
+        /// The KEK.
+        label: KeyLabel,
+        /// The certificate, DER, and those of its issuers after it.
+        chain: Vec<Vec<u8>>,
+        /// The token; else each that serves the KEK.
+        token: Option<String>,
+    },
+    /// Adds a partner's KEK.
+    PartnerAdd {
+        /// What we call it.
+        label: KeyLabel,
+        /// The certificate, and what vouches for it.
+        offered: Box<Offered>,
+        /// SHA-256 of the certificate, as the operator has it from the partner.
+        fingerprint: String,
+    },
+    /// Partners' KEKs, their seals verified anew.
+    PartnerList,
+    /// Deletes a partner's KEK.
+    PartnerRemove {
+        /// What we call it.
+        label: KeyLabel,
+    },
     /// The global labels, set first where given.
     KekDefault {
         /// Both labels as they shall be.
@@ -199,6 +244,14 @@ pub enum Reply {
     Keks(Vec<KnownKek>),
     /// Where a key goes that is to be imported.
     ImportTo(ImportTo),
+    /// A request for a certificate (PKCS#10, DER).
+    Request(Vec<u8>),
+    /// What became of a certificate.
+    Imported(Box<Imported>),
+    /// Partners' KEKs.
+    Partners(Vec<PartnerSeen>),
+    /// What became of a removal.
+    Removed(Removed),
     /// The global labels.
     Defaults(Defaults),
     /// Tokens.
@@ -280,12 +333,29 @@ pub async fn execute_with_pin(
             bits,
             token,
             custody,
-        } => generate(service, operator, label, bits, token, custody).await,
+            sign,
+        } => generate(service, operator, label, bits, token, (custody, sign)).await,
         Command::KekImport(asked) => import::prepare(service, operator, asked).await,
         Command::KekImported { asked, ended } => {
             import::finish(service, operator, asked, ended).await
         }
         Command::KekAdopt { asked, ended } => adopt::adopt(service, operator, asked, ended).await,
+        Command::KekRequest { label, subject } => {
+            certificates::request(service, operator, &label, subject).await
+        }
+        Command::KekPossession { label } => certificates::possess(service, operator, &label).await,
+        Command::KekCertificate {
+            label,
+            chain,
+            token,
+        } => certificates::import(service, operator, &label, &chain, token).await,
+        Command::PartnerAdd {
+            label,
+            offered,
+            fingerprint,
+        } => partners::add(service, operator, label, &offered, &fingerprint).await,
+        Command::PartnerList => partners::list(service).await,
+        Command::PartnerRemove { label } => partners::remove(service, operator, &label).await,
         Command::KekList => {
             service.tokens().look_again().await;
             Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
@@ -436,7 +506,7 @@ async fn generate(
     label: KeyLabel,
     bits: u32,
     token: Option<String>,
-    custody: Custody,
+    (custody, sign): (Custody, bool),
 ) -> Result<Reply, Problem> {
     if !KEK_BITS.contains(&bits) {
         return Err(conflict(
@@ -457,7 +527,10 @@ async fn generate(
                 "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
                 kek.label,
                 kek.hash,
-                kek.tokens.join(", ")
+                match &kek.partner {
+                    Some(_) => "(a partner's)".to_owned(),
+                    None => kek.tokens.join(", "),
+                }
             ),
         ));
     }
@@ -480,7 +553,7 @@ async fn generate(
     record(service, event.clone()).await?;
     let made = service
         .tokens()
-        .generate(token.as_deref(), &label, bits, custody)
+        .generate(token.as_deref(), &label, bits, custody, sign)
         .await;
     let (token, kek) = match made {
         Ok(made) => made,
@@ -504,8 +577,13 @@ async fn generate(
     event.token = Some(token.clone());
     event.custody = Some(custody.to_string());
     event.detail = Some(format!(
-        "RSA-{bits}, {provenance}, public-key hash {}",
-        kek.hash
+        "RSA-{bits}, {provenance}, public-key hash {}{}",
+        kek.hash,
+        if sign {
+            ", may sign its own request"
+        } else {
+            ""
+        }
     ));
     record(service, event).await?;
     stored(

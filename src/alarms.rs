@@ -40,6 +40,10 @@ pub enum Alarm {
     AuditFailed,
     /// Requests wait, nearly as many as may.
     Busy,
+    /// A KEK's certificate has ended or ends soon.
+    KekCertificate,
+    /// The seal of a partner's KEK does not verify.
+    PartnerSeal,
 }
 
 /// How much it matters.
@@ -85,7 +89,7 @@ const fn entry(
 }
 
 /// All alarms.
-pub const ALARMS: [Entry; 11] = [
+pub const ALARMS: [Entry; 13] = [
     entry(
         Alarm::TokenDown,
         "EKM-A01",
@@ -162,6 +166,20 @@ pub const ALARMS: [Entry; 11] = [
         Severity::Warning,
         "requests wait for a token, nearly as many as may, or were refused as too many",
         "`ekm slot bench` says what the token sustains; more workers, processes or tokens, or fewer drives that mount at once",
+    ),
+    entry(
+        Alarm::KekCertificate,
+        "EKM-A12",
+        Severity::Warning,
+        "the certificate of a KEK, ours or a partner's, has ended or ends within 30 days",
+        "`ekm kek cert import` a new one (a partner's: `ekm kek partner remove`, then `add`); cartridges are read all the same, but nothing is written under it once it has ended",
+    ),
+    entry(
+        Alarm::PartnerSeal,
+        "EKM-A13",
+        Severity::Error,
+        "the seal of a partner's KEK does not verify, so nothing is written under it",
+        "find out who changed the state or the token, then remove the partner's KEK and confirm its certificate anew",
     ),
 ];
 

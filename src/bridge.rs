@@ -13,6 +13,7 @@
 pub mod adopt;
 mod attend;
 mod catalog;
+pub mod certify;
 pub mod doctor;
 pub mod faults;
 mod host;
@@ -38,8 +39,12 @@ mod worker;
 /// is no RSA key that can wrap.
 #[must_use]
 pub fn rsa_bits(spki: &[u8]) -> Option<u32> {
+    rsa_key(spki).map(|(_, bits)| bits)
+}
+
+/// An RSA `SubjectPublicKeyInfo` as KEKs are hashed, and its modulus length in bits; none where it
+/// is no RSA key that can wrap.
+pub(crate) fn rsa_key(spki: &[u8]) -> Option<(Vec<u8>, u32)> {
     let numbers = host::numbers(spki).ok()?;
-    host::spki(&numbers.modulus, &numbers.exponent)
-        .ok()
-        .map(|(_, bits)| bits)
+    host::spki(&numbers.modulus, &numbers.exponent).ok()
 }

@@ -5,6 +5,7 @@
 //! A request goes to a ready token that holds the key, and to the next one
 //! where the first fails in a way that another token may not.
 
+mod certify;
 mod directory;
 mod tokens;
 
@@ -13,7 +14,8 @@ use async_trait::async_trait;
 pub use crate::bridge::faults::Fault;
 pub use crate::bridge::message::{Custody, Recipient};
 use crate::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KeyLabel, Sedk};
-pub use directory::{Directory, KekError, KnownKek};
+pub use certify::SealSeen;
+pub use directory::{Directory, KekError, KnownKek, PartnerKek};
 pub use tokens::Tokens;
 
 /// A KEK to wrap a data key under.

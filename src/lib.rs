@@ -14,6 +14,7 @@ pub mod alarms;
 pub mod api;
 pub mod audit;
 pub mod bridge;
+pub mod certificates;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -14,17 +14,21 @@ mod drive_key;
 mod grant;
 mod rules;
 
+use std::collections::HashSet;
+
+use time::OffsetDateTime;
+
 use crate::bridge::faults::Fault;
 use crate::bridge::message::{Custody, Recipient};
 use crate::drive::DriveSerial;
-use crate::key::{Eedk, KekId, KekRef, SedkForm};
+use crate::key::{Eedk, KekId, KekRef, KeyLabel, SedkForm};
 use crate::keystore::{Directory, KekError, KnownKek, WrapKek};
 use crate::store::{Defaults, Drive, DriveKey, DriveState, Origin};
 use crate::tls::{PeerId, Role};
 
 pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
 pub use grant::{CreateGrant, GrantedKek, Readable, RekeyGrant, ResolveGrant};
-pub use rules::{AcceptUnknown, PeerRule, PolicyConfig, UnprovedKeks};
+pub use rules::{AcceptUnknown, ExpiredKeks, PeerRule, PolicyConfig, UnprovedKeks};
 
 /// What is known when a request is judged.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,10 @@ pub struct Known<'a> {
     pub defaults: &'a Defaults,
     /// Certificates of the drive CA, PEM.
     pub drive_ca: Option<&'a [u8]>,
+    /// The rows of partners whose seal was verified, by what it is over.
+    pub sealed: &'a HashSet<[u8; 32]>,
+    /// The time by which certificates are judged.
+    pub now: OffsetDateTime,
 }
 
 /// An EEDK as a request presents it. One that is damaged says nothing about the other.
@@ -150,6 +158,12 @@ pub enum Refusal {
         label: String,
         /// Why.
         reason: String,
+    },
+    /// The seal of a partner's row was not verified yet.
+    #[error("the seal of the partner's KEK {label} was not verified")]
+    Unverified {
+        /// The label.
+        label: KeyLabel,
     },
     /// No EEDK of the cartridge can be opened here.
     #[error("no EEDK of the cartridge can be opened here: {0}")]
@@ -342,7 +356,7 @@ fn write_keks(
     let mut keks: Vec<GrantedKek> = Vec::new();
     for label in labels.into_iter().flatten() {
         let kek = known.directory.by_label(&label.label)?;
-        let provable = fit(known.config, kek, custody)?;
+        let provable = fit(known, kek, custody)?;
         let granted = GrantedKek {
             kek: WrapKek {
                 label: kek.label.clone(),
@@ -351,6 +365,7 @@ fn write_keks(
                 spki: kek.spki.clone(),
             },
             provable,
+            sealed: kek.partner.is_some(),
             registered: kek.registered,
         };
         if !keks.contains(&granted) {
@@ -372,14 +387,29 @@ fn write_keks(
 }
 
 /// Whether an EEDK under this KEK can be proved; or why it may not be written.
-fn fit(config: &PolicyConfig, kek: &KnownKek, custody: Custody) -> Result<bool, Refusal> {
+fn fit(known: Known<'_>, kek: &KnownKek, custody: Custody) -> Result<bool, Refusal> {
+    let config = known.config;
     let unfit = |reason: String| Refusal::KekUnfit {
         label: kek.label.to_string(),
         reason,
     };
+    if let Some(partner) = &kek.partner
+        && !known.sealed.contains(&partner.digest)
+    {
+        return Err(Refusal::Unverified {
+            label: kek.label.clone(),
+        });
+    }
+    let expired = kek.validity.and_then(|validity| validity.fault(known.now));
+    if let (Some(fault), ExpiredKeks::Refuse) = (expired, config.expired_keks) {
+        return Err(unfit(expired_words(kek, &fault)));
+    }
     if kek.tokens.is_empty() {
         if let Some((token, reason)) = kek.refused.first() {
             return Err(unfit(format!("token {token} holds it, but {reason}")));
+        }
+        if kek.partner.is_some() {
+            return Ok(false);
         }
         return match config.unproved_keks {
             UnprovedKeks::Allow => Ok(false),
@@ -402,6 +432,19 @@ fn fit(config: &PolicyConfig, kek: &KnownKek, custody: Custody) -> Result<bool, 
         )));
     }
     Ok(true)
+}
+
+/// An expired KEK reads for ever; who wants to write has three ways.
+fn expired_words(kek: &KnownKek, fault: &str) -> String {
+    let label = &kek.label;
+    let renew = if kek.partner.is_some() {
+        format!("ask the partner for a new one (ekm kek partner remove {label}, then add)")
+    } else {
+        format!("give it a new one (ekm kek cert import {label} FILE)")
+    };
+    format!(
+        "{fault}; cartridges under it are still read; {renew}, write under another KEK, or set policy.expired_keks = \"allow\""
+    )
 }
 
 /// Which EEDKs can be tried, and what is wrong with the others. One that can
@@ -524,3 +567,6 @@ fn opener<'a>(directory: &'a Directory, eedk: &Eedk) -> Result<&'a KnownKek, Fau
     }
     Ok(kek)
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,6 +224,7 @@ impl Server {
         tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
         let mut watchers = JoinSet::new();
         watchers.spawn(watch_certificates(tls, reloaded));
+        watchers.spawn(Arc::clone(&monitor).watch_certificates());
         watchers.spawn(monitor.watch());
         stop.await;
         tracing::info!("stopping: requests in flight finish, no new ones are taken");

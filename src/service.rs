@@ -9,6 +9,7 @@ mod answer;
 mod challenge;
 mod gates;
 mod known;
+mod seals;
 mod turns;
 
 pub(crate) use known::STARTING;
@@ -39,6 +40,7 @@ pub(crate) use gates::Bounds;
 use gates::Caller;
 pub use gates::{GateSeen, Gates};
 use known::DriveCa;
+use seals::Seals;
 use tokio::sync::RwLock;
 use turns::Turns;
 
@@ -59,6 +61,7 @@ pub struct Service {
     request_time: Duration,
     challenges: Challenges,
     searched: Mutex<Option<Instant>>,
+    seals: Seals,
     under_way: Arc<RwLock<()>>,
 }
 
@@ -82,6 +85,7 @@ impl Service {
             request_time: config.request_time(),
             challenges: Challenges::default(),
             searched: Mutex::new(None),
+            seals: Seals::default(),
             under_way: Arc::default(),
         }
     }
@@ -220,7 +224,7 @@ impl Service {
         event.eedks = marks(&eedks);
         event.token = Some(issued.place.token.clone());
         event.custody = Some(issued.place.custody.to_string());
-        note_unproved(event, &issued.proved);
+        note_unproved(event, grant.keks(), &issued.proved);
         self.store
             .issue(&Issuance {
                 request: key,
@@ -440,7 +444,7 @@ impl Service {
         event.token = Some(rekeyed.place.token.clone());
         event.custody = Some(rekeyed.place.custody.to_string());
         event.detail = failures(&rekeyed.failures);
-        note_unproved(event, &rekeyed.proved);
+        note_unproved(event, grant.keks(), &rekeyed.proved);
         self.store
             .issue(&Issuance {
                 request: key,
@@ -630,10 +634,19 @@ fn stored(eedks: &[Eedk], keks: &[GrantedKek], proved: &[bool]) -> Vec<StoredEed
         .collect()
 }
 
-fn note_unproved(event: &mut Event, proved: &[bool]) {
-    if proved.contains(&false) {
-        let note = "an EEDK was not proved: its private half is not here, and policy.unproved_keks allows that";
-        event.detail = Some(note.to_owned());
+fn note_unproved(event: &mut Event, keks: &[GrantedKek], proved: &[bool]) {
+    for (granted, proved) in keks.iter().zip(proved) {
+        if *proved {
+            continue;
+        }
+        event.detail = Some(if granted.sealed {
+            format!(
+                "the EEDK under {} was not proved: it is a partner's KEK, whose seal was verified",
+                granted.kek.label
+            )
+        } else {
+            "an EEDK was not proved: its private half is not here, and policy.unproved_keks allows that".to_owned()
+        });
     }
 }
 

@@ -5,6 +5,7 @@
 //! its answer leaves. The history is never overwritten: an EEDK is issued,
 //! then confirmed, then superseded, each a row of its own.
 
+mod partner;
 mod remembered;
 mod sqlite;
 
@@ -21,6 +22,7 @@ use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
+pub use partner::{Certificates, KekCertificate, Partner, Seal};
 pub use remembered::Remembered;
 pub use sqlite::Sqlite;
 
@@ -273,6 +275,19 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn keks(&self) -> Result<Arc<[RegisteredKek]>, StoreError>;
     /// Registers a KEK; the label must be free or this key's already.
     async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError>;
+
+    /// Partners' KEKs, and certificates that no token keeps.
+    async fn certificates(&self) -> Result<Arc<Certificates>, StoreError>;
+    /// Adds a partner's KEK; the label must be free.
+    async fn add_partner(&self, partner: &Partner) -> Result<(), StoreError>;
+    /// Deletes a partner's KEK; false where there is none.
+    async fn delete_partner(&self, label: &KeyLabel) -> Result<bool, StoreError>;
+    /// Keeps a KEK's certificate in the place of an older one, or none any more.
+    async fn set_certificate(
+        &self,
+        kek: &KekHash,
+        certificate: Option<&[u8]>,
+    ) -> Result<(), StoreError>;
 
     /// The global key labels.
     async fn defaults(&self) -> Result<Defaults, StoreError>;

@@ -117,6 +117,7 @@ impl Site {
     /// Makes a KEK.
     pub(crate) async fn kek(&self, label: &str, bits: u32, custody: Custody) -> anyhow::Result<()> {
         self.execute(&admin::Command::KekGenerate {
+            sign: false,
             label: label.parse()?,
             bits,
             token: None,

@@ -10,6 +10,7 @@
 //! hand MODULE TOKEN PINFILE steps
 //! hand MODULE TOKEN PINFILE list
 //! hand MODULE TOKEN PINFILE object … | ec LABEL | get-out LABEL      (objects.rs)
+//! hand MODULE TOKEN PINFILE certificates
 //! ```
 //!
 //! The variable `HAND_RESERVED` is text for `pReserved` of `C_Initialize`.
@@ -57,10 +58,17 @@ fn main() -> Outcome<()> {
         ["import-public", label, key] => import(&session, label, &read(key)?, false),
         ["delete-private", label] => delete_private(&session, label),
         ["attributes", label] => attributes(&session, label),
-        ["list"] => list(&session),
         ["object", kind, path, settings @ ..] => objects::make(&session, kind, path, settings),
         ["ec", label] => objects::ec(&session, label),
         ["get-out", label] => objects::get_out(&session, label),
+        ["list"] => list(&session, &[Attribute::Token(true)]),
+        ["certificates"] => list(
+            &session,
+            &[
+                Attribute::Token(true),
+                Attribute::Class(ObjectClass::CERTIFICATE),
+            ],
+        ),
         other => Err(format!("hand: no verb {other:?}").into()),
     }
 }
@@ -159,8 +167,8 @@ fn attributes(session: &Session, label: &str) -> Outcome<()> {
 }
 
 /// The label of every object on the token, one a line.
-fn list(session: &Session) -> Outcome<()> {
-    for object in session.find_objects(&[Attribute::Token(true)])? {
+fn list(session: &Session, wanted: &[Attribute]) -> Outcome<()> {
+    for object in session.find_objects(wanted)? {
         for attribute in session.get_attributes(object, &[AttributeType::Label])? {
             if let Attribute::Label(label) = attribute {
                 println!("{}", String::from_utf8_lossy(&label));

@@ -73,6 +73,10 @@ pub struct Sight {
     pub state_disk: Option<Disk>,
     /// Whether a record could not be made durable.
     pub audit_failed: bool,
+    /// KEKs whose certificate has ended or ends soon, and when.
+    pub kek_certificates: Vec<(String, String)>,
+    /// Partners' KEKs whose seal does not verify, and why.
+    pub broken_seals: Vec<(String, String)>,
 }
 
 /// What is wrong. What is raised already is over a little later than it rose,
@@ -86,6 +90,8 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
         audit_disk,
         state_disk,
         audit_failed,
+        kek_certificates,
+        broken_seals,
     } = sight;
     let mut all = Vec::new();
     let mut add = |alarm: Alarm, subject: &str, detail: String| {
@@ -135,6 +141,12 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
     }
     if *audit_failed {
         add(Alarm::AuditFailed, "", "see the log".to_owned());
+    }
+    for (label, warning) in kek_certificates {
+        add(Alarm::KekCertificate, label, warning.clone());
+    }
+    for (label, reason) in broken_seals {
+        add(Alarm::PartnerSeal, label, reason.clone());
     }
     for gate in gates {
         let share = gate.waiting * 100 / gate.most.max(1);
@@ -230,6 +242,8 @@ mod tests {
             audit_disk: None,
             state_disk: None,
             audit_failed: false,
+            kek_certificates: Vec::new(),
+            broken_seals: Vec::new(),
         }
     }
 
@@ -306,6 +320,8 @@ mod tests {
         }]);
         sight.certificate = time::Duration::days(29);
         sight.audit_failed = true;
+        sight.kek_certificates = vec![("KEK1".to_owned(), "in 3 days".to_owned())];
+        sight.broken_seals = vec![("PARTNER".to_owned(), "changed".to_owned())];
         sight.gates = vec![Gate {
             name: "a".to_owned(),
             waiting: 0,
@@ -318,6 +334,8 @@ mod tests {
                 (Alarm::PinLow, "a".to_owned()),
                 (Alarm::Certificate, String::new()),
                 (Alarm::AuditFailed, String::new()),
+                (Alarm::KekCertificate, "KEK1".to_owned()),
+                (Alarm::PartnerSeal, "PARTNER".to_owned()),
                 (Alarm::Busy, "a".to_owned()),
             ]
         );

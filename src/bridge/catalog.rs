@@ -13,6 +13,7 @@ use super::host;
 use super::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
 use super::profile::{HsmProfile, Send};
+use crate::certificates::Validity;
 use crate::key::{KekHash, KeyLabel};
 
 /// Modulus lengths of KEKs, bits: those that an EEDK has room for.
@@ -252,12 +253,11 @@ impl Certificates {
         Ok(Self(found))
     }
 
-    /// The certificate of this very key.
+    /// The certificate of this very key; of several, the one that is good for longest.
     fn of(&self, id: &[u8], spki: &[u8]) -> Option<Vec<u8>> {
-        self.0
-            .iter()
-            .find(|certificate| certificate.is_of(id, spki))
-            .map(|certificate| certificate.der.clone())
+        let own = self.0.iter().filter(|own| own.is_of(id, spki));
+        own.max_by_key(|own| Validity::of(&own.der).map(|validity| validity.not_after))
+            .map(|own| own.der.clone())
     }
 
     /// What the first certificate of this very key that has a label is called; nothing where none has.
@@ -308,6 +308,7 @@ pub(super) fn attributes(
         unwrap: flag(ck::CKA_UNWRAP)?,
         decrypt: flag(ck::CKA_DECRYPT)?,
         modifiable: flag(ck::CKA_MODIFIABLE)?,
+        sign: flag(ck::CKA_SIGN)?,
     })
 }
 
@@ -390,6 +391,7 @@ pub(super) fn private_template(
     label: &KeyLabel,
     id: &[u8],
     custody: Custody,
+    sign: bool,
     profile: &HsmProfile,
 ) -> Vec<Attr> {
     let mut template = vec![
@@ -406,7 +408,7 @@ pub(super) fn private_template(
         &[
             (ck::CKA_UNWRAP, custody == Custody::Token),
             (ck::CKA_DECRYPT, custody == Custody::Host),
-            (ck::CKA_SIGN, false),
+            (ck::CKA_SIGN, sign),
         ],
     );
     if profile.kek.frozen == Send::Send {
@@ -445,6 +447,7 @@ mod tests {
         unwrap: Some(true),
         decrypt: Some(false),
         modifiable: Some(false),
+        sign: Some(false),
     };
 
     #[test]

@@ -355,6 +355,7 @@ impl<'a> Work<'a> {
             label,
             id,
             *custody,
+            false,
             &self.token.profile,
         ));
         template

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::adopt::{Adopted, Mend};
+use super::certify::{Certified, Certify};
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
 use super::faults::Fault;
@@ -266,7 +267,11 @@ pub enum Op {
         bits: u32,
         /// What it is for.
         custody: Custody,
+        /// Whether it may sign the request for its own certificate (`CKA_SIGN`).
+        sign: bool,
     },
+    /// Certificates of KEKs, and the seals of partners' KEKs.
+    Certify(Certify),
 }
 
 impl Op {
@@ -278,6 +283,7 @@ impl Op {
     /// | create | its data key is an object of one session and ends with it; EEDKs of a failed attempt never leave the bridge, so the DKi names one key only |
     /// | resolve, rekey, prove | they read what is there; the data key they open is an object of one session |
     /// | canary, look | they read what is there |
+    /// | certify | a request is only read; a certificate takes the place of an older one, also of itself; a seal whose answer was lost seals nothing |
     /// | generate | **never**: a key pair that was made before the answer was lost stays on the token, and a second would be under the same label |
     #[must_use]
     pub const fn repeatable(&self) -> bool {
@@ -287,7 +293,8 @@ impl Op {
             | Self::Rekey { .. }
             | Self::Prove { .. }
             | Self::Canary
-            | Self::Look => true,
+            | Self::Look
+            | Self::Certify(_) => true,
             Self::Generate { .. } => false,
         }
     }
@@ -305,7 +312,11 @@ impl Op {
             Self::Resolve { eedk, kek, .. }
             | Self::Rekey { eedk, kek, .. }
             | Self::Prove { eedk, kek, .. } => Some((eedk, kek)),
-            Self::Create { .. } | Self::Canary | Self::Look | Self::Generate { .. } => None,
+            Self::Create { .. }
+            | Self::Canary
+            | Self::Look
+            | Self::Generate { .. }
+            | Self::Certify(_) => None,
         }
     }
 }
@@ -356,6 +367,8 @@ pub enum Reply {
     Stats(Stats),
     /// `Op::Generate`
     Generated(KekOnToken),
+    /// `Op::Certify`
+    Certified(Certified),
     /// `Task::List`
     Slots(Vec<SlotOnModule>),
     /// `Task::Init`
@@ -486,12 +499,14 @@ pub struct KekAttributes {
     pub decrypt: Option<bool>,
     /// `CKA_MODIFIABLE`
     pub modifiable: Option<bool>,
+    /// `CKA_SIGN`
+    pub sign: Option<bool>,
 }
 
 impl KekAttributes {
     /// Each with its name, as the standard spells it.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, Option<bool>); 8] {
+    pub const fn named(&self) -> [(&'static str, Option<bool>); 9] {
         let Self {
             sensitive,
             extractable,
@@ -501,6 +516,7 @@ impl KekAttributes {
             unwrap,
             decrypt,
             modifiable,
+            sign,
         } = *self;
         [
             ("CKA_SENSITIVE", sensitive),
@@ -511,6 +527,7 @@ impl KekAttributes {
             ("CKA_UNWRAP", unwrap),
             ("CKA_DECRYPT", decrypt),
             ("CKA_MODIFIABLE", modifiable),
+            ("CKA_SIGN", sign),
         ]
     }
 }

@@ -1133,6 +1133,34 @@ impl Module {
         Ok(SecretSlice::from(plain.to_vec()))
     }
 
+    /// `C_SignInit` and `C_Sign`: a signature by a private key, or a MAC by a secret one.
+    ///
+    /// # Errors
+    /// The module's code, under the name of the call that failed.
+    pub fn sign(
+        &self,
+        session: CK_SESSION_HANDLE,
+        mechanism: &Mechanism,
+        key: CK_OBJECT_HANDLE,
+        data: &[u8],
+    ) -> Call<Vec<u8>> {
+        mechanism.with(|mechanism| call!(self, C_SignInit(session, mechanism, key)))?;
+        let mut out = vec![0_u8; BUFFER];
+        let mut size = ulong(BUFFER);
+        call!(
+            self,
+            C_Sign(
+                session,
+                data.as_ptr().cast_mut(),
+                ulong(data.len()),
+                out.as_mut_ptr(),
+                &raw mut size,
+            )
+        )?;
+        out.truncate(length(size));
+        Ok(out)
+    }
+
     /// `C_GenerateRandom` into a secret buffer; only custody `host` calls this.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand;
 use secrecy::SecretSlice;
 
+use super::certify::{Certified, Certify};
 use super::faults::Fault;
 use super::in_host::{self, DATA_KEY, InHost};
 use super::inbox::Inbox;
@@ -200,9 +201,23 @@ impl Software {
                 self.look_again();
                 Ok(Reply::Ready(self.ready()))
             }
+            Op::Certify(what) => self.certify(what).map(Reply::Certified),
             Op::Generate { label, .. } => Err(self.unsupported(format!(
                 "KEK {label} cannot be made in a software keystore; make it in a token (ekm kek generate --token NAME)"
             ))),
+        }
+    }
+
+    /// Key files are only read, and what is in one is no place for a seal.
+    fn certify(&self, what: &Certify) -> Result<Certified, Fault> {
+        match what {
+            Certify::Request { .. } | Certify::Possess { .. } => Err(self.unsupported(
+                "a key in a file is certified by the tools that made the file (keytool, openssl); ekm reads key files only".to_owned(),
+            )),
+            Certify::Store { .. } => Ok(Certified::NotTaken("ekm does not write key files".to_owned())),
+            Certify::Seal { .. } => Ok(Certified::NotTaken("a software keystore seals nothing".to_owned())),
+            Certify::Reseal { .. } => Ok(Certified::Resealed(None)),
+            Certify::Unseal { .. } => Ok(Certified::Unsealed(false)),
         }
     }
 

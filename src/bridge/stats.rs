@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::{Histogram, Latency};
 
 /// The functions that the bridge calls.
-const FUNCTIONS: [&str; 31] = [
+const FUNCTIONS: [&str; 33] = [
     "C_CloseSession",
     "C_CopyObject",
     "C_CreateObject",
@@ -42,6 +42,8 @@ const FUNCTIONS: [&str; 31] = [
     "C_Logout",
     "C_OpenSession",
     "C_SetAttributeValue",
+    "C_Sign",
+    "C_SignInit",
     "C_UnwrapKey",
     "C_WrapKey",
 ];
@@ -79,8 +81,14 @@ const fn same(mut one: &[u8], mut other: &[u8]) -> bool {
 }
 
 /// The calls of a module, while they are made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Calls([OfFunction; FUNCTIONS.len()]);
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| OfFunction::default()))
+    }
+}
 
 #[derive(Debug, Default)]
 struct OfFunction {

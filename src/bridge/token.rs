@@ -539,6 +539,7 @@ impl Token {
         label: &KeyLabel,
         bits: u32,
         custody: Custody,
+        sign: bool,
     ) -> Result<KekOnToken, Fault> {
         let refused = |reason: String| Fault::Refused {
             token: self.name.clone(),
@@ -581,7 +582,7 @@ impl Token {
                 session,
                 &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
                 &catalog::public_template(label, &id, bits, &self.profile),
-                &catalog::private_template(label, &id, custody, &self.profile),
+                &catalog::private_template(label, &id, custody, sign, &self.profile),
             )
             .map_err(|error| {
                 Fault::call(

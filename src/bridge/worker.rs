@@ -12,6 +12,7 @@
 //!   the same KEK opened; a token only after its canary failed on a new session.
 
 mod attempt;
+mod certify;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -412,10 +413,12 @@ impl Worker {
                 label,
                 bits,
                 custody,
+                sign,
             } => {
-                let kek = token.generate(at.session.handle, label, *bits, *custody)?;
+                let kek = token.generate(at.session.handle, label, *bits, *custody, *sign)?;
                 Ok(Reply::Generated(kek))
             }
+            Op::Certify(what) => at.certify(what).map(Reply::Certified),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! `ekm kek`
 
 mod adopt;
+mod cert;
 mod file;
 mod import;
 mod own_bridge;
+mod partner;
 mod passwords;
 
 use anyhow::bail;
@@ -38,6 +40,12 @@ pub(super) enum Kek {
         /// instant.
         #[arg(long, default_value = "token")]
         custody: Custody,
+        /// Lets it sign the request for its own certificate (CKA_SIGN), which
+        /// ekm kek csr needs. One key for two uses is frowned upon: whoever
+        /// has the token's PIN could then also sign by it. Without this it
+        /// opens data keys and does nothing else.
+        #[arg(long)]
+        sign: bool,
     },
     /// Moves an RSA key pair from a key file into a token.
     ///
@@ -74,6 +82,18 @@ pub(super) enum Kek {
         #[arg(long, required = true)]
         public: bool,
     },
+    /// Prints a request for a certificate (PKCS#10), signed by the KEK on its
+    /// token.
+    ///
+    /// Only a KEK that was made with --sign can. For others there is: ekm kek
+    /// cert issue.
+    Csr(cert::Csr),
+    /// Certificates of your KEKs: import, issue.
+    #[command(subcommand)]
+    Cert(cert::Cert),
+    /// KEKs of business partners: public keys that you have confirmed.
+    #[command(subcommand)]
+    Partner(partner::Partner),
     /// Shows or sets the labels for drives and requests that name none.
     Default {
         /// First KEK: LABEL, LABEL:label or LABEL:hash.
@@ -96,6 +116,7 @@ impl Kek {
                 bits,
                 token,
                 custody,
+                sign,
             } => {
                 let spinner = spinner(&format!("generating KEK {label}, RSA-{bits}"));
                 let reply = site::execute(
@@ -105,6 +126,7 @@ impl Kek {
                         bits,
                         token,
                         custody,
+                        sign,
                     },
                 );
                 spinner.finish_and_clear();
@@ -123,7 +145,15 @@ impl Kek {
                     return output::json(&keks);
                 }
                 output::table(
-                    &["label", "bits", "custody", "provenance", "token", "hash"],
+                    &[
+                        "label",
+                        "bits",
+                        "custody",
+                        "provenance",
+                        "token",
+                        "valid until",
+                        "hash",
+                    ],
                     keks.iter().map(|kek| {
                         vec![
                             kek.label.to_string(),
@@ -131,6 +161,8 @@ impl Kek {
                             custody(kek),
                             provenance(kek),
                             kek.tokens.join(", "),
+                            kek.validity
+                                .map_or_else(|| "-".to_owned(), |validity| validity.last_day()),
                             kek.hash.to_string().chars().take(16).collect(),
                         ]
                     }),
@@ -138,6 +170,9 @@ impl Kek {
                 for kek in &keks {
                     for (token, reason) in &kek.refused {
                         output::say(&format!("{} is refused on {token}: {reason}", kek.label))?;
+                    }
+                    if let Some(warning) = warning(kek) {
+                        output::say(&format!("{}: {warning}", kek.label))?;
                     }
                 }
                 Ok(())
@@ -165,6 +200,9 @@ impl Kek {
                     .map_err(|error| anyhow::anyhow!("cannot write PEM: {error}"))?;
                 output::say(pem.trim_end())
             }
+            Self::Csr(csr) => csr.run(context),
+            Self::Cert(cert) => cert.run(context),
+            Self::Partner(partner) => partner.run(context),
             Self::Default { kek1, kek2, none } => {
                 let set =
                     (kek1.is_some() || kek2.is_some() || none).then_some(Defaults { kek1, kek2 });
@@ -216,6 +254,13 @@ fn show(kek: &KnownKek) -> anyhow::Result<()> {
             output::yes(Some(kek.certificate.is_some())).to_owned(),
         ),
     ];
+    if let Some(validity) = &kek.validity {
+        fields.push(("valid until", validity.last_day()));
+    }
+    fields.extend(warning(kek).map(|warning| ("warning", warning)));
+    if let Some(partner) = &kek.partner {
+        fields.push(("a partner's", format!("confirmed by {}", partner.operator)));
+    }
     for (token, reason) in &kek.refused {
         fields.push(("refused", format!("on {token}: {reason}")));
     }
@@ -229,11 +274,16 @@ fn show(kek: &KnownKek) -> anyhow::Result<()> {
     output::fields(&fields)
 }
 
+fn warning(kek: &KnownKek) -> Option<String> {
+    kek.validity?.warning(time::OffsetDateTime::now_utc())
+}
+
 fn custody(kek: &KnownKek) -> String {
-    kek.custody.map_or_else(
-        || "no private half".to_owned(),
-        |custody| custody.to_string(),
-    )
+    match (kek.custody, &kek.partner) {
+        (Some(custody), _) => custody.to_string(),
+        (None, Some(_)) => "partner".to_owned(),
+        (None, None) => "no private half".to_owned(),
+    }
 }
 
 fn provenance(kek: &KnownKek) -> String {

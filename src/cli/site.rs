@@ -50,6 +50,12 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         | Command::KekImported { .. }
         | Command::KekAdopt { .. }
         | Command::KekList
+        | Command::KekRequest { .. }
+        | Command::KekPossession { .. }
+        | Command::KekCertificate { .. }
+        | Command::PartnerAdd { .. }
+        | Command::PartnerList
+        | Command::PartnerRemove { .. }
         | Command::TokenStatus
         | Command::TokenUnlock { .. } => true,
     };

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance, Ready};
+use crate::certificates::{Validity, Vouched};
 use crate::key::{KekHash, KeyLabel};
-use crate::store::RegisteredKek;
+use crate::store::{Certificates, RegisteredKek};
 
 /// A KEK, from every token that shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +30,46 @@ pub struct KnownKek {
     pub refused: Vec<(String, String)>,
     /// The attributes of the private half, by token.
     pub attributes: Vec<(String, KekAttributes)>,
-    /// Its certificate, DER, where a token has one.
+    /// Its certificate, DER, where a token or the registry has one; of several the one that is
+    /// good for longest.
     pub certificate: Option<Vec<u8>>,
+    /// When that is good.
+    pub validity: Option<Validity>,
+    /// Whose it is, where it is a partner's.
+    pub partner: Option<PartnerKek>,
     /// Whether the registry knows it.
     pub registered: bool,
+}
+
+/// What is known of a partner's KEK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartnerKek {
+    /// What its row's seals are over.
+    #[serde(skip)]
+    pub digest: [u8; 32],
+    /// Who vouches for its certificate, besides the operator.
+    pub vouched: Vouched,
+    /// Who compared its fingerprint.
+    pub operator: String,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub confirmed: time::OffsetDateTime,
+}
+
+impl KnownKek {
+    /// Takes a certificate, if it is good for longer than the one that it has.
+    fn certify(&mut self, certificate: &[u8]) {
+        let Some(validity) = Validity::of(certificate) else {
+            return;
+        };
+        if self
+            .validity
+            .is_none_or(|known| known.not_after < validity.not_after)
+        {
+            self.certificate = Some(certificate.to_vec());
+            self.validity = Some(validity);
+        }
+    }
 }
 
 /// Why a label or hash does not name one usable KEK.
@@ -83,6 +120,7 @@ impl Directory {
     pub fn new<'a>(
         tokens: impl IntoIterator<Item = (&'a str, &'a [KekOnToken])>,
         registry: Arc<[RegisteredKek]>,
+        certificates: &Certificates,
     ) -> Self {
         let mut keks: Vec<KnownKek> = Vec::new();
         for (token, list) in tokens {
@@ -102,7 +140,9 @@ impl Directory {
                         tokens: Vec::new(),
                         refused: Vec::new(),
                         attributes: Vec::new(),
-                        certificate: kek.certificate.clone(),
+                        certificate: None,
+                        validity: None,
+                        partner: None,
                         registered: registry
                             .iter()
                             .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label)),
@@ -112,6 +152,9 @@ impl Directory {
                 let Some(entry) = keks.get_mut(index) else {
                     continue;
                 };
+                if let Some(certificate) = &kek.certificate {
+                    entry.certify(certificate);
+                }
                 match &kek.private {
                     PrivateHalf::Serves {
                         custody,
@@ -130,6 +173,45 @@ impl Directory {
                     PrivateHalf::Absent => {}
                 }
             }
+        }
+        for own in &certificates.own {
+            for kek in keks.iter_mut().filter(|kek| kek.hash == own.hash) {
+                kek.certify(&own.certificate);
+            }
+        }
+        for partner in &certificates.partners {
+            let own = Some(PartnerKek {
+                digest: partner.digest(),
+                vouched: partner.vouched.clone(),
+                operator: partner.operator.clone(),
+                confirmed: partner.confirmed,
+            });
+            let known = keks
+                .iter_mut()
+                .find(|kek| kek.hash == partner.hash && kek.label.same_as(&partner.label));
+            if let Some(known) = known {
+                known.partner = own;
+                known.registered = true;
+                known.certify(&partner.certificate);
+                continue;
+            }
+            let mut kek = KnownKek {
+                label: partner.label.clone(),
+                hash: partner.hash,
+                spki: partner.spki.clone(),
+                bits: crate::bridge::rsa_bits(&partner.spki).unwrap_or_default(),
+                custody: None,
+                provenance: None,
+                tokens: Vec::new(),
+                refused: Vec::new(),
+                attributes: Vec::new(),
+                certificate: None,
+                validity: None,
+                partner: own,
+                registered: true,
+            };
+            kek.certify(&partner.certificate);
+            keks.push(kek);
         }
         Self { keks, registry }
     }
@@ -201,6 +283,7 @@ pub(super) struct Merged(Mutex<Option<Merge>>);
 struct Merge {
     shown: Vec<(String, Arc<Ready>)>,
     registry: Arc<[RegisteredKek]>,
+    certificates: Arc<Certificates>,
     directory: Arc<Directory>,
 }
 
@@ -211,23 +294,26 @@ impl Merged {
         &self,
         shown: &[(&str, Arc<Ready>)],
         registry: Arc<[RegisteredKek]>,
+        certificates: Arc<Certificates>,
     ) -> Arc<Directory> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = &*last
             && last.of(shown, &registry)
+            && Arc::ptr_eq(&last.certificates, &certificates)
         {
             return Arc::clone(&last.directory);
         }
         let lists = shown
             .iter()
             .map(|(name, ready)| (*name, ready.keks.as_slice()));
-        let directory = Arc::new(Directory::new(lists, Arc::clone(&registry)));
+        let directory = Arc::new(Directory::new(lists, Arc::clone(&registry), &certificates));
         *last = Some(Merge {
             shown: shown
                 .iter()
                 .map(|(name, ready)| ((*name).to_owned(), Arc::clone(ready)))
                 .collect(),
             registry,
+            certificates,
             directory: Arc::clone(&directory),
         });
         directory

@@ -16,7 +16,7 @@ use crate::bridge::message::{
 };
 use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
-use crate::store::RegisteredKek;
+use crate::store::{Certificates, RegisteredKek};
 
 /// Looks at a token after a KEK was made on it, until one shows it.
 const LOOKS: usize = 5;
@@ -91,7 +91,11 @@ impl Tokens {
 
     /// The KEKs on all tokens, as last read.
     #[must_use]
-    pub fn directory(&self, registry: Arc<[RegisteredKek]>) -> Arc<Directory> {
+    pub fn directory(
+        &self,
+        registry: Arc<[RegisteredKek]>,
+        certificates: Arc<Certificates>,
+    ) -> Arc<Directory> {
         // A token that is down still names its keys: they are not unknown,
         // only out of reach, and a label on two keys stays ambiguous.
         let shown: Vec<(&str, Arc<Ready>)> = self
@@ -99,7 +103,7 @@ impl Tokens {
             .iter()
             .filter_map(|bridge| Some((bridge.name(), bridge.found()?)))
             .collect();
-        self.merged.current(&shown, registry)
+        self.merged.current(&shown, registry, certificates)
     }
 
     /// Has every token that serves read its KEKs again.
@@ -117,6 +121,7 @@ impl Tokens {
         label: &KeyLabel,
         bits: u32,
         custody: Custody,
+        sign: bool,
     ) -> Result<(String, KekOnToken), Fault> {
         let no_token = |reason: String| Fault::Down {
             token: token.unwrap_or("(none named)").to_owned(),
@@ -147,6 +152,7 @@ impl Tokens {
             label: label.clone(),
             bits,
             custody,
+            sign,
         };
         match bridge.ask(op).await? {
             Reply::Generated(kek) => {
@@ -368,7 +374,7 @@ fn holder(kek: &KekHash) -> impl Fn(&Bridge) -> Fit {
     }
 }
 
-fn out_of_turn(bridge: &Bridge, reply: &Reply) -> Fault {
+pub(super) fn out_of_turn(bridge: &Bridge, reply: &Reply) -> Fault {
     tracing::error!(
         token = bridge.name(),
         ?reply,

@@ -18,6 +18,8 @@ pub struct GrantedKek {
     pub kek: WrapKek,
     /// Whether a token here can open what is wrapped under it.
     pub provable: bool,
+    /// Whether it is a partner's, and a token verified the seal of its row.
+    pub sealed: bool,
     /// Whether the registry has it.
     pub registered: bool,
 }

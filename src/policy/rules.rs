@@ -32,6 +32,17 @@ pub enum UnprovedKeks {
     Allow,
 }
 
+/// What happens to a KEK whose certificate has ended or is not good yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiredKeks {
+    /// It reads; nothing is written under it.
+    #[default]
+    Refuse,
+    /// It may be written under as any other.
+    Allow,
+}
+
 /// `[policy]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +53,8 @@ pub struct PolicyConfig {
     pub read_unissued_eedks: bool,
     /// What happens to KEKs whose EEDKs cannot be proved.
     pub unproved_keks: UnprovedKeks,
+    /// What happens to KEKs whose certificate has ended.
+    pub expired_keks: ExpiredKeks,
     /// Provenances that may be written under.
     pub write_provenance: Vec<Provenance>,
     /// What peers may do beyond asking for their own drive.
@@ -54,6 +67,7 @@ impl Default for PolicyConfig {
             accept_unknown_drives: AcceptUnknown::Reject,
             read_unissued_eedks: true,
             unproved_keks: UnprovedKeks::Refuse,
+            expired_keks: ExpiredKeks::Refuse,
             write_provenance: vec![Provenance::Born, Provenance::Copied, Provenance::Imported],
             peers: Vec::new(),
         }

@@ -20,6 +20,9 @@ use crate::tls::ServerTls;
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Time between two looks at certificates and seals.
+const SELDOM: Duration = Duration::from_secs(5);
+
 /// States of a token, as one word each, and how long they may last before
 /// they are told of; a token that is only started anew is no alarm.
 const STATES: [(&str, Duration); 5] = [
@@ -52,6 +55,8 @@ struct Seen {
     refused: HashMap<String, u64>,
     audit_disk: Option<Disk>,
     state_disk: Option<Disk>,
+    // KEKs whose certificate has ended or ends soon, and when.
+    kek_certificates: Vec<(String, String)>,
 }
 
 impl Monitor {
@@ -117,6 +122,24 @@ impl Monitor {
         }
     }
 
+    /// Looks at the certificates of KEKs, and has seals verified that were not yet. A token may
+    /// not answer, and the other looks do not wait for that.
+    pub(super) async fn watch_certificates(self: Arc<Self>) {
+        let mut look = tokio::time::interval(SELDOM);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            if let Ok(directory) = self.service.directory().await {
+                let now = time::OffsetDateTime::now_utc();
+                let keks = directory.keks().iter();
+                self.seen().kek_certificates = keks
+                    .filter_map(|kek| Some((kek.label.to_string(), kek.validity?.warning(now)?)))
+                    .collect();
+            }
+            self.service.see_new_seals().await;
+        }
+    }
+
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,6 +171,8 @@ impl Monitor {
             audit_disk: seen.audit_disk,
             state_disk: seen.state_disk,
             audit_failed: self.service.audit().has_failed(),
+            kek_certificates: seen.kek_certificates.clone(),
+            broken_seals: self.service.broken_seals(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a request is judged by: the drive's row, the KEKs, the cartridge's
 //! EEDKs, and what a drive shows of its key.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::policy::{
 use crate::problem::{EkmCode, Problem};
 use crate::store::{Defaults, Drive, DriveKey, DriveState, Origin, RegisteredKek, StoreError};
 use crate::tls::{PeerId, Role};
+use time::OffsetDateTime;
 
 /// Shortest time between two searches of the tokens for a label that is not known.
 const SEARCH: Duration = Duration::from_secs(1);
@@ -64,6 +66,8 @@ pub(super) struct Looked {
     drive: Option<Drive>,
     directory: Arc<Directory>,
     defaults: Defaults,
+    sealed: Arc<HashSet<[u8; 32]>>,
+    now: OffsetDateTime,
 }
 
 impl Service {
@@ -167,7 +171,7 @@ impl Service {
             .look(&claim.serial, claim.key.session.is_some())
             .await?;
         let verdict = judge(self.known(&looked));
-        let verdict = match verdict {
+        let mut verdict = match verdict {
             Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => judge(
                 self.known(
                     &self
@@ -189,6 +193,17 @@ impl Service {
             }
             verdict => verdict,
         };
+        // Each of two KEKs may be a partner's.
+        for _ in 0..2 {
+            let Err(Refusal::Unverified { label }) = &verdict else {
+                break;
+            };
+            self.require_seal(label).await?;
+            let looked = self
+                .look(&claim.serial, claim.key.session.is_some())
+                .await?;
+            verdict = judge(self.known(&looked));
+        }
         verdict.map_err(|refusal| {
             // The key may be on a token that is not ready: that is not the request's fault.
             if !self.tokens.all_serve()
@@ -297,6 +312,8 @@ impl Service {
             drive: self.store.drive(serial).await.map_err(fail)?,
             directory: self.directory().await?,
             defaults: self.store.defaults().await.map_err(fail)?,
+            sealed: self.seals.good(),
+            now: OffsetDateTime::now_utc(),
         })
     }
 
@@ -305,8 +322,10 @@ impl Service {
     /// # Errors
     /// The state cannot be read.
     pub async fn directory(&self) -> Result<Arc<Directory>, Problem> {
-        let registry = self.store.keks().await.map_err(|error| unstored(&error))?;
-        Ok(self.tokens.directory(registry))
+        let fail = |error: StoreError| unstored(&error);
+        let registry = self.store.keks().await.map_err(fail)?;
+        let certificates = self.store.certificates().await.map_err(fail)?;
+        Ok(self.tokens.directory(registry, certificates))
     }
 
     pub(super) fn known<'a>(&'a self, looked: &'a Looked) -> Known<'a> {
@@ -315,6 +334,8 @@ impl Service {
             drive: looked.drive.as_ref(),
             directory: &looked.directory,
             defaults: &looked.defaults,
+            sealed: &looked.sealed,
+            now: looked.now,
             drive_ca: looked.drive_ca.as_deref(),
         }
     }

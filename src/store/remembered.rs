@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::{
-    Defaults, Drive, EedkDigest, Issuance, Origin, RegisteredKek, RequestKey, Store, StoreError,
-    VolumeKey,
+    Certificates, Defaults, Drive, EedkDigest, Issuance, Origin, Partner, RegisteredKek,
+    RequestKey, Store, StoreError, VolumeKey,
 };
 use crate::drive::DriveSerial;
-use crate::key::DataKeyId;
+use crate::key::{DataKeyId, KekHash, KeyLabel};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
@@ -43,6 +43,7 @@ struct Read<T> {
 struct Memory {
     drives: HashMap<DriveSerial, Read<Drive>>,
     keks: Option<Read<Arc<[RegisteredKek]>>>,
+    certificates: Option<Read<Arc<Certificates>>>,
     defaults: Option<Read<Defaults>>,
     origins: Origins,
     // Begun and not yet ended; what is read meanwhile may be old or new.
@@ -56,16 +57,21 @@ impl Memory {
     fn forget(&mut self) {
         self.drives.clear();
         self.defaults = None;
-        // The list stays, so that one that is the same again is the same
-        // pointer, but it is never given out again as it is.
-        if let Some(keks) = &mut self.keks
-            && let Some(long_ago) = keks.at.checked_sub(FORGOTTEN)
-        {
-            keks.at = long_ago;
-        } else {
-            self.keks = None;
-        }
+        outdate(&mut self.keks);
+        outdate(&mut self.certificates);
         self.changes += 1;
+    }
+}
+
+/// A list stays, so that one that is the same again is the same pointer, but it
+/// is never given out again as it is.
+fn outdate<T>(read: &mut Option<Read<T>>) {
+    if let Some(known) = read
+        && let Some(long_ago) = known.at.checked_sub(FORGOTTEN)
+    {
+        known.at = long_ago;
+    } else {
+        *read = None;
     }
 }
 
@@ -209,6 +215,44 @@ impl<S: Store> Store for Remembered<S> {
     async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.register_kek(kek).await
+    }
+
+    async fn certificates(&self) -> Result<Arc<Certificates>, StoreError> {
+        match self.look(|memory| self.fresh(memory.certificates.as_ref())) {
+            Ok(certificates) => Ok(certificates),
+            Err(asked) => {
+                let mut all = self.store.certificates().await?;
+                self.keep(asked, |memory, at| {
+                    // The same is the same pointer, for those who compare it.
+                    let known = memory.certificates.as_ref();
+                    if let Some(known) = known.filter(|known| known.value == all) {
+                        all = Arc::clone(&known.value);
+                    }
+                    let value = Arc::clone(&all);
+                    memory.certificates = Some(Read { value, at });
+                });
+                Ok(all)
+            }
+        }
+    }
+
+    async fn add_partner(&self, partner: &Partner) -> Result<(), StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.add_partner(partner).await
+    }
+
+    async fn delete_partner(&self, label: &KeyLabel) -> Result<bool, StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.delete_partner(label).await
+    }
+
+    async fn set_certificate(
+        &self,
+        kek: &KekHash,
+        certificate: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.set_certificate(kek, certificate).await
     }
 
     async fn defaults(&self) -> Result<Defaults, StoreError> {

@@ -3,6 +3,8 @@
 //! Write-ahead log with `synchronous = FULL`: a commit that returned is on
 //! the disk. Writers take the lock when they begin, so none fails half-way.
 
+mod partners;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,11 +20,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    Defaults, Drive, DriveKey, DriveState, EedkState, Issuance, Origin, RegisteredKek, RequestKey,
-    Store, StoreError, StoredEedk, VolumeKey,
+    Certificates, Defaults, Drive, DriveKey, DriveState, EedkState, Issuance, Origin, Partner,
+    RegisteredKek, RequestKey, Store, StoreError, StoredEedk, VolumeKey,
 };
 use crate::drive::DriveSerial;
-use crate::key::{DataKeyId, Eedk};
+use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
@@ -458,6 +460,26 @@ impl Store for Sqlite {
         .await
         .map_err(|source| self.database(source))?;
         self.commit(transaction).await
+    }
+
+    async fn certificates(&self) -> Result<Arc<Certificates>, StoreError> {
+        self.read_certificates().await.map(Arc::new)
+    }
+
+    async fn add_partner(&self, partner: &Partner) -> Result<(), StoreError> {
+        self.insert_partner(partner).await
+    }
+
+    async fn delete_partner(&self, label: &KeyLabel) -> Result<bool, StoreError> {
+        self.remove_partner(label).await
+    }
+
+    async fn set_certificate(
+        &self,
+        kek: &KekHash,
+        certificate: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
+        self.replace_certificate(kek, certificate).await
     }
 
     async fn defaults(&self) -> Result<Defaults, StoreError> {

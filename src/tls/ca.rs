@@ -268,6 +268,42 @@ impl Ca {
         })
     }
 
+    /// Certifies the public key of a KEK, for wrapping keys and nothing else. It names no peer, so
+    /// it opens no door, and is not in the index. Whether its owner has the private half the
+    /// caller has found out. DER.
+    ///
+    /// # Errors
+    ///
+    /// When it would outlive the authority, or the key is none.
+    pub fn certify_kek(
+        &self,
+        spki: &[u8],
+        subject: &crate::certificates::Subject,
+        validity: Duration,
+    ) -> Result<Vec<u8>, CaError> {
+        let not_before = backdated();
+        let not_after = end(not_before, validity)?;
+        if not_after > self.not_after {
+            return Err(CaError::OutlivesCa {
+                asked: not_after,
+                limit: self.not_after,
+            });
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject.distinguished_name();
+        params.serial_number = Some(random_serial()?);
+        params.not_before = not_before;
+        params.not_after = not_after;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+        params.use_authority_key_identifier_extension = true;
+        let key = SubjectPublicKeyInfo::from_der(spki).map_err(CaError::PublicKey)?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(CaError::Generate)?;
+        Ok(certificate.der().to_vec())
+    }
+
     /// Everything that was issued, oldest first.
     ///
     /// # Errors

@@ -82,7 +82,9 @@ impl Pair {
             session,
             &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
             &lifetime(catalog::public_template(&label, &id, bits, profile)),
-            &lifetime(catalog::private_template(&label, &id, custody, profile)),
+            &lifetime(catalog::private_template(
+                &label, &id, custody, false, profile,
+            )),
         )?;
         let mut pair = Self {
             public: handles.public,

@@ -44,6 +44,8 @@ pub const FUNCTIONS: &[&str] = &[
     "C_Encrypt",
     "C_DecryptInit",
     "C_Decrypt",
+    "C_SignInit",
+    "C_Sign",
     "C_GenerateRandom",
 ];
 
@@ -319,6 +321,18 @@ pub(super) const ROWS: &[FunctionRow] = &[
         Request,
         "The token did not let the data key have CKA_ENCRYPT, so its EEDK cannot be proved.",
     ),
+    row(
+        &["C_SignInit", "C_Sign"],
+        These(&[
+            ck::CKR_KEY_FUNCTION_NOT_PERMITTED,
+            ck::CKR_KEY_SIZE_RANGE,
+            ck::CKR_DATA_LEN_RANGE,
+        ]),
+        Request,
+        "Only a request for a certificate and the seal of a partner's KEK are signed, and the token does not let this key.",
+    )
+    .acting("tells who wanted the request or the seal; no cartridge depends on it")
+    .advise("ekm kek show LABEL shows CKA_SIGN; a KEK has it only if it was made with ekm kek generate --sign"),
     row(
         &["C_WrapKey"],
         These(&[ck::CKR_KEY_HANDLE_INVALID, ck::CKR_OBJECT_HANDLE_INVALID]),

@@ -312,7 +312,7 @@ fn a_code_is_explained_with_the_functions_that_mean_something_else() {
     assert_eq!(rows[0].functions, ["C_OpenSession"]);
     assert!(rows[0].standard.as_ref().unwrap().contains("token"));
     assert!(Asked::parse(Some("CKR_NO"), None).is_err());
-    assert!(Asked::parse(None, Some("C_Sign")).is_err());
+    assert!(Asked::parse(None, Some("C_Verify")).is_err());
 }
 
 #[test]

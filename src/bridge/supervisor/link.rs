@@ -671,6 +671,7 @@ mod tests {
         let (link, _theirs) = link();
         let until = Instant::now() + Duration::from_secs(30);
         let generate = Op::Generate {
+            sign: false,
             label: "KEK1".parse().unwrap(),
             bits: 4096,
             custody: Custody::Token,

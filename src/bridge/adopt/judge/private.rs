@@ -22,6 +22,7 @@ impl Judged<'_> {
             unwrap,
             decrypt,
             modifiable,
+            sign: _,
         } = private.attributes;
         match sensitive {
             Some(true) => self.note_attribute(Half::Private, "CKA_SENSITIVE", shown(sensitive), Verdict::Usable, None),

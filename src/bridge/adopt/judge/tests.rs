@@ -13,6 +13,7 @@ const GOOD: KekAttributes = KekAttributes {
     unwrap: Some(true),
     decrypt: Some(false),
     modifiable: Some(true),
+    sign: Some(false),
 };
 
 fn object(n: u8, label: &str) -> Common {
