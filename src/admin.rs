@@ -6,6 +6,7 @@
 
 mod adopt;
 mod import;
+mod copies;
 mod unlock;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ use crate::volser::Volser;
 
 pub use adopt::AdoptAsked;
 pub use import::{ImportAsked, ImportTo};
+pub use copies::{CopyAct, CopyAsked, CopyMade};
 pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
@@ -134,6 +136,20 @@ pub enum Command {
         asked: AdoptAsked,
         /// How it ended; none before it has begun.
         ended: Option<Result<String, String>>,
+    },
+    /// A KEK is about to get a copy, or to come from one, by a bridge of the command line's own.
+    KekCopy {
+        /// What is to be done.
+        asked: Box<CopyAsked>,
+        /// How it ended; none before it has begun.
+        ended: Option<Result<Box<CopyMade>, String>>,
+    },
+    /// An operator says that the vendor's tool has cloned a KEK.
+    KekCopyStated {
+        /// The KEK's label.
+        label: KeyLabel,
+        /// Where and how, in his words.
+        note: String,
     },
     /// The KEKs, read from the tokens anew.
     KekList,
@@ -286,6 +302,12 @@ pub async fn execute_with_pin(
             import::finish(service, operator, asked, ended).await
         }
         Command::KekAdopt { asked, ended } => adopt::adopt(service, operator, asked, ended).await,
+        Command::KekCopy { asked, ended } => {
+            copies::ceremony(service, operator, *asked, ended).await
+        }
+        Command::KekCopyStated { label, note } => {
+            copies::stated(service, operator, &label, note).await
+        }
         Command::KekList => {
             service.tokens().look_again().await;
             Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
@@ -430,6 +452,40 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
     Ok(())
 }
 
+/// That no key has or had the label.
+async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
+    service.tokens().look_again().await;
+    let directory = service.directory().await?;
+    if let Some(kek) = directory
+        .keks()
+        .iter()
+        .find(|kek| kek.label.same_as(label))
+    {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
+                kek.label,
+                kek.hash,
+                kek.tokens.join(", ")
+            ),
+        ));
+    }
+    if let Some(row) = stored(service.store().keks().await)?
+        .iter()
+        .find(|row| row.label.same_as(label))
+    {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "the label {} is registered for the key {}, which no token shows now; choose another label",
+                row.label, row.hash
+            ),
+        ));
+    }
+    Ok(())
+}
+
 async fn generate(
     service: &Service,
     operator: &str,
@@ -444,35 +500,7 @@ async fn generate(
             format!("a KEK has {KEK_BITS:?} bits, got {bits}"),
         ));
     }
-    service.tokens().look_again().await;
-    let directory = service.directory().await?;
-    if let Some(kek) = directory
-        .keks()
-        .iter()
-        .find(|kek| kek.label.same_as(&label))
-    {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
-                kek.label,
-                kek.hash,
-                kek.tokens.join(", ")
-            ),
-        ));
-    }
-    if let Some(row) = stored(service.store().keks().await)?
-        .iter()
-        .find(|row| row.label.same_as(&label))
-    {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "the label {} is registered for the key {}, which no token shows now; choose another label",
-                row.label, row.hash
-            ),
-        ));
-    }
+    vacant(service, &label).await?;
     let mut event = event("kek-generate", operator);
     event.outcome = Outcome::Intent;
     event.keks = vec![label.to_string()];

@@ -13,6 +13,7 @@
 pub mod adopt;
 mod attend;
 mod catalog;
+pub mod ceremony;
 pub mod doctor;
 pub mod faults;
 mod host;

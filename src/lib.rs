@@ -17,6 +17,7 @@ pub mod bridge;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod copies;
 pub mod drive;
 pub mod exchange;
 pub mod files;

@@ -10,6 +10,7 @@
 //! Nothing here does I/O: what the drive table, the registry and the tokens
 //! say comes in [`Known`].
 
+mod copies;
 mod drive_key;
 mod grant;
 mod rules;
@@ -24,7 +25,7 @@ use crate::tls::{PeerId, Role};
 
 pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
 pub use grant::{CreateGrant, GrantedKek, Readable, RekeyGrant, ResolveGrant};
-pub use rules::{AcceptUnknown, PeerRule, PolicyConfig, UnprovedKeks};
+pub use rules::{AcceptUnknown, PeerRule, PolicyConfig, RequireCopy, UnprovedKeks};
 
 /// What is known when a request is judged.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +151,20 @@ pub enum Refusal {
         label: String,
         /// Why.
         reason: String,
+    },
+    /// One token's loss would be the cartridge's.
+    #[error(
+        "nothing is written under {labels}: policy.require_copy = \"{rule}\", and {why}; {advice}"
+    )]
+    NoCopy {
+        /// The KEKs' labels.
+        labels: String,
+        /// The rule.
+        rule: RequireCopy,
+        /// What there is of copies.
+        why: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// No EEDK of the cartridge can be opened here.
     #[error("no EEDK of the cartridge can be opened here: {0}")]
@@ -340,6 +355,7 @@ fn write_keks(
     custody: Custody,
 ) -> Result<Vec<GrantedKek>, Refusal> {
     let mut keks: Vec<GrantedKek> = Vec::new();
+    let mut chosen: Vec<&KnownKek> = Vec::new();
     for label in labels.into_iter().flatten() {
         let kek = known.directory.by_label(&label.label)?;
         let provable = fit(known.config, kek, custody)?;
@@ -355,6 +371,7 @@ fn write_keks(
         };
         if !keks.contains(&granted) {
             keks.push(granted);
+            chosen.push(kek);
         }
     }
     if !keks.iter().any(|granted| granted.provable) {
@@ -368,6 +385,7 @@ fn write_keks(
                 .to_owned(),
         });
     }
+    copies::required(known.config.require_copy, &chosen)?;
     Ok(keks)
 }
 

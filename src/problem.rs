@@ -145,9 +145,10 @@ impl From<&Refusal> for Problem {
             }
             Refusal::DriveKey { .. } => (EkmCode::EE2B, 403),
             Refusal::DriveTable { .. } => (EkmCode::EE25, 409),
-            Refusal::NoLabel { .. } | Refusal::Kek(_) | Refusal::KekUnfit { .. } => {
-                (EkmCode::EE31, 409)
-            }
+            Refusal::NoLabel { .. }
+            | Refusal::Kek(_)
+            | Refusal::KekUnfit { .. }
+            | Refusal::NoCopy { .. } => (EkmCode::EE31, 409),
             Refusal::Unreadable(_) => (EkmCode::EE32, 422),
             Refusal::NoEedk(_) => (EkmCode::EE23, 400),
         };

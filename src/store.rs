@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::bridge::message::{Custody, Provenance};
+use crate::copies::KekCopy;
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::tls::PeerId;
@@ -273,6 +274,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn keks(&self) -> Result<Arc<[RegisteredKek]>, StoreError>;
     /// Registers a KEK; the label must be free or this key's already.
     async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError>;
+
+    /// The copies of KEKs, oldest first.
+    async fn kek_copies(&self) -> Result<Arc<[KekCopy]>, StoreError>;
+    /// Adds a copy.
+    async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError>;
 
     /// The global key labels.
     async fn defaults(&self) -> Result<Defaults, StoreError>;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance, Ready};
+use crate::copies::{CopyKind, KekCopy};
 use crate::key::{KekHash, KeyLabel};
 use crate::store::RegisteredKek;
 
@@ -33,6 +34,12 @@ pub struct KnownKek {
     pub certificate: Option<Vec<u8>>,
     /// Whether the registry knows it.
     pub registered: bool,
+    /// Serial numbers of the tokens that serve it, each once.
+    #[serde(default)]
+    pub serials: Vec<String>,
+    /// Its copies, as the registry has them.
+    #[serde(default)]
+    pub copies: Vec<KekCopy>,
 }
 
 /// Why a label or hash does not name one usable KEK.
@@ -106,6 +113,8 @@ impl Directory {
                         registered: registry
                             .iter()
                             .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label)),
+                        serials: Vec::new(),
+                        copies: Vec::new(),
                     });
                     keks.len() - 1
                 });
@@ -132,6 +141,43 @@ impl Directory {
             }
         }
         Self { keks, registry }
+    }
+
+    /// The same with what the registry knows of copies, and the tokens' serial numbers by
+    /// configured name. That a key was restored no attribute tells.
+    #[must_use]
+    pub fn with_copies<'a>(
+        mut self,
+        copies: &[KekCopy],
+        serials: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let serials: Vec<(&str, &str)> = serials.into_iter().collect();
+        for kek in &mut self.keks {
+            kek.copies = copies
+                .iter()
+                .filter(|copy| copy.kek == kek.hash)
+                .cloned()
+                .collect();
+            for (token, serial) in &serials {
+                if kek.tokens.iter().any(|name| name == token)
+                    && !kek.serials.iter().any(|known| known == serial)
+                {
+                    kek.serials.push((*serial).to_owned());
+                }
+            }
+            let first = kek.tokens.first();
+            let restored = kek.copies.iter().any(|copy| {
+                let is_first = |(token, serial): &(&str, &str)| {
+                    first.is_some_and(|first| first == token)
+                        && copy.serial.as_deref() == Some(*serial)
+                };
+                copy.kind == CopyKind::Restored && serials.iter().any(is_first)
+            });
+            if restored && kek.provenance == Some(Provenance::Imported) {
+                kek.provenance = Some(Provenance::Restored);
+            }
+        }
+        self
     }
 
     /// Every KEK, by label.
@@ -201,6 +247,7 @@ pub(super) struct Merged(Mutex<Option<Merge>>);
 struct Merge {
     shown: Vec<(String, Arc<Ready>)>,
     registry: Arc<[RegisteredKek]>,
+    copies: Arc<[KekCopy]>,
     directory: Arc<Directory>,
 }
 
@@ -211,23 +258,29 @@ impl Merged {
         &self,
         shown: &[(&str, Arc<Ready>)],
         registry: Arc<[RegisteredKek]>,
+        copies: Arc<[KekCopy]>,
     ) -> Arc<Directory> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = &*last
-            && last.of(shown, &registry)
+            && last.of(shown, &registry, &copies)
         {
             return Arc::clone(&last.directory);
         }
         let lists = shown
             .iter()
             .map(|(name, ready)| (*name, ready.keks.as_slice()));
-        let directory = Arc::new(Directory::new(lists, Arc::clone(&registry)));
+        let serials = shown
+            .iter()
+            .map(|(name, ready)| (*name, ready.token.serial.as_str()));
+        let directory = Directory::new(lists, Arc::clone(&registry)).with_copies(&copies, serials);
+        let directory = Arc::new(directory);
         *last = Some(Merge {
             shown: shown
                 .iter()
                 .map(|(name, ready)| ((*name).to_owned(), Arc::clone(ready)))
                 .collect(),
             registry,
+            copies,
             directory: Arc::clone(&directory),
         });
         directory
@@ -235,8 +288,14 @@ impl Merged {
 }
 
 impl Merge {
-    fn of(&self, shown: &[(&str, Arc<Ready>)], registry: &Arc<[RegisteredKek]>) -> bool {
+    fn of(
+        &self,
+        shown: &[(&str, Arc<Ready>)],
+        registry: &Arc<[RegisteredKek]>,
+        copies: &Arc<[KekCopy]>,
+    ) -> bool {
         Arc::ptr_eq(&self.registry, registry)
+            && Arc::ptr_eq(&self.copies, copies)
             && self.shown.len() == shown.len()
             && self
                 .shown

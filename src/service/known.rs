@@ -306,7 +306,12 @@ impl Service {
     /// The state cannot be read.
     pub async fn directory(&self) -> Result<Arc<Directory>, Problem> {
         let registry = self.store.keks().await.map_err(|error| unstored(&error))?;
-        Ok(self.tokens.directory(registry))
+        let copies = self
+            .store
+            .kek_copies()
+            .await
+            .map_err(|error| unstored(&error))?;
+        Ok(self.tokens.directory(registry, copies))
     }
 
     pub(super) fn known<'a>(&'a self, looked: &'a Looked) -> Known<'a> {

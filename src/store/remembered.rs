@@ -16,6 +16,7 @@ use super::{
     Defaults, Drive, EedkDigest, Issuance, Origin, RegisteredKek, RequestKey, Store, StoreError,
     VolumeKey,
 };
+use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
 use crate::key::DataKeyId;
 use crate::tls::PeerId;
@@ -43,6 +44,7 @@ struct Read<T> {
 struct Memory {
     drives: HashMap<DriveSerial, Read<Drive>>,
     keks: Option<Read<Arc<[RegisteredKek]>>>,
+    copies: Option<Read<Arc<[KekCopy]>>>,
     defaults: Option<Read<Defaults>>,
     origins: Origins,
     // Begun and not yet ended; what is read meanwhile may be old or new.
@@ -64,6 +66,13 @@ impl Memory {
             keks.at = long_ago;
         } else {
             self.keks = None;
+        }
+        if let Some(copies) = &mut self.copies
+            && let Some(long_ago) = copies.at.checked_sub(FORGOTTEN)
+        {
+            copies.at = long_ago;
+        } else {
+            self.copies = None;
         }
         self.changes += 1;
     }
@@ -209,6 +218,30 @@ impl<S: Store> Store for Remembered<S> {
     async fn register_kek(&self, kek: &RegisteredKek) -> Result<(), StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.register_kek(kek).await
+    }
+
+    async fn kek_copies(&self) -> Result<Arc<[KekCopy]>, StoreError> {
+        match self.look(|memory| self.fresh(memory.copies.as_ref())) {
+            Ok(copies) => Ok(copies),
+            Err(asked) => {
+                let mut copies = self.store.kek_copies().await?;
+                self.keep(asked, |memory, at| {
+                    // The same list is the same pointer, for those who compare it.
+                    if let Some(known) = memory.copies.as_ref().filter(|known| known.value == copies)
+                    {
+                        copies = Arc::clone(&known.value);
+                    }
+                    let value = Arc::clone(&copies);
+                    memory.copies = Some(Read { value, at });
+                });
+                Ok(copies)
+            }
+        }
+    }
+
+    async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.add_kek_copy(copy).await
     }
 
     async fn defaults(&self) -> Result<Defaults, StoreError> {
