@@ -456,11 +456,7 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
 async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
     service.tokens().look_again().await;
     let directory = service.directory().await?;
-    if let Some(kek) = directory
-        .keks()
-        .iter()
-        .find(|kek| kek.label.same_as(label))
-    {
+    if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {
         return Err(conflict(
             EkmCode::EE31,
             format!(

@@ -106,7 +106,9 @@ impl KekCopy {
             ),
             CopyKind::Stated => format!(
                 "stated on {date}: {}",
-                self.note.as_deref().unwrap_or("cloned by the vendor's tool")
+                self.note
+                    .as_deref()
+                    .unwrap_or("cloned by the vendor's tool")
             ),
         }
     }

@@ -139,11 +139,7 @@ async fn its_own(service: &Service, label: &KeyLabel, kek: &KekHash) -> Result<(
 }
 
 /// Puts the copy into the registry, and the KEK where it is new.
-async fn register(
-    service: &Service,
-    asked: &CopyAsked,
-    made: &CopyMade,
-) -> Result<Reply, Problem> {
+async fn register(service: &Service, asked: &CopyAsked, made: &CopyMade) -> Result<Reply, Problem> {
     let CopyMade {
         kek,
         serial,
@@ -236,7 +232,9 @@ pub(super) async fn stated(
     if known.tokens.is_empty() {
         return Err(conflict(
             EkmCode::EE31,
-            format!("no token here has the private half of KEK {label}, so there is nothing to clone"),
+            format!(
+                "no token here has the private half of KEK {label}, so there is nothing to clone"
+            ),
         ));
     }
     let mut event = event("kek-copy-confirm", operator);

@@ -153,7 +153,15 @@ impl Kek {
                     return output::json(&keks);
                 }
                 output::table(
-                    &["label", "bits", "custody", "provenance", "copies", "token", "hash"],
+                    &[
+                        "label",
+                        "bits",
+                        "custody",
+                        "provenance",
+                        "copies",
+                        "token",
+                        "hash",
+                    ],
                     keks.iter().map(|kek| {
                         vec![
                             kek.label.to_string(),

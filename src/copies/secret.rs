@@ -121,7 +121,7 @@ pub enum SplitError {
     #[error("the operating system gives no random numbers")]
     NoRandom,
     /// There are too few.
-    #[error("{missing} more of the shares are needed ({needed} in all)")]
+    #[error("{needed} shares are needed: {missing} more")]
     TooFew {
         /// How many are missing.
         missing: u8,

@@ -306,9 +306,9 @@ impl Share {
                     .map_err(|error: uuid::Error| value("Ceremony", error.to_string()))?,
                 label: serde_json::from_str(&label)
                     .map_err(|error| value("KEK-Label", error.to_string()))?,
-                kek: kek
-                    .parse()
-                    .map_err(|error: crate::key::KekHashError| value("KEK-Hash", error.to_string()))?,
+                kek: kek.parse().map_err(|error: crate::key::KekHashError| {
+                    value("KEK-Hash", error.to_string())
+                })?,
                 number,
                 quorum,
             },
@@ -380,11 +380,7 @@ impl Share {
         let params = Params::new(memory_kib, passes, lanes, Some(32)).map_err(failed)?;
         let mut key = Zeroizing::new([0; 32]);
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-            .hash_password_into(
-                passphrase.expose_secret().as_bytes(),
-                &self.salt,
-                &mut *key,
-            )
+            .hash_password_into(passphrase.expose_secret().as_bytes(), &self.salt, &mut *key)
             .map_err(failed)?;
         UnboundKey::new(&AES_256_GCM, &*key)
             .map(LessSafeKey::new)
@@ -425,7 +421,10 @@ struct Lines([String; NAMES.len()]);
 
 impl Lines {
     fn read(text: &str) -> Result<Self, ShareError> {
-        let mut lines = text.lines().map(str::trim).skip_while(|line| *line != BEGIN);
+        let mut lines = text
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| *line != BEGIN);
         if lines.next().is_none() {
             return Err(ShareError::NoBegin);
         }
@@ -476,9 +475,7 @@ fn take<'a>(
     found: &mut impl Iterator<Item = (usize, &'a str, &'a str)>,
     expected: &'static str,
 ) -> Result<&'a str, ShareError> {
-    let (line, name, value) = found
-        .next()
-        .ok_or(ShareError::Missing { name: expected })?;
+    let (line, name, value) = found.next().ok_or(ShareError::Missing { name: expected })?;
     if name != expected {
         return Err(ShareError::Order {
             line,

@@ -22,14 +22,11 @@ pub(super) fn required(rule: RequireCopy, keks: &[&KnownKek]) -> Result<(), Refu
     };
     if rule == RequireCopy::Off
         || holders(keks) > 1
-        || keks
-            .iter()
-            .filter(|kek| !kek.tokens.is_empty())
-            .any(|kek| {
-                kek.copies
-                    .iter()
-                    .any(|copy| copy.kind != CopyKind::Restored && counts(copy))
-            })
+        || keks.iter().filter(|kek| !kek.tokens.is_empty()).any(|kek| {
+            kek.copies
+                .iter()
+                .any(|copy| copy.kind != CopyKind::Restored && counts(copy))
+        })
     {
         return Ok(());
     }
@@ -163,8 +160,13 @@ mod tests {
     #[test]
     fn the_refusal_says_what_to_do() {
         let lone = kek("TAPE", &[("main", "1")], &[]);
-        let told = required(RequireCopy::Proven, &[&lone]).unwrap_err().to_string();
-        assert!(told.contains("TAPE: policy.require_copy = \"proven\""), "{told}");
+        let told = required(RequireCopy::Proven, &[&lone])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            told.contains("TAPE: policy.require_copy = \"proven\""),
+            "{told}"
+        );
         assert!(told.contains("token main has the only copy"), "{told}");
         assert!(told.contains("--shares 2-of-3"), "{told}");
         assert!(!told.contains("copy confirm"), "{told}");

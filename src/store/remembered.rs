@@ -227,7 +227,8 @@ impl<S: Store> Store for Remembered<S> {
                 let mut copies = self.store.kek_copies().await?;
                 self.keep(asked, |memory, at| {
                     // The same list is the same pointer, for those who compare it.
-                    if let Some(known) = memory.copies.as_ref().filter(|known| known.value == copies)
+                    if let Some(known) =
+                        memory.copies.as_ref().filter(|known| known.value == copies)
                     {
                         copies = Arc::clone(&known.value);
                     }

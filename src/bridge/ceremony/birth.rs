@@ -6,7 +6,7 @@ use super::{Born, Ceremony, WrappedKek, template_refused, transport::Transport};
 use crate::bridge::catalog;
 use crate::bridge::faults::{Fault, ckr_name};
 use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
-use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism, PairHandles};
+use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, CallError, Mechanism, PairHandles};
 use crate::bridge::profile::{Generate, Send as SendAttr};
 use crate::key::KeyLabel;
 
@@ -39,7 +39,7 @@ impl Ceremony {
             .extractable_pair(label, bits, custody, id, transport, &mut notes)
             // A module may have made it before it failed.
             .map_err(|fault| self.undone(id, fault))?;
-        self.copy_and_freeze(label, &pair, id, transport, notes)
+        self.copy_and_freeze(label, &pair, transport, notes)
             .map_err(|fault| self.undone(id, fault))
     }
 
@@ -81,7 +81,13 @@ impl Ceremony {
                     ));
                     make(&private)
                 }
-                other => other,
+                other => {
+                    notes.push(
+                        "CKA_WRAP_WITH_TRUSTED was set. But the token lets the user make a trusted key, so until it was frozen whoever made one, logged in to the token, could have wrapped the KEK out"
+                            .to_owned(),
+                    );
+                    other
+                }
             }
         } else {
             notes.push(
@@ -102,7 +108,6 @@ impl Ceremony {
         &self,
         label: &KeyLabel,
         pair: &PairHandles,
-        id: &[u8],
         transport: &Transport,
         mut notes: Vec<String>,
     ) -> Result<Born, Fault> {
@@ -128,7 +133,7 @@ impl Ceremony {
                 "C_SetAttributeValue said CKR_OK, and CKA_EXTRACTABLE is not false",
             ));
         }
-        let private = self.unmodifiable(pair.private, id, &mut notes);
+        let private = self.unmodifiable(pair.private, &mut notes);
         let refusal = self.stays_in(label, private, transport)?;
         let kek = self.shown(label)?;
         let after = match &kek.private {
@@ -179,29 +184,41 @@ impl Ceremony {
 
     /// A copy on the token of which nothing can be changed any more, in place
     /// of the object given; that one where the token makes no such copy.
-    fn unmodifiable(
-        &self,
-        private: CK_OBJECT_HANDLE,
-        id: &[u8],
-        notes: &mut Vec<String>,
-    ) -> CK_OBJECT_HANDLE {
+    fn unmodifiable(&self, private: CK_OBJECT_HANDLE, notes: &mut Vec<String>) -> CK_OBJECT_HANDLE {
         let profile = &self.token.profile;
         if profile.kek.frozen != SendAttr::Send {
             return private;
         }
-        let mut template = vec![Attr::flag(ck::CKA_TOKEN, true), Attr::bytes(ck::CKA_ID, id)];
         // Before CKA_MODIFIABLE: SoftHSM heeds what came before it.
-        if profile.kek.uncopyable == SendAttr::Send {
-            template.push(Attr::flag(ck::CKA_COPYABLE, false));
-        }
-        template.push(Attr::flag(ck::CKA_MODIFIABLE, false));
-        let copied = self
-            .token
-            .module
-            .copy_object(self.session, private, &template);
+        let uncopyable = [
+            Attr::flag(ck::CKA_TOKEN, true),
+            Attr::flag(ck::CKA_COPYABLE, false),
+            Attr::flag(ck::CKA_MODIFIABLE, false),
+        ];
+        let copyable = [
+            Attr::flag(ck::CKA_TOKEN, true),
+            Attr::flag(ck::CKA_MODIFIABLE, false),
+        ];
+        let copy = |template: &[Attr]| {
+            self.token
+                .module
+                .copy_object(self.session, private, template)
+        };
+        let copied = if profile.kek.uncopyable == SendAttr::Send {
+            copy(&uncopyable).or_else(|_| {
+                let copied = copy(&copyable)?;
+                notes.push(
+                    "CKA_COPYABLE stays true: C_CopyObject took no template with false".to_owned(),
+                );
+                Ok(copied)
+            })
+        } else {
+            copy(&copyable)
+        };
         let copy = match copied {
             Ok(copy) => copy,
             Err(error) => {
+                let error: CallError = error;
                 notes.push(format!(
                     "CKA_MODIFIABLE stays true: C_CopyObject answered {}; whoever has the PIN could give the KEK other uses",
                     ckr_name(error.rv)

@@ -30,7 +30,10 @@ impl Ceremony {
         if let Some(kek) = self.catalog()?.keks.iter().find(|kek| kek.hash == hash) {
             return Err(self.refused(
                 &copied.label,
-                format!("the token has this very key already, labelled {}", kek.label),
+                format!(
+                    "the token has this very key already, labelled {}",
+                    kek.label
+                ),
             ));
         }
         self.restore_on_token(copied)
@@ -157,7 +160,8 @@ impl Ceremony {
     /// Templates of the private key, the strictest first.
     fn templates(&self, copied: &CopiedKek, on_token: bool) -> Vec<Vec<Attr>> {
         let profile = &self.token.profile;
-        let mut full = catalog::private_template(&copied.label, &copied.id, copied.custody, profile);
+        let mut full =
+            catalog::private_template(&copied.label, &copied.id, copied.custody, profile);
         full.retain(|attr| {
             !attr.is(ck::CKA_TOKEN) && !attr.is(ck::CKA_MODIFIABLE) && !attr.is(ck::CKA_COPYABLE)
         });
@@ -205,9 +209,7 @@ impl Ceremony {
         template.extend(
             catalog::public_template(&copied.label, &copied.id, 0, &self.token.profile)
                 .into_iter()
-                .filter(|attr| {
-                    !attr.is(ck::CKA_MODULUS_BITS) && !attr.is(ck::CKA_PUBLIC_EXPONENT)
-                }),
+                .filter(|attr| !attr.is(ck::CKA_MODULUS_BITS) && !attr.is(ck::CKA_PUBLIC_EXPONENT)),
         );
         template.push(Attr::bytes(ck::CKA_MODULUS, numbers.modulus));
         template.push(Attr::bytes(ck::CKA_PUBLIC_EXPONENT, numbers.exponent));

@@ -45,7 +45,9 @@ pub(super) fn new_passphrases(
             "there is no terminal for the {total} holders to type their passphrases at; give --passphrase-file once for each share"
         );
     }
-    (1..=total).map(|number| typed_twice(number, total)).collect()
+    (1..=total)
+        .map(|number| typed_twice(number, total))
+        .collect()
 }
 
 fn typed_twice(number: usize, total: usize) -> anyhow::Result<SecretString> {
@@ -82,9 +84,12 @@ pub(super) fn combined(
     let needed = usize::from(quorum.needed());
     if shares.len() < needed {
         bail!(
-            "{} of the shares {} given: {}",
-            shares.len(),
-            if shares.len() == 1 { "was" } else { "were" },
+            "{} given, and {}",
+            if shares.len() == 1 {
+                "1 share was".to_owned()
+            } else {
+                format!("{} shares were", shares.len())
+            },
             SplitError::TooFew {
                 missing: u8::try_from(needed - shares.len()).unwrap_or(u8::MAX),
                 needed: quorum.needed(),

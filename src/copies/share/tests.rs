@@ -59,7 +59,10 @@ fn a_share_comes_back_from_its_text() {
 fn what_a_typist_or_a_mail_program_does_to_it_is_harmless() {
     let (share, _) = made();
     let text = share.to_text().replace('\n', "\r\n");
-    let letter = format!("Dear holder,\n\n  {}\nregards\n", text.replace('\n', "\n   "));
+    let letter = format!(
+        "Dear holder,\n\n  {}\nregards\n",
+        text.replace('\n', "\n   ")
+    );
     assert_eq!(Share::parse(&letter).unwrap(), share);
 }
 
@@ -67,7 +70,9 @@ fn what_a_typist_or_a_mail_program_does_to_it_is_harmless() {
 fn another_passphrase_opens_nothing() {
     let (share, _) = made();
     assert_eq!(
-        share.open(&phrase("correct horse battery stable")).unwrap_err(),
+        share
+            .open(&phrase("correct horse battery stable"))
+            .unwrap_err(),
         ShareError::Passphrase
     );
     let (_, point) = made();
@@ -111,7 +116,10 @@ fn malformed_shares_are_named_after_their_defect() {
         ("not a share", "hello".to_owned(), ShareError::NoBegin),
         (
             "cut off in the middle",
-            text.lines().take(9).map(|line| format!("{line}\n")).collect(),
+            text.lines()
+                .take(9)
+                .map(|line| format!("{line}\n"))
+                .collect(),
             ShareError::NoEnd,
         ),
         (

@@ -204,22 +204,34 @@ impl Papers {
             format!("uid {}", rustix::process::getuid().as_raw()),
         );
         text.line("begun", date(self.begun)?);
-        text.line("ended", date(OffsetDateTime::now_utc().truncate_to_second())?);
+        text.line(
+            "ended",
+            date(OffsetDateTime::now_utc().truncate_to_second())?,
+        );
         text.line("program", concat!("ekm ", env!("CARGO_PKG_VERSION")));
         text.section("Where");
         let token = &opened.token;
-        text.line("token", format!("{} (configured as {})", token.label, asked.token));
+        text.line(
+            "token",
+            format!("{} (configured as {})", token.label, asked.token),
+        );
         text.line("serial number", &token.serial);
         text.line("product", format!("{} {}", token.manufacturer, token.model));
         text.section("How");
         text.line("key pair", "C_GenerateKeyPair, CKM_RSA_PKCS_KEY_PAIR_GEN");
         text.line("transport key", "AES-256, random numbers of aws-lc-rs");
         text.line("brought in by", &opened.brought);
-        text.line("wrapped by", format!("C_WrapKey, {}", born.wrapped.mechanism));
+        text.line(
+            "wrapped by",
+            format!("C_WrapKey, {}", born.wrapped.mechanism),
+        );
         text.line("frozen by", "C_SetAttributeValue, CKA_EXTRACTABLE false");
         text.line("wrapped again", format!("refused: {}", born.refusal));
         text.line("split by", "Shamir's scheme over GF(2^8)");
-        text.line("shares sealed by", "Argon2id and AES-256-GCM, a passphrase each");
+        text.line(
+            "shares sealed by",
+            "Argon2id and AES-256-GCM, a passphrase each",
+        );
         text.section("Attributes of the private half");
         attributes(&mut text, &born.before, &born.after);
         text.section("Proof");
@@ -263,10 +275,7 @@ impl Papers {
 fn attributes(text: &mut Transcript, before: &KekAttributes, after: &KekAttributes) {
     text.line("", "when wrapped -> now");
     for ((name, was), (_, is)) in before.named().into_iter().zip(after.named()) {
-        text.line(
-            name,
-            format!("{} -> {}", output::yes(was), output::yes(is)),
-        );
+        text.line(name, format!("{} -> {}", output::yes(was), output::yes(is)));
     }
 }
 
