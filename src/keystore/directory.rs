@@ -158,7 +158,8 @@ impl Directory {
                 .filter(|copy| copy.kek == kek.hash)
                 .cloned()
                 .collect();
-            for (token, serial) in &serials {
+            // A key file has no serial number, and is no token.
+            for (token, serial) in serials.iter().filter(|(_, serial)| !serial.is_empty()) {
                 if kek.tokens.iter().any(|name| name == token)
                     && !kek.serials.iter().any(|known| known == serial)
                 {
