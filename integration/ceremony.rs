@@ -300,6 +300,7 @@ async fn a_tape_outlives_its_token(kind: Kind) {
     drop(first);
 
     // The token and all that its site knew are gone.
+    drive.row.kek1 = None;
     let site = Site::start(&[&second], PROVEN).await;
     let one = site.refused(&table.with_shares(&["kek", "restore"], "TAPE", &[2]));
     assert!(

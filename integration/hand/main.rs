@@ -166,14 +166,16 @@ fn attributes(session: &Session, label: &str) -> Outcome<()> {
 fn wrap_out(session: &Session, label: &str) -> Outcome<()> {
     let found = session.find_objects(&private(label))?;
     let object = *found.first().ok_or("no such private key")?;
-    let wrapping = session.generate_key(
-        &Mechanism::AesKeyGen,
-        &[
-            Attribute::Token(false),
-            Attribute::Wrap(true),
-            Attribute::ValueLen(32.into()),
-        ],
-    )?;
+    let plain = [
+        Attribute::Token(false),
+        Attribute::Wrap(true),
+        Attribute::ValueLen(32.into()),
+    ];
+    // A trusted one where the token lets a user make it.
+    let trusted = [&plain[..], &[Attribute::Trusted(true)]].concat();
+    let wrapping = session
+        .generate_key(&Mechanism::AesKeyGen, &trusted)
+        .or_else(|_| session.generate_key(&Mechanism::AesKeyGen, &plain))?;
     for (name, mechanism) in [
         ("CKM_AES_KEY_WRAP_PAD", Mechanism::AesKeyWrapPad),
         ("CKM_AES_CBC_PAD", Mechanism::AesCbcPad([0; 16])),

@@ -50,7 +50,7 @@ impl Ceremony {
         }
         if read.sensitive != Some(true) {
             self.set(copied, private, ck::CKA_SENSITIVE, true)?;
-            notes.push("CKA_SENSITIVE was set to true after the unwrap".to_owned());
+            notes.push("CKA_SENSITIVE was set to true after the unwrap, which did not heed it: until then whoever is logged in to the token could have read the KEK".to_owned());
         }
         if self.token.profile.kek.frozen == SendAttr::Send && read.modifiable != Some(false) {
             notes.push(
@@ -134,7 +134,11 @@ impl Ceremony {
                     &wrapped,
                     &template,
                 ) {
-                    Ok(private) => return Ok((private, way)),
+                    Ok(private) if self.can_be_protected(private)? => return Ok((private, way)),
+                    Ok(private) => {
+                        self.drop_key(private);
+                        tried.push(format!("{}: it came out unprotected for good", way.name));
+                    }
                     Err(error) => {
                         tried.push(format!("{}: {}", way.name, ckr_name(error.rv)));
                         last = Some(error);
@@ -155,6 +159,14 @@ impl Ceremony {
             Some(error) => self.failed(error, what),
             None => self.unsupported(format!("it cannot do this: {what}")),
         })
+    }
+
+    /// Whether it is sensitive and not extractable, or can still be made so: openCryptoki takes
+    /// `CKA_SENSITIVE` on unwrap and does not heed it, and `CKA_MODIFIABLE` false it heeds.
+    fn can_be_protected(&self, private: CK_OBJECT_HANDLE) -> Result<bool, Fault> {
+        let read = self.attributes(private)?;
+        Ok(read.modifiable != Some(false)
+            || (read.sensitive == Some(true) && read.extractable == Some(false)))
     }
 
     /// Templates of the private key, the strictest first.

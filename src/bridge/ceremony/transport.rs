@@ -409,23 +409,66 @@ fn cbc_pad(key: &TransportKey, iv: &[u8], wrapped: &[u8]) -> Option<Zeroizing<Ve
     Some(opened)
 }
 
-/// Whether it begins as a `PrivateKeyInfo` does (RFC 5958): a sequence whose first member is version 0 or 1.
+/// Whether it is a `PrivateKeyInfo` (RFC 5958): a sequence whose first member is version 0 or 1.
+/// SoftHSM 2.6.1 fills it up to a multiple of 8 bytes with zeros before it wraps it by RFC 5649,
+/// which would do that itself; kryoptic does not mind.
 fn is_private_key_info(der: &[u8]) -> bool {
-    use der::{Decode as _, Reader as _, SliceReader, asn1::AnyRef};
-    let Ok(AnyRef { .. }) = AnyRef::from_der(der) else {
-        return false;
-    };
-    let Ok(mut reader) = SliceReader::new(der) else {
-        return false;
-    };
-    reader
-        .sequence(|inner| {
+    use der::{Reader as _, SliceReader, asn1::AnyRef};
+    let read = || {
+        let mut reader = SliceReader::new(der)?;
+        let version = reader.sequence(|inner| {
             let version = inner.decode::<u8>()?;
             // The rest is the token's business.
             while !inner.is_finished() {
                 inner.decode::<AnyRef<'_>>()?;
             }
-            Ok(version <= 1)
-        })
-        .is_ok_and(|good| good)
+            Ok(version)
+        })?;
+        let filling = reader.read_slice(reader.remaining_len())?;
+        der::Result::Ok(version <= 1 && filling.len() < 8 && filling.iter().all(|zero| *zero == 0))
+    };
+    read().is_ok_and(|good| good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_key_info_may_be_filled_up_and_no_more() {
+        // Version 0, an algorithm, an octet string.
+        let der = [
+            0x30, 0x09, 0x02, 0x01, 0x00, 0x30, 0x00, 0x04, 0x02, 0xaa, 0xbb,
+        ];
+        let with = |more: &[u8]| [&der[..], more].concat();
+        assert!(is_private_key_info(&der));
+        assert!(is_private_key_info(&with(&[0; 7])));
+        for wrong in [
+            with(&[0; 8]),
+            with(&[1]),
+            der[..10].to_vec(),
+            Vec::new(),
+            vec![0; 16],
+            [&[0x30, 0x09, 0x02, 0x01, 0x02], &der[5..]].concat(),
+        ] {
+            assert!(!is_private_key_info(&wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_token_wrapped_is_told_apart() {
+        use aws_lc_rs::key_wrap::KeyWrapPadded as _;
+        let key = TransportKey::new().unwrap();
+        let der = [
+            0x30, 0x09, 0x02, 0x01, 0x00, 0x30, 0x00, 0x04, 0x02, 0xaa, 0xbb,
+        ];
+        let mut out = [0; 64];
+        let kek = AesKek::new(&AES_256, key.expose()).unwrap();
+        let wrapped = kek.wrap_with_padding(&der, &mut out).unwrap().to_vec();
+        let [kwp, _, cbc] = WAYS;
+        assert_eq!(format(kwp, &key, &[], &wrapped), WrapFormat::Rfc5649);
+        let other = TransportKey::new().unwrap();
+        assert_eq!(format(kwp, &other, &[], &wrapped), WrapFormat::Own);
+        assert_eq!(format(cbc, &key, &[0; 16], &wrapped), WrapFormat::Own);
+    }
 }
