@@ -133,8 +133,11 @@ impl Ceremony {
                 "C_SetAttributeValue said CKR_OK, and CKA_EXTRACTABLE is not false",
             ));
         }
+        let refusal = self.stays_in(label, pair.private, transport)?;
         let private = self.unmodifiable(pair.private, &mut notes);
-        let refusal = self.stays_in(label, private, transport)?;
+        if private != pair.private {
+            self.stays_in(label, private, transport)?;
+        }
         let kek = self.shown(label)?;
         let after = match &kek.private {
             PrivateHalf::Serves { attributes, .. } => *attributes,
@@ -266,7 +269,14 @@ impl Ceremony {
             .module
             .wrap_private(self.session, &mechanism, transport.handle, private)
         {
-            Err(error) => Ok(format!("C_WrapKey answered {}", ckr_name(error.rv))),
+            Err(error) if keeps_in(error) => {
+                Ok(format!("C_WrapKey answered {}", ckr_name(error.rv)))
+            }
+            // That tells nothing of the key.
+            Err(error) => Err(self.failed(
+                error,
+                format!("seeing whether KEK {label} could still be wrapped"),
+            )),
             Ok(_) => Err(self.refused(
                 label,
                 "the token wraps it out although CKA_EXTRACTABLE is false, so a KEK that was ever extractable stays so here; make it without a copy, on a token that keeps its word",
@@ -289,6 +299,17 @@ impl Ceremony {
             .cloned()
             .ok_or_else(|| self.refused(label, "the token does not show the key that it just made"))
     }
+}
+
+/// Whether a code says that the key may not be wrapped, and not something else.
+const fn keeps_in(error: CallError) -> bool {
+    matches!(
+        error.rv,
+        ck::CKR_KEY_UNEXTRACTABLE
+            | ck::CKR_KEY_NOT_WRAPPABLE
+            | ck::CKR_KEY_FUNCTION_NOT_PERMITTED
+            | ck::CKR_ACTION_PROHIBITED
+    )
 }
 
 /// Whether it came to the token as a copy would.
