@@ -5,8 +5,8 @@
 //! is recorded before it is made.
 
 mod adopt;
-mod import;
 mod copies;
+mod import;
 mod unlock;
 
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,8 @@ use crate::tls::PeerId;
 use crate::volser::Volser;
 
 pub use adopt::AdoptAsked;
-pub use import::{ImportAsked, ImportTo};
 pub use copies::{CopyAct, CopyAsked, CopyMade};
+pub use import::{ImportAsked, ImportTo};
 pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
