@@ -17,6 +17,7 @@ mod tokens;
 
 mod adopt;
 mod budget;
+mod ceremony;
 mod certificates;
 mod cli;
 mod conformance;

@@ -13,6 +13,7 @@
 pub mod adopt;
 mod attend;
 mod catalog;
+pub mod ceremony;
 pub mod certify;
 pub mod doctor;
 pub mod faults;
