@@ -5,6 +5,7 @@
 //! is recorded before it is made.
 
 mod adopt;
+mod ekm21;
 mod import;
 mod unlock;
 
@@ -24,6 +25,7 @@ use crate::tls::PeerId;
 use crate::volser::Volser;
 
 pub use adopt::AdoptAsked;
+pub use ekm21::{ImportedDrive, Taken, TakenIn};
 pub use import::{ImportAsked, ImportTo};
 pub use unlock::Unlocked;
 
@@ -108,6 +110,15 @@ pub enum Command {
     },
     /// The drive table.
     DriveList,
+    /// Takes in what another key manager has of drives and defaults.
+    DriveImport {
+        /// The drives.
+        drives: Vec<ImportedDrive>,
+        /// The global labels, where there are none yet.
+        defaults: Defaults,
+        /// False: says only what would be done.
+        apply: bool,
+    },
     /// Makes a KEK.
     KekGenerate {
         /// Its label.
@@ -195,6 +206,8 @@ pub struct TokenStatus {
 pub enum Reply {
     /// Drives.
     Drives(Vec<Drive>),
+    /// What came of taking drives in.
+    TakenIn(TakenIn),
     /// KEKs.
     Keks(Vec<KnownKek>),
     /// Where a key goes that is to be imported.
@@ -275,6 +288,11 @@ pub async fn execute_with_pin(
             Ok(Reply::Done)
         }
         Command::DriveList => stored(service.store().drives().await).map(Reply::Drives),
+        Command::DriveImport {
+            drives,
+            defaults,
+            apply,
+        } => ekm21::take_in(service, operator, drives, &defaults, apply).await,
         Command::KekGenerate {
             label,
             bits,
