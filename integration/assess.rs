@@ -93,7 +93,21 @@ fn a_site_is_judged_by_its_state_and_its_tokens() {
     );
 
     let report = assess(&house, &["--model", "000000000002=ibm-lto4"]);
-    assert_eq!(row(&report["drives"], "000000000001")["verdict"], "host");
+    // Its KEK opens only inside the token.
+    assert_eq!(row(&report["drives"], "000000000001")["verdict"], "no");
+    house.done(&[
+        "kek",
+        "generate",
+        "KEK2",
+        "--bits",
+        "2048",
+        "--custody",
+        "host",
+    ]);
+    house.done(&["drive", "mod", "000000000001", "--kek1", "KEK2"]);
+    let after = assess(&house, &[]);
+    assert_eq!(row(&after["drives"], "000000000001")["verdict"], "host");
+    assert_eq!(row(&after["keys"], "KEK2")["verdict"], "host");
     let wrapped = row(&report["drives"], "000000000002");
     assert_eq!(wrapped["verdict"], "no");
     assert!(

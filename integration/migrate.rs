@@ -319,7 +319,7 @@ fn a_look_says_all_and_writes_nothing() {
             "ekm drive mod 001365055A12 --wwn WWN --key 001365055A12.pem --kek1 CERT1 --kek2 cert2 --accept",
         ],
     );
-    assert_eq!(old.files(), []);
+    assert!(old.files().is_empty());
 
     let plan = old.json(ARGUMENTS);
     assert_eq!(plan["applied"], false);
@@ -339,10 +339,8 @@ fn a_look_says_all_and_writes_nothing() {
     assert_eq!(row(drives, "serial", "12345")["verdict"], "conflict");
     let keys = &plan["keys"];
     let cert1 = row(keys, "alias", "cert1");
-    assert_eq!(
-        (&cert1["verdict"], &cert1["bits"]),
-        (&"moves".into(), &2048.into())
-    );
+    assert_eq!(cert1["verdict"], "moves");
+    assert_eq!(cert1["bits"], 2048);
     assert_eq!(
         cert1["used"],
         serde_json::json!(["3 cartridges", "default", "2 drives"])
@@ -357,7 +355,11 @@ fn what_is_applied_is_there_and_a_second_time_changes_nothing() {
     let text = old.migrate(&["--apply"]);
     has(
         &text,
-        &["ekm.toml is written", "3 drives are added", "3 records are"],
+        &[
+            "ekm.toml is written",
+            "3 drives are added",
+            "2 records are added",
+        ],
     );
     // Two of the three are the same.
     has(&text, &["which has 2 now"]);
@@ -398,10 +400,8 @@ fn what_is_applied_is_there_and_a_second_time_changes_nothing() {
     assert_eq!(drive["kek1"]["label"], "cert1");
     assert_eq!(drive["wwn"], "57574E414D453030");
     let lto = row(&drives, "serial", "000001365057");
-    assert_eq!(
-        (&lto["kek1"], &lto["state"]),
-        (&Value::Null, &"pending".into())
-    );
+    assert_eq!(lto["kek1"], Value::Null);
+    assert_eq!(lto["state"], "pending");
     let defaults = old.json(&["kek", "default"]);
     assert_eq!(defaults["kek2"]["label"], "cert9");
     old.done(&["audit", "verify"]);

@@ -208,98 +208,131 @@ fn drive_verdict(site: &Site, drive: &Drive, model: Option<&Model>) -> (Word, St
             format!("enrol it: ekm drive mod {serial} --wwn WWN --key PEM --accept"),
         );
     }
-    if let Some(why) = without_kek(site, drive) {
+    if let Some(why) = misfit(drive, model) {
         return (Word::No, why);
     }
-    let makes = |form: SedkForm| {
-        let forms = site.tokens.iter().flat_map(|(token, _)| &token.forms);
-        forms.into_iter().any(|made| *made == form)
+    let keks = match keks_of(site, drive) {
+        Ok(keks) => keks,
+        Err(why) => return (Word::No, why),
     };
-    if drive.form == SedkForm::T10Plain {
-        return match model {
-            Some(model) if model.plain == May::No => {
-                (Word::No, format!("a {} takes no key in clear", model.what))
-            }
-            Some(_) | None => (
-                Word::Host,
-                "format 00h: the data key is in clear in ekm's memory and on the way to the drive"
-                    .to_owned(),
-            ),
-        };
-    }
-    if drive.key == DriveKey::None {
-        return (
-            Word::No,
-            format!("it has no public key: ekm drive mod {serial} --key PEM"),
-        );
-    }
-    if drive.form == SedkForm::T10Wrapped
-        && let Some(model) = model
-        && model.wrapped == May::No
-    {
-        return (
-            Word::No,
-            format!(
-                "it is enrolled for format 02h, which a {} does not take: ekm drive mod {serial} --form t10-00h --custody host",
-                model.what
-            ),
-        );
-    }
-    if drive.custody == Custody::Host {
-        return (
-            Word::Host,
-            format!(
-                "form {}, wrapped by ekm: the data key is in its memory for an instant",
-                drive.form
-            ),
-        );
-    }
-    let asked = site
-        .tokens
-        .iter()
-        .any(|(token, _)| token.state == "ready" || token.state == "degraded");
-    if !asked {
+    let serves = |(token, _): &(TokenStatus, bool)| serving(token);
+    if !site.tokens.iter().any(serves) {
         return (
             Word::Unknown,
             "no token is ready, so what they can wrap is not known (ekm token status)".to_owned(),
         );
     }
-    if !makes(drive.form) {
-        return (
+    let mut forms = site.tokens.iter().flat_map(|(token, _)| &token.forms);
+    let made = forms.any(|made| *made == drive.form);
+    let of = |custody| keks.iter().find(move |kek| kek.custody == Some(custody));
+    match (drive.custody, made) {
+        (Custody::Token, true) => match of(Custody::Host) {
+            None => (
+                Word::Works,
+                format!("form {}, wrapped by the token", drive.form),
+            ),
+            Some(kek) => (
+                Word::No,
+                format!(
+                    "its KEK {} was made for custody host, and it is not enrolled for that",
+                    kek.label
+                ),
+            ),
+        },
+        (Custody::Token, false) => (
             Word::No,
             format!(
-                "no token makes the form {}: enrol it with --custody host, or for another form",
+                "no token makes the form {}: enrol it for another form, or with --custody host",
                 drive.form
             ),
-        );
+        ),
+        (Custody::Host, true) => match of(Custody::Host) {
+            None => (
+                Word::Works,
+                format!("form {}, wrapped by the token", drive.form),
+            ),
+            Some(_) => in_host(drive),
+        },
+        (Custody::Host, false) => match of(Custody::Token) {
+            None => in_host(drive),
+            Some(kek) => (
+                Word::No,
+                format!(
+                    "its KEK {} opens only inside the token: make one with ekm kek generate LABEL --custody host",
+                    kek.label
+                ),
+            ),
+        },
     }
-    (
-        Word::Works,
-        format!("form {}, wrapped by the token", drive.form),
-    )
 }
 
-/// Why nothing can be written in that drive for want of a KEK, if so.
-fn without_kek(site: &Site, drive: &Drive) -> Option<String> {
+fn in_host(drive: &Drive) -> (Word, String) {
+    let why = if drive.form == SedkForm::T10Plain {
+        "format 00h: the data key is in clear in ekm's memory for an instant, and on the way to the drive".to_owned()
+    } else {
+        format!(
+            "form {}, wrapped by ekm: the data key is in its memory for an instant",
+            drive.form
+        )
+    };
+    (Word::Host, why)
+}
+
+/// Why a row cannot work, by itself or for a drive of that model.
+fn misfit(drive: &Drive, model: Option<&Model>) -> Option<String> {
+    let serial = &drive.serial;
+    let takes = |model: &Model| match drive.form {
+        SedkForm::T10Wrapped => model.wrapped,
+        SedkForm::T10Plain => model.plain,
+        SedkForm::RsaOaepSha1 => May::Unknown,
+    };
+    match (model, drive.form) {
+        (Some(model), SedkForm::T10Wrapped) if takes(model) == May::No => Some(format!(
+            "it is enrolled for format 02h, which a drive of this model ({}) does not take: ekm drive mod {serial} --form t10-00h --custody host",
+            model.what
+        )),
+        (Some(model), _) if takes(model) == May::No => Some(format!(
+            "a drive of this model ({}) does not take the form {}",
+            model.what, drive.form
+        )),
+        (_, SedkForm::T10Wrapped | SedkForm::RsaOaepSha1) if drive.key == DriveKey::None => Some(
+            format!("it has no public key: ekm drive mod {serial} --key PEM"),
+        ),
+        _ => None,
+    }
+}
+
+/// The KEKs that a drive writes under, or why it cannot. None where the tokens could not be asked.
+fn keks_of<'a>(site: &'a Site, drive: &Drive) -> Result<Vec<&'a KnownKek>, String> {
     let own = [&drive.kek1, &drive.kek2];
     let named = if own.iter().any(|kek| kek.is_some()) {
         own
     } else {
         [&site.defaults.kek1, &site.defaults.kek2]
     };
-    let mut labels = named.into_iter().flatten().map(|kek| &kek.label).peekable();
-    if labels.peek().is_none() {
-        return Some("it has no key label, and there is no default: ekm kek default".to_owned());
+    let labels: Vec<_> = named.into_iter().flatten().map(|kek| &kek.label).collect();
+    if labels.is_empty() {
+        return Err("it has no key label, and there is no default: ekm kek default".to_owned());
     }
-    let keks = site.keks.as_ref()?;
-    let mut missing = labels.filter(|label| !keks.iter().any(|kek| kek.label.same_as(label)));
-    missing
-        .next()
-        .map(|label| format!("its KEK {label} is on no token: writing gets EE31"))
+    let Some(keks) = &site.keks else {
+        return Ok(Vec::new());
+    };
+    labels
+        .into_iter()
+        .map(|label| {
+            keks.iter()
+                .find(|kek| kek.label.same_as(label))
+                .ok_or_else(|| format!("its KEK {label} is on no token: writing gets EE31"))
+        })
+        .collect()
+}
+
+fn serving(token: &TokenStatus) -> bool {
+    token.state == "ready" || token.state == "degraded"
 }
 
 fn store_row(token: &TokenStatus, embedded: bool) -> StoreRow {
-    let serves = token.state == "ready" || token.state == "degraded";
+    let serves = serving(token);
     let row = if serves {
         let forms: Vec<String> = token.forms.iter().map(ToString::to_string).collect();
         if forms.is_empty() {

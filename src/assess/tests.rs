@@ -111,55 +111,94 @@ fn with(drive: Drive) -> Site {
 
 #[test]
 fn each_drive_has_the_word_that_fits() {
+    use Custody::{Host, Token};
     use DriveState::{Active, Pending};
     use SedkForm::{RsaOaepSha1, T10Plain, T10Wrapped};
     let pinned = || DriveKey::Pinned(vec![1]);
-    for (row, model, word) in [
+    // Drive, model, the custody of its KEK.
+    for (row, model, kek_custody, word) in [
         (
-            drive(Pending, T10Wrapped, Custody::Token, DriveKey::None),
+            drive(Pending, T10Wrapped, Token, DriveKey::None),
             None,
+            Token,
             Word::Waits,
         ),
         (
-            drive(Active, T10Wrapped, Custody::Token, pinned()),
+            drive(Active, T10Wrapped, Token, pinned()),
             None,
+            Token,
             Word::Works,
         ),
         (
-            drive(Active, T10Wrapped, Custody::Token, pinned()),
+            drive(Active, T10Wrapped, Token, pinned()),
+            None,
+            Host,
+            Word::No,
+        ),
+        (
+            drive(Active, T10Wrapped, Host, pinned()),
+            None,
+            Host,
+            Word::Host,
+        ),
+        (
+            drive(Active, T10Wrapped, Host, pinned()),
+            None,
+            Token,
+            Word::Works,
+        ),
+        (
+            drive(Active, T10Wrapped, Token, pinned()),
             Some("hp-lto6"),
+            Token,
             Word::Works,
         ),
         (
-            drive(Active, T10Wrapped, Custody::Token, pinned()),
+            drive(Active, T10Wrapped, Token, pinned()),
             Some("ibm-lto4"),
+            Token,
             Word::No,
         ),
         (
-            drive(Active, T10Wrapped, Custody::Token, DriveKey::None),
+            drive(Active, T10Wrapped, Token, DriveKey::None),
             None,
+            Token,
             Word::No,
         ),
         (
-            drive(Active, RsaOaepSha1, Custody::Token, pinned()),
+            drive(Active, RsaOaepSha1, Token, pinned()),
             None,
+            Token,
             Word::No,
         ),
         (
-            drive(Active, RsaOaepSha1, Custody::Host, pinned()),
+            drive(Active, RsaOaepSha1, Host, pinned()),
             None,
+            Host,
             Word::Host,
         ),
         (
-            drive(Active, T10Plain, Custody::Host, DriveKey::None),
+            drive(Active, T10Plain, Host, DriveKey::None),
             Some("ibm-lto4"),
+            Host,
             Word::Host,
+        ),
+        (
+            drive(Active, T10Plain, Host, DriveKey::None),
+            None,
+            Token,
+            Word::No,
         ),
     ] {
-        let site = with(row.clone());
-        assert_eq!(judge(&site, model), word, "{row:?} {model:?}");
+        let mut site = with(row.clone());
+        site.keks = Some(vec![kek("KEK", 1, Some(kek_custody))]);
+        assert_eq!(
+            judge(&site, model),
+            word,
+            "{row:?} {model:?} {kek_custody:?}"
+        );
     }
-    let active = || drive(Active, T10Wrapped, Custody::Token, pinned());
+    let active = || drive(Active, T10Wrapped, Token, pinned());
     let mut down = with(active());
     down.tokens = vec![token("failed", &[])];
     assert_eq!(judge(&down, None), Word::Unknown);
@@ -167,7 +206,7 @@ fn each_drive_has_the_word_that_fits() {
     without_default.defaults = Defaults::default();
     assert_eq!(judge(&without_default, None), Word::No);
     let mut lost = with(active());
-    lost.keks = Some(vec![kek("other", 2, Some(Custody::Token))]);
+    lost.keks = Some(vec![kek("other", 2, Some(Token))]);
     assert_eq!(judge(&lost, None), Word::No);
 }
 

@@ -35,7 +35,7 @@ pub(super) fn of(plan: &Plan, sources: &Sources) -> Vec<Step> {
         steps.push(step(
             "Each drive, once its public key's fingerprint is compared with what the drive shows; until \
              then it gets no key. A drive that takes no wrapped key: --form t10-00h --custody host in \
-             place of --key",
+             place of --key, and a KEK of custody host",
             drives,
         ));
     }
