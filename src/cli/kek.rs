@@ -4,7 +4,7 @@ mod adopt;
 mod file;
 mod import;
 mod own_bridge;
-mod passwords;
+pub(super) mod passwords;
 
 use anyhow::bail;
 use der::pem::LineEnding;

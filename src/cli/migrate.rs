@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use secrecy::SecretString;
 use serde::Serialize;
 
+use super::kek::passwords::first_line;
 use super::{Context, output, site};
 use crate::admin::{Command, ImportedDrive, Reply, Taken, TakenIn};
-use crate::bridge::pin::PinSource;
 use crate::config::Config;
 use crate::migrate::history::{self, Merged};
 use crate::migrate::keys::KeyKind;
@@ -96,18 +95,9 @@ impl Sources {
             drive_table: self.drive_table.clone(),
             metadata: self.metadata.clone(),
         };
-        let password = self.password_file.as_deref().map(password).transpose()?;
+        let password = self.password_file.as_deref().map(first_line).transpose()?;
         Ok(gather(&places, password)?)
     }
-}
-
-/// The first line of a file that only its owner may read.
-pub(super) fn password(path: &Path) -> anyhow::Result<SecretString> {
-    PinSource::File(path.to_owned())
-        .read("the keystore")
-        .with_context(|| format!("cannot read the password file {}", path.display()))?
-        .pin
-        .with_context(|| format!("{} has no password", path.display()))
 }
 
 /// What was done, or would be.

@@ -7,9 +7,10 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::{Context, migrate, output};
+use crate::cli::kek::passwords::PasswordFiles;
+use crate::cli::{Context, output};
 use crate::key::foreign::{self, Find, LAYOUTS, MAX_BLOB, Mark, Opener, ProbeKey, marks, probe};
-use crate::keyfile::{self, Content, Passwords};
+use crate::keyfile::{self, Content};
 
 /// Longest file: a blob as hexadecimal with colons and line ends.
 const MAX_FILE: u64 = 256 * 1024;
@@ -24,9 +25,8 @@ pub(in crate::cli) struct Probe {
     #[arg(long, value_name = "KEYSTORE")]
     store: PathBuf,
 
-    /// A file with the keystore's password, mode 0600.
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    #[command(flatten)]
+    passwords: PasswordFiles,
 
     /// Only this key of the keystore.
     #[arg(long)]
@@ -85,11 +85,11 @@ impl Probe {
         let file = crate::files::read_limited(&self.file, MAX_FILE)
             .with_context(|| format!("cannot read {}", self.file.display()))?;
         let (blob, read_as) = foreign::decode(&file);
-        let store = match &self.password_file {
-            Some(path) => migrate::password(path)?,
-            None => String::new().into(),
-        };
-        let keys = keyfile::open(&self.store, &Passwords { store, key: None })?;
+        let bytes = keyfile::load(&self.store)?;
+        let passwords = self
+            .passwords
+            .read(&self.store, keyfile::needs_password(&bytes))?;
+        let keys = keyfile::read(&bytes, &passwords).map_err(|error| error.in_file(&self.store))?;
         let mut names = Vec::new();
         let mut openers = Vec::new();
         let mut not_tried = Vec::new();
