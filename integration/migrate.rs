@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use ekm::problem::EkmCode;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::door::{House, post, say};
 use crate::support::{EKM, PIN, write_private};
 
 /// The keystore's password.
@@ -584,4 +586,50 @@ fn a_pending_drive_is_enrolled_as_the_steps_say_and_then_serves() {
         .map(|tape| tape["volser"].as_str().unwrap())
         .collect();
     assert_eq!(lost, ["VOL001", "VOL002"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_to_the_server_where_one_runs_and_what_waits_gets_no_key() {
+    let old = Old::without_keystore("JCEKS", "keys/EKMKeys.jck");
+    let house = House::new("", "");
+    let drive = house.unknown_drive(7);
+    let table = format!(
+        "SerialNumber = {}\nAliasOne = KEK1\nSerialNumber = 000001365054\n",
+        drive.serial
+    );
+    std::fs::write(old.at("ekm/drives.txt"), table).unwrap();
+    let serving = house.serve().await;
+    let path = |name: &str| old.at(name).display().to_string();
+    let (properties, table) = (
+        path("ekm/KeyManagerConfig.properties"),
+        path("ekm/drives.txt"),
+    );
+    let migrate = [
+        "migrate",
+        "ekm21",
+        "--apply",
+        "--config",
+        &properties,
+        "--drive-table",
+        &table,
+    ];
+    let text = house.done(&migrate);
+    has(&text, &["2 drives are added", "ekm.toml is there already"]);
+    // The site has defaults of its own.
+    has(
+        &text,
+        &["the default labels stay: here they are KEK1:label"],
+    );
+    let body = serde_json::to_vec(&drive.create()).unwrap();
+    let request = post("/v1/keys/create", &body);
+    let heard = say(&serving, &drive.identity, &request).await.unwrap();
+    let problem = heard.problem();
+    assert_eq!(problem.code, EkmCode::EF01);
+    assert!(
+        problem.detail.contains("waits for an operator"),
+        "{problem}"
+    );
+    let text = house.done(&migrate);
+    has(&text, &["0 drives are added, 2 are there already"]);
+    serving.stop();
 }

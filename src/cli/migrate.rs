@@ -107,8 +107,8 @@ struct Done {
     /// Whether ekm.toml was written (or would be).
     config_written: bool,
     config_path: PathBuf,
-    drives: TakenIn,
-    history: Option<Merged>,
+    taken_in: TakenIn,
+    kept: Option<Merged>,
 }
 
 #[derive(Serialize)]
@@ -146,17 +146,17 @@ fn look(to: &Path, plan: &Plan) -> anyhow::Result<Done> {
         applied: false,
         config_written: !to.exists(),
         config_path: to.to_owned(),
-        drives: TakenIn {
+        taken_in: TakenIn {
             drives: Vec::new(),
             defaults: None,
         },
-        history: None,
+        kept: None,
     };
     if to.exists() {
         let config = Config::draft(to)?;
         // Opening a state makes it.
         if config.state.join("state.db").exists() {
-            done.drives = take_in(&config, plan, false)?;
+            done.taken_in = take_in(&config, plan, false)?;
         }
     }
     Ok(done)
@@ -169,8 +169,8 @@ fn apply(
 ) -> anyhow::Result<Done> {
     let written = write_new(to, &plan.config)?;
     let config = Config::draft(to)?;
-    let drives = take_in(&config, plan, true)?;
-    let history = if records.is_empty() {
+    let taken_in = take_in(&config, plan, true)?;
+    let kept = if records.is_empty() {
         None
     } else {
         Some(history::merge(&config.state, records)?)
@@ -179,8 +179,8 @@ fn apply(
         applied: true,
         config_written: written,
         config_path: to.to_owned(),
-        drives,
-        history,
+        taken_in,
+        kept,
     })
 }
 
@@ -370,10 +370,10 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
         format!("- {path} is there already and is left as it is")
     })?;
     let count = |wanted: fn(&Taken) -> bool| {
-        let outcomes = done.drives.drives.iter();
+        let outcomes = done.taken_in.drives.iter();
         outcomes.filter(|(_, taken)| wanted(taken)).count()
     };
-    let added = if done.applied || !done.drives.drives.is_empty() {
+    let added = if done.applied || !done.taken_in.drives.is_empty() {
         count(|taken| *taken == Taken::Added)
     } else {
         plan.imports().count()
@@ -382,7 +382,7 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
         "- {added} drives are added, {} are there already with these values",
         count(|taken| *taken == Taken::Same)
     ))?;
-    for (serial, taken) in &done.drives.drives {
+    for (serial, taken) in &done.taken_in.drives {
         match taken {
             Taken::Added | Taken::Same => {}
             Taken::Kept { why } => output::say(&format!(
@@ -399,7 +399,7 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
         .map(ToString::to_string)
         .collect();
     if !labels.is_empty() {
-        output::say(&match &done.drives.defaults {
+        output::say(&match &done.taken_in.defaults {
             Some(Taken::Kept { why }) => format!("- the default labels stay: {why}"),
             Some(Taken::Same) => "- the default labels are set already".to_owned(),
             Some(Taken::Added | Taken::Deleted) | None => {
@@ -407,7 +407,7 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
             }
         })?;
     }
-    match &done.history {
+    match &done.kept {
         Some(Merged { added, total }) => output::say(&format!(
             "- {added} records are added to {} in the state directory, which has {total} now",
             history::FILE
