@@ -151,6 +151,7 @@ pub fn gather(places: &Places, password: Option<SecretString>) -> Result<Sources
         keys,
         history,
         notes,
+        now: time::OffsetDateTime::now_utc(),
         keystore: keystore.map(|path| path.display().to_string()),
         hsm,
     })

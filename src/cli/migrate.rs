@@ -323,12 +323,20 @@ fn drives(plan: &Plan) -> anyhow::Result<()> {
     heading("Drives")?;
     let none = || "-".to_owned();
     output::table(
-        &["serial", "kek1", "kek2", "verdict", "what is left"],
+        &[
+            "serial",
+            "kek1",
+            "kek2",
+            "changed",
+            "verdict",
+            "what is left",
+        ],
         plan.drives.iter().take(ROWS).map(|row| {
             vec![
                 row.serial.clone(),
                 row.kek1.clone().unwrap_or_else(none),
                 row.kek2.clone().unwrap_or_else(none),
+                row.changed.clone().unwrap_or_else(none),
                 row.verdict.to_string(),
                 row.why.clone(),
             ]

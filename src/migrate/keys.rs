@@ -121,7 +121,7 @@ fn certificate(der: &[u8]) -> Option<(KekHash, Validity)> {
     Some((KekHash::of_spki(read.public_key().raw), dates))
 }
 
-fn rfc3339(at: OffsetDateTime) -> Option<String> {
+pub(super) fn rfc3339(at: OffsetDateTime) -> Option<String> {
     at.truncate_to_second().format(&Rfc3339).ok()
 }
 
@@ -179,6 +179,28 @@ pub fn conflicts(keys: &[EkmKey]) -> Vec<String> {
     told
 }
 
+/// The key pairs whose certificate has ended before `now`, one sentence each.
+#[must_use]
+pub fn ended(keys: &[EkmKey], now: OffsetDateTime) -> Vec<String> {
+    let Some(now) = rfc3339(now.to_offset(time::UtcOffset::UTC)) else {
+        return Vec::new();
+    };
+    keys.iter()
+        .filter_map(|key| match &key.kind {
+            // Both are in UTC, and of one form, so that their order is that of the texts.
+            KeyKind::Pair {
+                validity: Some((_, end)),
+                ..
+            } if *end < now => Some(format!(
+                "{}: its certificate ended on {}; such a KEK goes on reading, and new cartridges are better written under another",
+                shown(&key.alias),
+                end.chars().take(10).collect::<String>()
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
 /// A text of unknown length, for a message.
 pub(super) fn shown(text: &str) -> String {
     if text.chars().count() <= 80 {
@@ -224,6 +246,23 @@ mod tests {
         assert!(one.contains("one is on 2 different keys"), "{one}");
         assert!(two.contains("two, Two are one key"), "{two}");
         assert!(three.contains("three, drei are one key"), "{three}");
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_is_told() {
+        let mut old = pair("old", 1);
+        if let KeyKind::Pair { validity, .. } = &mut old.kind {
+            let day = |day: &str| format!("{day}T00:00:00Z");
+            *validity = Some((day("2008-01-01"), day("2018-01-01")));
+        }
+        let keys = [old, pair("bare", 2)];
+        let told = ended(&keys, time::macros::datetime!(2018-01-01 00:00:01 UTC));
+        assert!(
+            told.len() == 1 && told.concat().contains("2018-01-01"),
+            "{told:?}"
+        );
+        let before = time::macros::datetime!(2017-12-31 00:00:00 UTC);
+        assert_eq!(ended(&keys, before), Vec::<String>::new());
     }
 
     #[test]

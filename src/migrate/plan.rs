@@ -28,6 +28,8 @@ pub struct Sources {
     pub history: Vec<KeyUse>,
     /// What could not be read, or is not served, one sentence each.
     pub notes: Vec<String>,
+    /// When it was read.
+    pub now: time::OffsetDateTime,
     /// The keystore's file, as a command would name it.
     pub keystore: Option<String>,
     /// The profile of the HSM that EKM used, and its library, where its configuration names one.
@@ -187,6 +189,7 @@ impl Plan {
         let used = Used::of(&defaults, &drives, &sources.history);
         let keys = sources.keys.as_deref().unwrap_or_default();
         conflicts.extend(keys::conflicts(keys));
+        notes.extend(keys::ended(keys, sources.now));
         if sources.keys.is_some() {
             conflicts.extend(used.missing(keys));
         }

@@ -14,6 +14,7 @@ fn plan(properties: &str, table: &str, keys: Option<Vec<EkmKey>>) -> Plan {
         keys,
         history: Vec::new(),
         notes: Vec::new(),
+        now: time::OffsetDateTime::UNIX_EPOCH,
         keystore: None,
         hsm: None,
     })

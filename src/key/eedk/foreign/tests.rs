@@ -203,8 +203,8 @@ fn what_would_take_too_long_is_refused_with_the_way() {
 
 #[test]
 fn hashes_and_labels_of_a_key_are_found() {
-    let pair = pair();
-    let hash = crate::key::KekHash::of_spki(&pair.spki);
+    let key = pair();
+    let hash = crate::key::KekHash::of_spki(&key.spki);
     let blob = [
         random(9).as_slice(),
         hash.as_bytes(),
@@ -212,7 +212,7 @@ fn hashes_and_labels_of_a_key_are_found() {
         b"tape01".as_slice(),
     ]
     .concat();
-    let found = marks(&blob, "Tape01", &pair.spki, None);
+    let found = marks(&blob, "Tape01", &key.spki, None);
     let places: Vec<(usize, &str)> = found.iter().map(|mark| (mark.offset, mark.what)).collect();
     assert_eq!(
         places,
@@ -222,7 +222,7 @@ fn hashes_and_labels_of_a_key_are_found() {
             (47, "its label"),
         ]
     );
-    assert!(marks(&blob, "other", &super::tests::pair().spki, None).is_empty());
+    assert!(marks(&blob, "other", &pair().spki, None).is_empty());
 }
 
 #[test]
