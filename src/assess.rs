@@ -327,12 +327,38 @@ fn keks_of<'a>(site: &'a Site, drive: &Drive) -> Result<Vec<&'a KnownKek>, Strin
         .collect()
 }
 
+/// A software keystore shows among the tokens.
+fn key_file(token: &TokenStatus) -> bool {
+    token
+        .uri
+        .as_ref()
+        .is_some_and(|uri| uri.starts_with("file:"))
+}
+
 fn serving(token: &TokenStatus) -> bool {
     token.state == "ready" || token.state == "degraded"
 }
 
 fn store_row(token: &TokenStatus, embedded: bool) -> StoreRow {
     let serves = serving(token);
+    if key_file(token) {
+        let state = &token.state;
+        return StoreRow {
+            row: match (serves, &token.why) {
+                (true, _) => row(
+                    &token.name,
+                    Word::Host,
+                    "a key file that serves: custody host, and drives enrolled for it",
+                ),
+                (false, why) => row(
+                    &token.name,
+                    Word::Unknown,
+                    format!("{state}: {}", why.as_deref().unwrap_or("-")),
+                ),
+            },
+            leaves: "it is no token: its keys, and each data key, are in ekm's memory".to_owned(),
+        };
+    }
     let row = if serves {
         let forms: Vec<String> = token.forms.iter().map(ToString::to_string).collect();
         if forms.is_empty() {
@@ -396,6 +422,9 @@ fn key_row(kek: &KnownKek) -> Row {
             let provenance = match kek.provenance {
                 Some(Provenance::Imported) => "imported: a copy may be where it came from",
                 Some(Provenance::Copied) => "made on the token, and was extractable once",
+                Some(Provenance::Software) => {
+                    "in a key file: new cartridges only where policy.write_provenance lists \"software\""
+                }
                 Some(Provenance::Born) | None => "made on the token",
             };
             let copies = match tokens {

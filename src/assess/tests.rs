@@ -260,6 +260,11 @@ fn keys_and_tokens_have_their_words() {
     assert!(store_row(&ready, true).leaves.contains("own process"));
     let (host, _) = token("ready", &[]);
     assert_eq!(store_row(&host, false).row.verdict, Word::Host);
+    let (mut file, _) = token("ready", &[SedkForm::T10Wrapped]);
+    file.uri = Some("file:/srv/EKMKeys.jck".to_owned());
+    let file = store_row(&file, false);
+    assert_eq!(file.row.verdict, Word::Host);
+    assert!(file.leaves.contains("no token"));
     let (failed, _) = token("failed", &[]);
     assert!(
         store_row(&failed, false)

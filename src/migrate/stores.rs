@@ -66,7 +66,7 @@ pub const STORES: &[StoreKind] = &[
         names: &["JCEKS"],
         place: "in the file, sealed under its password",
         fate: Fate::Moves,
-        how: "ekm kek import reads the file as it is",
+        how: "ekm kek import reads the file as it is; or it serves in place, as [[keystores]] of ekm.toml, in custody host",
         not: "secret keys in it are for LTO drives and are not served",
     },
     StoreKind {
@@ -87,7 +87,7 @@ pub const STORES: &[StoreKind] = &[
         names: &["PKCS12", "JKS"],
         place: "in the file, sealed under its password",
         fate: Fate::Moves,
-        how: "ekm kek import reads the file as it is",
+        how: "ekm kek import reads the file as it is; or it serves in place, as [[keystores]] of ekm.toml, in custody host",
         not: "-",
     },
 ];
