@@ -375,7 +375,7 @@ fn what_is_applied_is_there_and_a_second_time_changes_nothing() {
         &text,
         &[
             "there already and is left as it is",
-            "0 drives are added, 3 are there already",
+            "0 drives are added; there already with these values: 3",
             "the default labels are set already",
             "0 records are added",
         ],
@@ -630,6 +630,9 @@ async fn it_goes_to_the_server_where_one_runs_and_what_waits_gets_no_key() {
         "{problem}"
     );
     let text = house.done(&migrate);
-    has(&text, &["0 drives are added, 2 are there already"]);
+    has(
+        &text,
+        &["0 drives are added; there already with these values: 2"],
+    );
     serving.stop();
 }

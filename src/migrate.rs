@@ -98,7 +98,7 @@ pub fn gather(places: &Places, password: Option<SecretString>) -> Result<Sources
             Ok(read) => {
                 if let Some(damage) = &read.damage {
                     notes.push(format!(
-                        "history: {} is damaged: {damage}; what stands before was taken",
+                        "history: {} is damaged: {damage}; all whole events were taken",
                         path.display()
                     ));
                 }

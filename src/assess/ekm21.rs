@@ -49,8 +49,16 @@ fn drive(drive: &crate::migrate::plan::DriveRow, models: &Models) -> DriveRow {
         ),
         (Verdict::Moves, _, _) => (
             Word::Unknown,
-            "tell its model with --model; the drive's page 0011h says which key formats it takes"
-                .to_owned(),
+            match model {
+                Some(model) => format!(
+                    "which key formats an {} takes is not known; its page 0011h says so",
+                    model.what
+                ),
+                None => {
+                    "tell its model with --model; its page 0011h says which key formats it takes"
+                        .to_owned()
+                }
+            },
         ),
     };
     DriveRow {

@@ -249,13 +249,15 @@ fn show(plan: &Plan) -> anyhow::Result<()> {
         plan.properties.iter().partition(|row| row.becomes != "-");
     heading("Properties that become something")?;
     output::table(
-        &["property", "value", "becomes", "value there", "how"],
+        &["property", "value -> what it becomes", "how"],
         moved.iter().map(|row| {
+            let becomes = match &row.as_value {
+                Some(value) => format!("{} = {value}", row.becomes),
+                None => row.becomes.clone(),
+            };
             vec![
                 row.property.clone(),
-                row.value.clone(),
-                row.becomes.clone(),
-                row.as_value.clone().unwrap_or_else(|| "-".to_owned()),
+                format!("{} -> {becomes}", row.value),
                 row.why.clone(),
             ]
         }),
@@ -280,8 +282,9 @@ fn show(plan: &Plan) -> anyhow::Result<()> {
     drives(plan)?;
     heading("Volume history")?;
     output::say(&format!(
-        "{} records of {} cartridges that EKM keyed; ekm has no EEDK of them and cannot read them",
-        plan.history.records, plan.history.cartridges
+        "{} of {} that EKM keyed; ekm has no EEDK of them and cannot read them",
+        counted(plan.history.records, "record"),
+        counted(plan.history.cartridges, "cartridge")
     ))
 }
 
@@ -345,6 +348,18 @@ fn drives(plan: &Plan) -> anyhow::Result<()> {
     more(plan.drives.len())
 }
 
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
+fn are(count: usize, what: &str) -> String {
+    let verb = if count == 1 { "is" } else { "are" };
+    format!("{} {verb}", counted(count, what))
+}
+
 fn more(rows: usize) -> anyhow::Result<()> {
     if rows > ROWS {
         output::say(&format!("… and {} more; --json has all", rows - ROWS))?;
@@ -387,7 +402,8 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
         plan.imports().count()
     };
     output::say(&format!(
-        "- {added} drives are added, {} are there already with these values",
+        "- {} added; there already with these values: {}",
+        are(added, "drive"),
         count(|taken| *taken == Taken::Same)
     ))?;
     for (serial, taken) in &done.taken_in.drives {
@@ -417,12 +433,13 @@ fn tell(plan: &Plan, done: &Done) -> anyhow::Result<()> {
     }
     match &done.kept {
         Some(Merged { added, total }) => output::say(&format!(
-            "- {added} records are added to {} in the state directory, which has {total} now",
+            "- {} added to {} in the state directory, which has {total} now",
+            are(*added, "record"),
             history::FILE
         ))?,
         None if plan.history.records > 0 => output::say(&format!(
-            "- {} records are kept in {} in the state directory",
-            plan.history.records,
+            "- {} kept in {} in the state directory",
+            are(plan.history.records, "record"),
             history::FILE
         ))?,
         None => {}

@@ -137,7 +137,7 @@ pub fn conflicts(keys: &[EkmKey]) -> Vec<String> {
         match key.alias.parse::<KeyLabel>() {
             Ok(label) => named.entry(label).or_default().push((&key.alias, hash)),
             Err(error) => told.push(format!(
-                "{:?} cannot be a key label: {error}; import it under another label",
+                "{:?} cannot be a key label: {error}; import it under another (ekm kek import --label)",
                 shown(&key.alias)
             )),
         }

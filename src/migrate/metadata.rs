@@ -129,31 +129,33 @@ pub fn parse(text: &str) -> Metadata {
     let mut reader = Reader::from_str(text);
     let mut metadata = Metadata::default();
     let mut state = State::default();
-    loop {
-        let at = reader.buffer_position();
-        let step = match reader.read_event() {
-            Ok(Event::Eof) => break,
-            Ok(event) => state.take(event, &mut metadata),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(why) = step {
-            metadata.damage = Some(left_over(text, at, &why));
-            return metadata;
+    // Where the last whole event ends.
+    let mut whole = 0;
+    let why = loop {
+        match reader.read_event() {
+            Ok(Event::Eof) if state.depth == 0 => return metadata,
+            Ok(Event::Eof) => break "the file ends before its closing tags".to_owned(),
+            Ok(event) => {
+                if let Err(why) = state.take(event, &mut metadata) {
+                    break why;
+                }
+            }
+            Err(error) => break error.to_string(),
         }
-    }
-    if state.depth > 0 {
-        let at = state.whole_until.unwrap_or_default();
-        metadata.damage = Some(left_over(text, at, "the file ends before its closing tags"));
-    }
+        if state.open.is_none() && std::mem::take(&mut state.ended) {
+            whole = usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX);
+        }
+    };
+    let rest = text.get(whole..).unwrap_or_default();
+    metadata.damage = Some(if rest.trim().is_empty() {
+        format!("{why}; every event in it is whole")
+    } else {
+        format!(
+            "{why}; the last {} bytes, from byte {whole} on, were left out",
+            rest.len()
+        )
+    });
     metadata
-}
-
-fn left_over(text: &str, at: u64, why: &str) -> String {
-    let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
-    format!(
-        "{why}; the last {} bytes, from byte {at} on, were left out",
-        length.saturating_sub(at)
-    )
 }
 
 /// Where in the file the reader is.
@@ -165,7 +167,8 @@ struct State {
     /// The field that is open.
     field: Option<String>,
     too_long: bool,
-    whole_until: Option<u64>,
+    /// An event has just ended.
+    ended: bool,
 }
 
 impl State {
@@ -237,6 +240,7 @@ impl State {
         let Some((_, event)) = self.open.take_if(|(depth, _)| *depth == self.depth) else {
             return;
         };
+        self.ended = true;
         let event = trimmed(event);
         if event.volser.is_empty() || std::mem::take(&mut self.too_long) {
             metadata.incomplete += 1;
@@ -331,6 +335,22 @@ mod tests {
                 assert!(metadata.damage.is_some(), "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn what_was_left_out_is_told_to_the_byte() {
+        let whole = file(2);
+        let end = whole.rfind("</KeyUsageEvent>").unwrap() + "</KeyUsageEvent>".len();
+        let cut = |at: usize| parse(whole.get(..at).unwrap()).damage.unwrap();
+        assert!(
+            cut(end).contains("every event in it is whole"),
+            "{}",
+            cut(end)
+        );
+        assert!(cut(end + 1).contains("every event in it is whole"));
+        let first = whole.find("</KeyUsageEvent>").unwrap() + "</KeyUsageEvent>".len();
+        let told = format!("the last {} bytes, from byte {first} on", end - 9 - first);
+        assert!(cut(end - 9).contains(&told), "{}", cut(end - 9));
     }
 
     #[test]
