@@ -281,7 +281,7 @@ mod tests {
         let path = folder.path().join("filedrive.table");
         std::fs::write(&path, b"\xAC\xED\x00\x05sr\x00\x11java.util.Hashtable").unwrap();
         let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains("listdrives -verbose"), "{error}");
+        assert!(error.contains("serialized Java object"), "{error}");
         std::fs::write(&path, b"nothing of it").unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("SerialNumber"), "{error}");
