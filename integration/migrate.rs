@@ -525,9 +525,16 @@ fn a_pending_drive_is_enrolled_as_the_steps_say_and_then_serves() {
     let old = Old::new();
     old.migrate(&["--apply"]);
     old.settle();
-    // Stands for the import, whose own tests have the keystore's keys.
     for label in ["cert1", "cert2"] {
-        old.done(&["kek", "generate", label, "--bits", "2048"]);
+        old.done(&[
+            "kek",
+            "import",
+            "../ekm/keys/EKMKeys.jck",
+            "--alias",
+            label,
+            "--password-file",
+            "../password",
+        ]);
     }
     old.done(&[
         "softdrive",
