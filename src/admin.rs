@@ -7,6 +7,7 @@
 mod adopt;
 mod certificates;
 mod copies;
+mod ekm21;
 mod import;
 mod partners;
 mod unlock;
@@ -30,6 +31,7 @@ use crate::volser::Volser;
 pub use adopt::AdoptAsked;
 pub use certificates::Imported;
 pub use copies::{CopyAct, CopyAsked, CopyMade};
+pub use ekm21::{ImportedDrive, Taken, TakenIn};
 pub use import::{ImportAsked, ImportTo};
 pub use partners::{Offered, PartnerSeen, Removed, look};
 pub use unlock::Unlocked;
@@ -115,6 +117,15 @@ pub enum Command {
     },
     /// The drive table.
     DriveList,
+    /// Takes in what another key manager has of drives and defaults.
+    DriveImport {
+        /// The drives.
+        drives: Vec<ImportedDrive>,
+        /// The global labels, where there are none yet.
+        defaults: Defaults,
+        /// False: says only what would be done.
+        apply: bool,
+    },
     /// Makes a KEK.
     KekGenerate {
         /// Its label.
@@ -256,6 +267,8 @@ pub struct TokenStatus {
 pub enum Reply {
     /// Drives.
     Drives(Vec<Drive>),
+    /// What came of taking drives in.
+    TakenIn(TakenIn),
     /// KEKs.
     Keks(Vec<KnownKek>),
     /// Where a key goes that is to be imported.
@@ -344,6 +357,11 @@ pub async fn execute_with_pin(
             Ok(Reply::Done)
         }
         Command::DriveList => stored(service.store().drives().await).map(Reply::Drives),
+        Command::DriveImport {
+            drives,
+            defaults,
+            apply,
+        } => ekm21::take_in(service, operator, drives, &defaults, apply).await,
         Command::KekGenerate {
             label,
             bits,

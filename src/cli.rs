@@ -4,12 +4,14 @@
 //! do; 2 the command line itself is wrong; 3 something was checked and found
 //! wrong (`config check`, `audit verify`, `slot doctor`).
 
+mod assess;
 mod audit;
 mod config;
 mod demo;
 mod drive;
 mod eedk;
 mod kek;
+mod migrate;
 mod output;
 mod serve;
 mod site;
@@ -99,9 +101,14 @@ enum Noun {
     /// A tape drive in software, to try and to test with.
     #[command(subcommand)]
     Softdrive(softdrive::Softdrive),
-    /// What an EEDK says, field by field.
+    /// What an EEDK says, field by field; what may be one in a captured blob.
     #[command(subcommand)]
     Eedk(eedk::EedkCommand),
+    /// The way from another key manager to ekm.
+    #[command(subcommand)]
+    Migrate(migrate::Migrate),
+    /// What of a site will work: each drive, token, key and cartridge.
+    Assess(assess::Assess),
     /// The audit records: verify the chain, show.
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -169,6 +176,8 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
                 Noun::Tls(tls) => tls.run(context),
                 Noun::Softdrive(softdrive) => softdrive.run(context),
                 Noun::Eedk(eedk) => eedk.run(context),
+                Noun::Migrate(migrate) => migrate.run(context),
+                Noun::Assess(assess) => assess.run(context),
                 Noun::Audit(audit) => audit.run(context),
                 Noun::Demo(demo) => demo.run(),
                 Noun::Completions { shell } => {
@@ -245,6 +254,9 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()?)
 }
+
+#[cfg(test)]
+mod documents;
 
 #[cfg(test)]
 mod tests {

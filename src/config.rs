@@ -254,6 +254,24 @@ impl Config {
     /// # Errors
     /// The file is unreadable, or its faults, all of them.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::draft(path)?;
+        let faults = config.faults();
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Faults {
+                path: path.to_owned(),
+                faults,
+            })
+        }
+    }
+
+    /// Reads a configuration as [`load`](Self::load) does, and does not look at what it names:
+    /// certificates and tokens may be missing yet.
+    ///
+    /// # Errors
+    /// The file is unreadable, or not of this shape.
+    pub fn draft(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read {
             path: path.to_owned(),
             source,
@@ -267,15 +285,7 @@ impl Config {
         })?;
         let here = std::path::absolute(path).map_err(read)?;
         config.settle(here.parent().unwrap_or(Path::new("/")));
-        let faults = config.faults();
-        if faults.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Faults {
-                path: path.to_owned(),
-                faults,
-            })
-        }
+        Ok(config)
     }
 
     fn settle(&mut self, folder: &Path) {

@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod alarms;
 pub mod api;
+pub mod assess;
 pub mod audit;
 pub mod bridge;
 pub mod certificates;
@@ -26,6 +27,7 @@ pub mod key;
 pub mod keyfile;
 pub mod keystore;
 pub mod metrics;
+pub mod migrate;
 pub mod policy;
 pub mod problem;
 pub mod server;

@@ -1,5 +1,7 @@
 //! `ekm eedk`
 
+mod probe;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -14,11 +16,21 @@ pub(super) enum EedkCommand {
         /// A file with one EEDK, DER; ekm softdrive show --eedks DIR writes them.
         file: PathBuf,
     },
+    /// Looks in a captured blob for keys that another key manager wrapped.
+    ///
+    /// IBM's EEDK layout is not public. This tries the private keys of a keystore on every place of the
+    /// blob where a wrapped key may begin, forwards and backwards, by OAEP with SHA-1 and SHA-256 and by
+    /// PKCS#1 v1.5, and looks for what names the keys: hashes, labels in ASCII and EBCDIC. It shows where
+    /// what opened, never a key, and stores nothing.
+    Probe(probe::Probe),
 }
 
 impl EedkCommand {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
-        let Self::Show { file } = self;
+        let file = match self {
+            Self::Show { file } => file,
+            Self::Probe(probe) => return probe.run(context),
+        };
         let limit = u64::try_from(Eedk::MAX_LEN)?;
         let der = crate::files::read_limited(file, limit)
             .with_context(|| format!("cannot read an EEDK from {}", file.display()))?;

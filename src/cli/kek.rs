@@ -8,7 +8,7 @@ mod holders;
 mod import;
 mod own_bridge;
 mod partner;
-mod passwords;
+pub(super) mod passwords;
 mod restore;
 mod stage;
 

@@ -26,6 +26,7 @@
 //! An EEDK says what was wrapped and how, not who wrapped it: whoever has the KEK's public key
 //! can make one. It is no proof of anything until the token has opened it.
 
+pub mod foreign;
 mod layout;
 
 use std::fmt;

@@ -10,7 +10,7 @@ use crate::keyfile::Passwords;
 
 /// Where the passwords of a key file come from. Belongs beside an argument `file`.
 #[derive(Debug, clap::Args)]
-pub(super) struct PasswordFiles {
+pub(in crate::cli) struct PasswordFiles {
     /// A file whose first line is the store's password; without it, you are asked.
     #[arg(long, value_name = "FILE", requires = "file")]
     password_file: Option<PathBuf>,
@@ -21,7 +21,7 @@ pub(super) struct PasswordFiles {
 
 impl PasswordFiles {
     /// Reads them, or asks for the store's where `needed`.
-    pub(super) fn read(&self, store: &Path, needed: bool) -> anyhow::Result<Passwords> {
+    pub(in crate::cli) fn read(&self, store: &Path, needed: bool) -> anyhow::Result<Passwords> {
         let key = self.key_password_file.as_deref().map(first_line);
         let store = match &self.password_file {
             Some(path) => first_line(path)?,
@@ -40,7 +40,7 @@ impl PasswordFiles {
 }
 
 /// A file's first line, as with PINs: without its end, and not readable by others.
-fn first_line(path: &Path) -> anyhow::Result<SecretString> {
+pub(in crate::cli) fn first_line(path: &Path) -> anyhow::Result<SecretString> {
     let source = Pin::Source(PinSource::File(std::path::absolute(path)?));
     source.read_secret("").map_err(|error| match error {
         PinError::Read { path, source } => {
