@@ -16,6 +16,7 @@ mod support;
 mod tokens;
 
 mod adopt;
+mod attacks;
 mod budget;
 mod certificates;
 mod cli;
@@ -42,3 +43,4 @@ mod secrecy;
 mod several;
 mod software;
 mod storm;
+mod trust;

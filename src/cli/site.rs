@@ -40,7 +40,10 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         .context("cannot find the ekm executable")?
         .with_pins(EnvironmentPins::of_environment(config.pin_variables())?);
     let needs_tokens = match &command {
-        Command::DriveDel { .. } | Command::DriveList | Command::VolumeList { .. } => false,
+        Command::DriveDel { .. }
+        | Command::DriveList
+        | Command::DriveTrust { .. }
+        | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
         Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
             matches!(change.kek1, Change::Set(_)) || matches!(change.kek2, Change::Set(_))
