@@ -42,6 +42,7 @@ fn token(state: &str, forms: &[SedkForm]) -> (TokenStatus, bool) {
         uri: None,
         keks: 1,
         forms: forms.to_vec(),
+        trusted: Vec::new(),
     };
     (status, false)
 }
