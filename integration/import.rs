@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty};
-use crate::site::{Site, configure};
+use crate::site::{Site, certify, configure};
 use crate::support::{Bench, Hsm, Kind, TestDrive, drive, write_private};
 use crate::tokens::can_be_made;
 
@@ -39,6 +39,7 @@ impl Desk {
 
     fn over(hsm: Hsm, config: ekm::config::TokenConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        certify(&directory.path().join("tls"));
         configure(&directory.path().join("ekm.toml"), &[config], "");
         write_private(&directory.path().join("word"), PASSWORD);
         write_private(&directory.path().join("wrong"), "no-such-word");
