@@ -254,10 +254,16 @@ fn cannot_be_got_out(hsm: &Hsm, label: &str) {
         reads.iter().all(|line| line.ends_with("Sensitive)")),
         "{tries}"
     );
-    assert!(wraps.iter().all(|line| !line.ends_with("bytes")), "{tries}");
-    // What says so for another reason than the key proves nothing.
+    assert!(!tries.contains("bytes, another"), "{tries}");
+    // What is refused for another reason than the key proves nothing; p11-kit passes none of it on.
+    let for_itself = |line: &&str| {
+        // Kryoptic says the latter.
+        let about_it =
+            line.contains("KeyUnextractable") || line.contains("KeyFunctionNotPermitted");
+        about_it && line.ends_with("bytes")
+    };
     assert!(
-        wraps.iter().any(|line| line.ends_with("KeyUnextractable")),
+        hsm.kind == Kind::Softhsm || wraps.iter().any(for_itself),
         "{tries}"
     );
 }
@@ -270,7 +276,13 @@ async fn import_and_resolve(kind: Kind, transport: &str) {
     let desk = Desk::new(kind, "import").await;
     desk.key("old", 2048);
     desk.key("new", 3072);
-    let text = desk.done(&["kek", "import", "old.pem", "--label", "OLD"]);
+    // Where a token has a namespace of its own, a program there begins in another directory.
+    let (old, new, word) = (
+        desk.path("old.pem"),
+        desk.path("new.p12"),
+        desk.path("word"),
+    );
+    let text = desk.done(&["kek", "import", &old, "--label", "OLD"]);
     for wanted in [
         "imported",
         transport,
@@ -280,12 +292,14 @@ async fn import_and_resolve(kind: Kind, transport: &str) {
     ] {
         assert!(text.contains(wanted), "no {wanted:?} in {text}");
     }
-    let arguments = ["kek", "import", "new.p12", "--password-file", "word"];
+    let arguments = ["kek", "import", &new, "--password-file", &word];
     let report = desk.json(&arguments);
-    assert!(
-        report["transport"].to_string().contains(transport),
-        "{report}"
-    );
+    let way = match transport {
+        "C_CreateObject" => "created",
+        mechanism => mechanism,
+    };
+    let told = report["transport"].to_string();
+    assert!(told.contains(way), "{told}");
     assert_eq!(report["kek"]["label"], "new");
     let der = openssl(
         desk.directory.path(),
