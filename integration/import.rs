@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty};
-use crate::site::{Site, configure};
+use crate::site::{Site, certify, configure};
 use crate::support::{Bench, Hsm, Kind, TestDrive, drive, write_private};
 use crate::tokens::can_be_made;
 
@@ -39,6 +39,7 @@ impl Desk {
 
     fn over(hsm: Hsm, config: ekm::config::TokenConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        certify(&directory.path().join("tls"));
         configure(&directory.path().join("ekm.toml"), &[config], "");
         write_private(&directory.path().join("word"), PASSWORD);
         write_private(&directory.path().join("wrong"), "no-such-word");
@@ -253,10 +254,16 @@ fn cannot_be_got_out(hsm: &Hsm, label: &str) {
         reads.iter().all(|line| line.ends_with("Sensitive)")),
         "{tries}"
     );
-    assert!(wraps.iter().all(|line| !line.ends_with("bytes")), "{tries}");
-    // What says so for another reason than the key proves nothing.
+    assert!(!tries.contains("bytes, another"), "{tries}");
+    // What is refused for another reason than the key proves nothing; p11-kit passes none of it on.
+    let for_itself = |line: &&str| {
+        // Kryoptic says the latter.
+        let about_it =
+            line.contains("KeyUnextractable") || line.contains("KeyFunctionNotPermitted");
+        about_it && line.ends_with("bytes")
+    };
     assert!(
-        wraps.iter().any(|line| line.ends_with("KeyUnextractable")),
+        hsm.kind == Kind::Softhsm || wraps.iter().any(for_itself),
         "{tries}"
     );
 }
@@ -269,7 +276,13 @@ async fn import_and_resolve(kind: Kind, transport: &str) {
     let desk = Desk::new(kind, "import").await;
     desk.key("old", 2048);
     desk.key("new", 3072);
-    let text = desk.done(&["kek", "import", "old.pem", "--label", "OLD"]);
+    // Where a token has a namespace of its own, a program there begins in another directory.
+    let (old, new, word) = (
+        desk.path("old.pem"),
+        desk.path("new.p12"),
+        desk.path("word"),
+    );
+    let text = desk.done(&["kek", "import", &old, "--label", "OLD"]);
     for wanted in [
         "imported",
         transport,
@@ -279,12 +292,14 @@ async fn import_and_resolve(kind: Kind, transport: &str) {
     ] {
         assert!(text.contains(wanted), "no {wanted:?} in {text}");
     }
-    let arguments = ["kek", "import", "new.p12", "--password-file", "word"];
+    let arguments = ["kek", "import", &new, "--password-file", &word];
     let report = desk.json(&arguments);
-    assert!(
-        report["transport"].to_string().contains(transport),
-        "{report}"
-    );
+    let way = match transport {
+        "C_CreateObject" => "created",
+        mechanism => mechanism,
+    };
+    let told = report["transport"].to_string();
+    assert!(told.contains(way), "{told}");
     assert_eq!(report["kek"]["label"], "new");
     let der = openssl(
         desk.directory.path(),

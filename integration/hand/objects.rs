@@ -124,7 +124,7 @@ pub(crate) fn ec(session: &Session, label: &str) -> Outcome<()> {
 }
 
 /// Tries to get the secret numbers of a private key, by reading and by wrapping, and says what
-/// came of each try: `read AttributeType: Sensitive`, `wrap CKM_…: KeyUnextractable`.
+/// came of each try: `read CKA_…: Some(Sensitive)`, `wrap CKM_…: KeyUnextractable, another 40 bytes`.
 pub(crate) fn get_out(session: &Session, label: &str) -> Outcome<()> {
     let found = session.find_objects(&private(label))?;
     let key = *found.first().ok_or("no such private key")?;
@@ -140,6 +140,26 @@ pub(crate) fn get_out(session: &Session, label: &str) -> Outcome<()> {
             Attribute::Token(false),
             Attribute::ValueLen(32.into()),
             Attribute::Wrap(true),
+            // Kryoptic wants it too.
+            Attribute::Encrypt(true),
+        ],
+    )?;
+    // What the wrapping key can wrap, so that a refusal is seen to be about the private key.
+    let control = session.generate_key(
+        &Mechanism::AesKeyGen,
+        &[
+            Attribute::Token(false),
+            Attribute::ValueLen(32.into()),
+            Attribute::Extractable(true),
+        ],
+    )?;
+    // What the wrapping key can wrap, so that a refusal is seen to be about the private key.
+    let control = session.generate_key(
+        &Mechanism::AesKeyGen,
+        &[
+            Attribute::Token(false),
+            Attribute::ValueLen(32.into()),
+            Attribute::Extractable(true),
         ],
     )?;
     for mechanism in [
@@ -147,12 +167,13 @@ pub(crate) fn get_out(session: &Session, label: &str) -> Outcome<()> {
         Mechanism::AesCbcPad([0; 16]),
         Mechanism::AesKeyWrap,
     ] {
+        let told = |key| match session.wrap_key(&mechanism, wrapping, key) {
+            Ok(wrapped) => Ok(format!("{} bytes", wrapped.len())),
+            Err(cryptoki::error::Error::Pkcs11(code, _)) => Ok(format!("{code:?}")),
+            Err(error) => Err(error),
+        };
         let name = mechanism.mechanism_type();
-        match session.wrap_key(&mechanism, wrapping, key) {
-            Ok(wrapped) => println!("wrap {name}: {} bytes", wrapped.len()),
-            Err(cryptoki::error::Error::Pkcs11(code, _)) => println!("wrap {name}: {code:?}"),
-            Err(error) => return Err(error.into()),
-        }
+        println!("wrap {name}: {}, another {}", told(key)?, told(control)?);
     }
     Ok(())
 }

@@ -105,10 +105,8 @@ pub(super) async fn prepare(
     for kek in directory.keks() {
         if kek.hash != asked.hash && kek.label.same_as(&asked.label) {
             return Err(refuse(format!(
-                "the label {} is taken by another key, {} on {}; give another with --label",
-                kek.label,
-                kek.hash,
-                kek.tokens.join(", ")
+                "the label {} is taken by another key, {}; give another with --label (ekm kek show {0} tells where it is)",
+                kek.label, kek.hash
             )));
         }
         if kek.hash == asked.hash && kek.tokens.contains(&token) {

@@ -219,10 +219,11 @@ pub(super) fn adopt(token: &Token, mends: &[Mend]) -> Result<Adopted, Fault> {
     } else {
         mend(token, session, mends)?
     };
-    let keys = seen(token, session)?
+    let mut keys: Vec<KeySeen> = seen(token, session)?
         .into_iter()
         .map(|(key, _)| key)
         .collect();
+    keys.sort_by(|one, other| (&one.label, &one.id).cmp(&(&other.label, &other.id)));
     let _ = token.module.close_session(session);
     Ok(Adopted { mended, keys })
 }

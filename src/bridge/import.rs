@@ -359,6 +359,11 @@ impl<'a> Work<'a> {
             false,
             &self.token.profile,
         ));
+        // Last: SoftHSM, when it unwraps, takes nothing that comes after it.
+        let (frozen, mut template): (Vec<Attr>, Vec<Attr>) = template
+            .into_iter()
+            .partition(|attr| attr.is(ck::CKA_MODIFIABLE));
+        template.extend(frozen);
         template
     }
 

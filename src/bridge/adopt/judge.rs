@@ -34,7 +34,9 @@ pub(super) fn judge(row: &Row, all: &[Row], host_only: bool) -> KeySeen {
     };
     judged.kind();
     let label = judged.label(all);
-    judged.private(all);
+    if row.is_rsa() {
+        judged.private(all);
+    }
     judged.seen(label)
 }
 
@@ -148,8 +150,7 @@ impl Judged<'_> {
     /// Type, size, and which halves there are.
     fn kind(&mut self) {
         let row = self.row;
-        let first = row.objects().next();
-        if first.and_then(|object| object.kind) != Some(ck::CKK_RSA) {
+        if !row.is_rsa() {
             let reason = format!("its CKA_KEY_TYPE is {}: KEKs are RSA key pairs", kind(row));
             self.against.push(reason.clone());
             self.note_attribute(

@@ -106,6 +106,10 @@ impl Row {
         private.chain(&self.public).chain(&self.certificates)
     }
 
+    pub(super) fn is_rsa(&self) -> bool {
+        self.objects().next().and_then(|object| object.kind) == Some(ck::CKK_RSA)
+    }
+
     /// The numbers of the private half, or of a public one that stands alone. A private half
     /// whose modulus the token does not give has none: `CKA_ID` alone is a hint, no proof.
     pub(super) fn numbers(&self) -> Option<&Numbers> {

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use super::{KeyMaterial, Work, ends, undo};
 use crate::bridge::doctor::pairs::Pair;
-use crate::bridge::faults::Fault;
+use crate::bridge::faults::{Fault, FaultClass, ckr_name};
 use crate::bridge::host;
 use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{
@@ -76,7 +76,7 @@ impl Work<'_> {
                 return if fatal(&fault) {
                     Err(fault)
                 } else {
-                    Ok(Err(fault.to_string()))
+                    Ok(Err(short(&fault)))
                 };
             }
         };
@@ -120,7 +120,7 @@ impl Work<'_> {
                 Err(reason) => format!("with {name} the token takes it so that {reason}"),
             },
             Err(error) if ends(error) => return Err(self.fault(error, &what)),
-            Err(error) => self.fault(error, &what).to_string(),
+            Err(error) => format!("with {name} C_UnwrapKey answers {}", ckr_name(error.rv)),
         };
         // Also where the call failed: some answers are lost.
         undo(self.token, &self.asked.id)?;
@@ -128,13 +128,24 @@ impl Work<'_> {
     }
 }
 
+/// Without the advice, which is for faults that somebody has to mend.
+fn short(fault: &Fault) -> String {
+    match fault {
+        Fault::Call {
+            function,
+            name,
+            what,
+            ..
+        } => format!("{what}: {function} answers {name}"),
+        other => other.to_string(),
+    }
+}
+
 const fn fatal(fault: &Fault) -> bool {
     match fault {
         Fault::Call { class, .. } => matches!(
             class,
-            crate::bridge::faults::FaultClass::Restart
-                | crate::bridge::faults::FaultClass::Login
-                | crate::bridge::faults::FaultClass::Operator
+            FaultClass::Restart | FaultClass::Login | FaultClass::Operator
         ),
         Fault::Unsupported { .. } => false,
         Fault::BadEedk { .. }

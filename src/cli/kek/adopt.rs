@@ -138,15 +138,14 @@ impl Adopt {
             return output::say(&format!("token {token} has no key pair"));
         }
         for Mended { mend, error } in &adopted.mended {
-            let id = &mend.id;
+            let key = adopted.keys.iter().find(|key| key.hash == Some(mend.hash));
+            let key = key.map_or_else(|| mend.hash.to_string(), short);
             let (attribute, to) = (&mend.attribute, &mend.to);
-            folded(
-                "",
-                &match error {
-                    None => format!("{attribute} of the key {id} is {to} now"),
-                    Some(error) => format!("{attribute} of the key {id} is not {to}: {error}"),
-                },
-            )?;
+            let line = match error {
+                None => format!("{key}: {attribute} is {to} now"),
+                Some(error) => format!("{key}: {attribute} is not {to}: {error}"),
+            };
+            folded("", &line)?;
         }
         if !adopted.mended.is_empty() {
             output::say("")?;
