@@ -18,6 +18,7 @@ pub mod certificates;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod copies;
 pub mod drive;
 pub mod exchange;
 pub mod files;

@@ -10,6 +10,7 @@
 //! Nothing here does I/O: what the drive table, the registry and the tokens
 //! say comes in [`Known`].
 
+mod copies;
 mod drive_key;
 mod grant;
 mod rules;
@@ -28,7 +29,7 @@ use crate::tls::{PeerId, Role};
 
 pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
 pub use grant::{CreateGrant, GrantedKek, Readable, RekeyGrant, ResolveGrant};
-pub use rules::{AcceptUnknown, ExpiredKeks, PeerRule, PolicyConfig, UnprovedKeks};
+pub use rules::{AcceptUnknown, ExpiredKeks, PeerRule, PolicyConfig, RequireCopy, UnprovedKeks};
 
 /// What is known when a request is judged.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +165,20 @@ pub enum Refusal {
     Unverified {
         /// The label.
         label: KeyLabel,
+    },
+    /// One token's loss would be the cartridge's.
+    #[error(
+        "nothing is written under {labels}: policy.require_copy = \"{rule}\", and {why}; {advice}"
+    )]
+    NoCopy {
+        /// The KEKs' labels.
+        labels: String,
+        /// The rule.
+        rule: RequireCopy,
+        /// What there is of copies.
+        why: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// No EEDK of the cartridge can be opened here.
     #[error("no EEDK of the cartridge can be opened here: {0}")]
@@ -354,6 +369,7 @@ fn write_keks(
     custody: Custody,
 ) -> Result<Vec<GrantedKek>, Refusal> {
     let mut keks: Vec<GrantedKek> = Vec::new();
+    let mut chosen: Vec<&KnownKek> = Vec::new();
     for label in labels.into_iter().flatten() {
         let kek = known.directory.by_label(&label.label)?;
         let provable = fit(known, kek, custody)?;
@@ -370,6 +386,7 @@ fn write_keks(
         };
         if !keks.contains(&granted) {
             keks.push(granted);
+            chosen.push(kek);
         }
     }
     if !keks.iter().any(|granted| granted.provable) {
@@ -383,6 +400,7 @@ fn write_keks(
                 .to_owned(),
         });
     }
+    copies::required(known.config.require_copy, &chosen)?;
     Ok(keks)
 }
 

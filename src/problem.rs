@@ -148,7 +148,8 @@ impl From<&Refusal> for Problem {
             Refusal::NoLabel { .. }
             | Refusal::Kek(_)
             | Refusal::KekUnfit { .. }
-            | Refusal::Unverified { .. } => (EkmCode::EE31, 409),
+            | Refusal::Unverified { .. }
+            | Refusal::NoCopy { .. } => (EkmCode::EE31, 409),
             Refusal::Unreadable(_) => (EkmCode::EE32, 422),
             Refusal::NoEedk(_) => (EkmCode::EE23, 400),
         };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::bridge::message::{Custody, Provenance};
+use crate::copies::KekCopy;
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::tls::PeerId;
@@ -288,6 +289,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         kek: &KekHash,
         certificate: Option<&[u8]>,
     ) -> Result<(), StoreError>;
+    /// The copies of KEKs, oldest first.
+    async fn kek_copies(&self) -> Result<Arc<[KekCopy]>, StoreError>;
+    /// Adds a copy.
+    async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError>;
 
     /// The global key labels.
     async fn defaults(&self) -> Result<Defaults, StoreError>;

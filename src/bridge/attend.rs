@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 
 use super::adopt;
+use super::ceremony::Ceremony;
 use super::doctor::Doctor;
 use super::faults::Fault;
 use super::import;
@@ -20,6 +21,7 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
     answer(socket, Ok(Reply::Attending))?;
     let mut rig = None;
     let mut token = None;
+    let mut ceremony = None;
     while let Ok(errand) = message::read::<Errand>(socket) {
         let result = match errand {
             Errand::Examine(exam) => doctor
@@ -44,6 +46,9 @@ pub(super) fn run(socket: &mut UnixStream, loaded: Result<Doctor, Fault>) -> io:
             Errand::Adopt(mends) => open(&mut doctor, &mut token).and_then(|token| {
                 adopt::adopt(token, &mends).map(|seen| Reply::Adopted(Box::new(seen)))
             }),
+            Errand::Ceremony(step) => held(&mut doctor, &mut ceremony)
+                .and_then(|ceremony| ceremony.step(*step))
+                .map(Reply::Ceremony),
         };
         answer(socket, result)?;
     }
@@ -58,6 +63,17 @@ fn open<'a>(doctor: &mut Doctor, token: &'a mut Option<Token>) -> Result<&'a Tok
     match token {
         Some(token) => Ok(token),
         None => Ok(token.insert(doctor.logged_in()?)),
+    }
+}
+
+/// The ceremony, logged in at its first step.
+fn held<'a>(
+    doctor: &mut Doctor,
+    ceremony: &'a mut Option<Ceremony>,
+) -> Result<&'a mut Ceremony, Fault> {
+    match ceremony {
+        Some(ceremony) => Ok(ceremony),
+        None => Ok(ceremony.insert(Ceremony::begin(doctor)?)),
     }
 }
 

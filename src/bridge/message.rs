@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::adopt::{Adopted, Mend};
 use super::certify::{Certified, Certify};
+use super::ceremony::{Step, Stepped};
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
 use super::faults::Fault;
@@ -158,6 +159,9 @@ pub enum Errand {
     Undo([u8; 16]),
     /// A look at every key pair, after these changes.
     Adopt(Vec<Mend>),
+    /// One step of a ceremony in which a KEK gets a copy, or comes from one. Like every errand it
+    /// is done once: nobody starts this bridge again.
+    Ceremony(Box<Step>),
 }
 
 /// Milliseconds on the clock that server and bridge share (`CLOCK_MONOTONIC`).
@@ -385,6 +389,8 @@ pub enum Reply {
     Undone(usize),
     /// `Errand::Adopt`
     Adopted(Box<Adopted>),
+    /// `Errand::Ceremony`
+    Ceremony(Stepped),
 }
 
 /// What the bridge found when it opened its token.
@@ -423,6 +429,8 @@ pub enum Provenance {
     Imported,
     /// In no token at all: in a key file and, while a server runs, in memory.
     Software,
+    /// Brought in from a copy that a ceremony made. The attributes cannot tell; the registry does.
+    Restored,
 }
 
 impl std::fmt::Display for Provenance {
@@ -432,6 +440,7 @@ impl std::fmt::Display for Provenance {
             Self::Copied => "copied",
             Self::Imported => "imported",
             Self::Software => "software",
+            Self::Restored => "restored",
         })
     }
 }

@@ -1175,6 +1175,42 @@ impl Module {
     }
 }
 
+/// Private keys, which are longer than what [`Module::wrap`] has room for.
+impl Module {
+    /// Room for a wrapped RSA-8192 private key.
+    const PRIVATE: usize = 8 * BUFFER;
+
+    /// `C_WrapKey` of an RSA private key, in one call.
+    ///
+    /// # Errors
+    /// The module's code; `CKR_BUFFER_TOO_SMALL` past 8,192 bytes.
+    pub fn wrap_private(
+        &self,
+        session: CK_SESSION_HANDLE,
+        mechanism: &Mechanism,
+        wrapping: CK_OBJECT_HANDLE,
+        key: CK_OBJECT_HANDLE,
+    ) -> Call<Vec<u8>> {
+        let mut wrapped = vec![0_u8; Self::PRIVATE];
+        let mut size = ulong(Self::PRIVATE);
+        mechanism.with(|mechanism| {
+            call!(
+                self,
+                C_WrapKey(
+                    session,
+                    mechanism,
+                    wrapping,
+                    key,
+                    wrapped.as_mut_ptr(),
+                    &raw mut size,
+                )
+            )
+        })?;
+        wrapped.truncate(length(size));
+        Ok(wrapped)
+    }
+}
+
 const fn version(version: ck::CK_VERSION) -> (u8, u8) {
     (version.major, version.minor)
 }

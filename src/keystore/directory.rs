@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance, Ready};
 use crate::certificates::{Validity, Vouched};
+use crate::copies::{CopyKind, KekCopy};
 use crate::key::{KekHash, KeyLabel};
 use crate::store::{Certificates, RegisteredKek};
 
@@ -39,6 +40,12 @@ pub struct KnownKek {
     pub partner: Option<PartnerKek>,
     /// Whether the registry knows it.
     pub registered: bool,
+    /// Serial numbers of the tokens that serve it, each once.
+    #[serde(default)]
+    pub serials: Vec<String>,
+    /// Its copies, as the registry has them.
+    #[serde(default)]
+    pub copies: Vec<KekCopy>,
 }
 
 /// What is known of a partner's KEK.
@@ -146,6 +153,8 @@ impl Directory {
                         registered: registry
                             .iter()
                             .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label)),
+                        serials: Vec::new(),
+                        copies: Vec::new(),
                     });
                     keks.len() - 1
                 });
@@ -216,6 +225,44 @@ impl Directory {
         Self { keks, registry }
     }
 
+    /// The same with what the registry knows of copies, and the tokens' serial numbers by
+    /// configured name. That a key was restored no attribute tells.
+    #[must_use]
+    pub fn with_copies<'a>(
+        mut self,
+        copies: &[KekCopy],
+        serials: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let serials: Vec<(&str, &str)> = serials.into_iter().collect();
+        for kek in &mut self.keks {
+            kek.copies = copies
+                .iter()
+                .filter(|copy| copy.kek == kek.hash)
+                .cloned()
+                .collect();
+            // A key file has no serial number, and is no token.
+            for (token, serial) in serials.iter().filter(|(_, serial)| !serial.is_empty()) {
+                if kek.tokens.iter().any(|name| name == token)
+                    && !kek.serials.iter().any(|known| known == serial)
+                {
+                    kek.serials.push((*serial).to_owned());
+                }
+            }
+            let first = kek.tokens.first();
+            let restored = kek.copies.iter().any(|copy| {
+                let is_first = |(token, serial): &(&str, &str)| {
+                    first.is_some_and(|first| first == token)
+                        && copy.serial.as_deref() == Some(*serial)
+                };
+                copy.kind == CopyKind::Restored && serials.iter().any(is_first)
+            });
+            if restored && kek.provenance == Some(Provenance::Imported) {
+                kek.provenance = Some(Provenance::Restored);
+            }
+        }
+        self
+    }
+
     /// Every KEK, by label.
     #[must_use]
     pub fn keks(&self) -> &[KnownKek] {
@@ -284,6 +331,7 @@ struct Merge {
     shown: Vec<(String, Arc<Ready>)>,
     registry: Arc<[RegisteredKek]>,
     certificates: Arc<Certificates>,
+    copies: Arc<[KekCopy]>,
     directory: Arc<Directory>,
 }
 
@@ -295,10 +343,11 @@ impl Merged {
         shown: &[(&str, Arc<Ready>)],
         registry: Arc<[RegisteredKek]>,
         certificates: Arc<Certificates>,
+        copies: Arc<[KekCopy]>,
     ) -> Arc<Directory> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = &*last
-            && last.of(shown, &registry)
+            && last.of(shown, &registry, &copies)
             && Arc::ptr_eq(&last.certificates, &certificates)
         {
             return Arc::clone(&last.directory);
@@ -306,7 +355,11 @@ impl Merged {
         let lists = shown
             .iter()
             .map(|(name, ready)| (*name, ready.keks.as_slice()));
-        let directory = Arc::new(Directory::new(lists, Arc::clone(&registry), &certificates));
+        let serials = shown
+            .iter()
+            .map(|(name, ready)| (*name, ready.token.serial.as_str()));
+        let directory = Directory::new(lists, Arc::clone(&registry), &certificates).with_copies(&copies, serials);
+        let directory = Arc::new(directory);
         *last = Some(Merge {
             shown: shown
                 .iter()
@@ -314,6 +367,7 @@ impl Merged {
                 .collect(),
             registry,
             certificates,
+            copies,
             directory: Arc::clone(&directory),
         });
         directory
@@ -321,8 +375,14 @@ impl Merged {
 }
 
 impl Merge {
-    fn of(&self, shown: &[(&str, Arc<Ready>)], registry: &Arc<[RegisteredKek]>) -> bool {
+    fn of(
+        &self,
+        shown: &[(&str, Arc<Ready>)],
+        registry: &Arc<[RegisteredKek]>,
+        copies: &Arc<[KekCopy]>,
+    ) -> bool {
         Arc::ptr_eq(&self.registry, registry)
+            && Arc::ptr_eq(&self.copies, copies)
             && self.shown.len() == shown.len()
             && self
                 .shown

@@ -15,6 +15,7 @@ use crate::bridge::message::{
     Custody, KekOnToken, Op, PrivateHalf, Ready, Recipient, Reply, WrapUnder,
 };
 use crate::bridge::supervisor::{Bridge, Rank, TokenState};
+use crate::copies::KekCopy;
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
 use crate::store::{Certificates, RegisteredKek};
 
@@ -89,12 +90,13 @@ impl Tokens {
         self.bridges.iter().any(Bridge::answers)
     }
 
-    /// The KEKs on all tokens, as last read.
+    /// The KEKs on all tokens, as last read, with what the registry has of them and of their copies.
     #[must_use]
     pub fn directory(
         &self,
         registry: Arc<[RegisteredKek]>,
         certificates: Arc<Certificates>,
+        copies: Arc<[KekCopy]>,
     ) -> Arc<Directory> {
         // A token that is down still names its keys: they are not unknown,
         // only out of reach, and a label on two keys stays ambiguous.
@@ -103,7 +105,7 @@ impl Tokens {
             .iter()
             .filter_map(|bridge| Some((bridge.name(), bridge.found()?)))
             .collect();
-        self.merged.current(&shown, registry, certificates)
+        self.merged.current(&shown, registry, certificates, copies)
     }
 
     /// Has every token that serves read its KEKs again.

@@ -43,6 +43,29 @@ pub enum ExpiredKeks {
     Allow,
 }
 
+/// Whether what is written must outlive the loss of one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequireCopy {
+    /// It need not.
+    #[default]
+    Off,
+    /// By a second token, or by a copy of which an operator stated that the vendor's tool made it.
+    Stated,
+    /// By a second token, or by a copy that opened an EEDK.
+    Proven,
+}
+
+impl std::fmt::Display for RequireCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Stated => "stated",
+            Self::Proven => "proven",
+        })
+    }
+}
+
 /// `[policy]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,6 +80,8 @@ pub struct PolicyConfig {
     pub expired_keks: ExpiredKeks,
     /// Provenances that may be written under.
     pub write_provenance: Vec<Provenance>,
+    /// Whether a KEK must have a second copy before anything is written under it.
+    pub require_copy: RequireCopy,
     /// What peers may do beyond asking for their own drive.
     pub peers: Vec<PeerRule>,
 }
@@ -68,7 +93,13 @@ impl Default for PolicyConfig {
             read_unissued_eedks: true,
             unproved_keks: UnprovedKeks::Refuse,
             expired_keks: ExpiredKeks::Refuse,
-            write_provenance: vec![Provenance::Born, Provenance::Copied, Provenance::Imported],
+            write_provenance: vec![
+                Provenance::Born,
+                Provenance::Copied,
+                Provenance::Imported,
+                Provenance::Restored,
+            ],
+            require_copy: RequireCopy::Off,
             peers: Vec::new(),
         }
     }

@@ -325,7 +325,8 @@ impl Service {
         let fail = |error: StoreError| unstored(&error);
         let registry = self.store.keks().await.map_err(fail)?;
         let certificates = self.store.certificates().await.map_err(fail)?;
-        Ok(self.tokens.directory(registry, certificates))
+        let copies = self.store.kek_copies().await.map_err(fail)?;
+        Ok(self.tokens.directory(registry, certificates, copies))
     }
 
     pub(super) fn known<'a>(&'a self, looked: &'a Looked) -> Known<'a> {

@@ -16,6 +16,7 @@ use super::{
     Certificates, Defaults, Drive, EedkDigest, Issuance, Origin, Partner, RegisteredKek,
     RequestKey, Store, StoreError, VolumeKey,
 };
+use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
 use crate::key::{DataKeyId, KekHash, KeyLabel};
 use crate::tls::PeerId;
@@ -44,6 +45,7 @@ struct Memory {
     drives: HashMap<DriveSerial, Read<Drive>>,
     keks: Option<Read<Arc<[RegisteredKek]>>>,
     certificates: Option<Read<Arc<Certificates>>>,
+    copies: Option<Read<Arc<[KekCopy]>>>,
     defaults: Option<Read<Defaults>>,
     origins: Origins,
     // Begun and not yet ended; what is read meanwhile may be old or new.
@@ -59,6 +61,7 @@ impl Memory {
         self.defaults = None;
         outdate(&mut self.keks);
         outdate(&mut self.certificates);
+        outdate(&mut self.copies);
         self.changes += 1;
     }
 }
@@ -236,6 +239,26 @@ impl<S: Store> Store for Remembered<S> {
         }
     }
 
+    async fn kek_copies(&self) -> Result<Arc<[KekCopy]>, StoreError> {
+        match self.look(|memory| self.fresh(memory.copies.as_ref())) {
+            Ok(copies) => Ok(copies),
+            Err(asked) => {
+                let mut copies = self.store.kek_copies().await?;
+                self.keep(asked, |memory, at| {
+                    // The same list is the same pointer, for those who compare it.
+                    if let Some(known) =
+                        memory.copies.as_ref().filter(|known| known.value == copies)
+                    {
+                        copies = Arc::clone(&known.value);
+                    }
+                    let value = Arc::clone(&copies);
+                    memory.copies = Some(Read { value, at });
+                });
+                Ok(copies)
+            }
+        }
+    }
+
     async fn add_partner(&self, partner: &Partner) -> Result<(), StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.add_partner(partner).await
@@ -253,6 +276,11 @@ impl<S: Store> Store for Remembered<S> {
     ) -> Result<(), StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.set_certificate(kek, certificate).await
+    }
+
+    async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.add_kek_copy(copy).await
     }
 
     async fn defaults(&self) -> Result<Defaults, StoreError> {

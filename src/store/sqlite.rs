@@ -23,6 +23,7 @@ use super::{
     Certificates, Defaults, Drive, DriveKey, DriveState, EedkState, Issuance, Origin, Partner,
     RegisteredKek, RequestKey, Store, StoreError, StoredEedk, VolumeKey,
 };
+use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
 use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel};
 use crate::tls::PeerId;
@@ -480,6 +481,59 @@ impl Store for Sqlite {
         certificate: Option<&[u8]>,
     ) -> Result<(), StoreError> {
         self.replace_certificate(kek, certificate).await
+    }
+
+    async fn kek_copies(&self) -> Result<Arc<[KekCopy]>, StoreError> {
+        sqlx::query("SELECT * FROM kek_copies ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|source| self.database(source))?
+            .iter()
+            .map(|row| {
+                let row = self.row(row);
+                let at: String = row.get("at")?;
+                Ok(KekCopy {
+                    kek: row.parsed("kek")?,
+                    kind: row.parsed("kind")?,
+                    ceremony: row.maybe("ceremony")?,
+                    token: row.get("token")?,
+                    serial: row.get("serial")?,
+                    proven: row.get("proven")?,
+                    note: row.get("note")?,
+                    at: OffsetDateTime::parse(&at, &Rfc3339).map_err(|_| row.damaged("at"))?,
+                })
+            })
+            .collect()
+    }
+
+    async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError> {
+        let KekCopy {
+            kek,
+            kind,
+            ceremony,
+            token,
+            serial,
+            proven,
+            note,
+            at,
+        } = copy;
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO kek_copies (kek, kind, ceremony, token, serial, proven, note, at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )
+        .bind(kek.to_string())
+        .bind(kind.to_string())
+        .bind(ceremony.map(|id| id.to_string()))
+        .bind(token)
+        .bind(serial)
+        .bind(*proven)
+        .bind(note)
+        .bind(at.format(&Rfc3339).unwrap_or_default())
+        .execute(&mut *transaction)
+        .await
+        .map_err(|source| self.database(source))?;
+        self.commit(transaction).await
     }
 
     async fn defaults(&self) -> Result<Defaults, StoreError> {

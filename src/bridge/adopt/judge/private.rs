@@ -221,7 +221,7 @@ impl Judged<'_> {
                 "it was made on the token and could be read or wrapped out once: a copy may exist"
                     .to_owned(),
             ),
-            Provenance::Imported => self
+            Provenance::Imported | Provenance::Restored => self
                 .notes
                 .push("it was not made on this token: a copy existed outside".to_owned()),
         }
