@@ -952,8 +952,12 @@ fn completions_and_manual_pages_are_made() {
         let script = house.done(&["completions", shell]);
         assert!(script.contains("softdrive"), "{shell}");
     }
+    // Longer than what an argument may be.
+    let script = house.at("completions.bash");
+    std::fs::write(&script, house.done(&["completions", "bash"])).unwrap();
     let check = Command::new("bash")
-        .args(["-n", "-c", &house.done(&["completions", "bash"])])
+        .arg("-n")
+        .arg(&script)
         .output()
         .unwrap();
     assert!(check.status.success(), "{check:?}");

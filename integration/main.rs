@@ -18,6 +18,7 @@ mod tokens;
 mod adopt;
 mod budget;
 mod certificates;
+mod ceremony;
 mod cli;
 mod conformance;
 mod doctor;

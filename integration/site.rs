@@ -180,7 +180,7 @@ impl Drop for Site {
 }
 
 /// A certificate authority, and the server's certificate in `issued`.
-fn certify(directory: &Path) -> Ca {
+pub(crate) fn certify(directory: &Path) -> Ca {
     // What it certifies in the course of a test may not outlive it.
     let ca = Ca::init(directory, "test", VALIDITY * 2).unwrap();
     let server = "server:test".parse().unwrap();

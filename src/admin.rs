@@ -6,6 +6,7 @@
 
 mod adopt;
 mod certificates;
+mod copies;
 mod import;
 mod partners;
 mod unlock;
@@ -28,6 +29,7 @@ use crate::volser::Volser;
 
 pub use adopt::AdoptAsked;
 pub use certificates::Imported;
+pub use copies::{CopyAct, CopyAsked, CopyMade};
 pub use import::{ImportAsked, ImportTo};
 pub use partners::{Offered, PartnerSeen, Removed, look};
 pub use unlock::Unlocked;
@@ -142,6 +144,20 @@ pub enum Command {
         asked: AdoptAsked,
         /// How it ended; none before it has begun.
         ended: Option<Result<String, String>>,
+    },
+    /// A KEK is about to get a copy, or to come from one, by a bridge of the command line's own.
+    KekCopy {
+        /// What is to be done.
+        asked: Box<CopyAsked>,
+        /// How it ended; none before it has begun.
+        ended: Option<Result<Box<CopyMade>, String>>,
+    },
+    /// An operator says that the vendor's tool has cloned a KEK.
+    KekCopyStated {
+        /// The KEK's label.
+        label: KeyLabel,
+        /// Where and how, in his words.
+        note: String,
     },
     /// The KEKs, read from the tokens anew.
     KekList,
@@ -356,6 +372,12 @@ pub async fn execute_with_pin(
         } => partners::add(service, operator, label, &offered, &fingerprint).await,
         Command::PartnerList => partners::list(service).await,
         Command::PartnerRemove { label } => partners::remove(service, operator, &label).await,
+        Command::KekCopy { asked, ended } => {
+            copies::ceremony(service, operator, *asked, ended).await
+        }
+        Command::KekCopyStated { label, note } => {
+            copies::stated(service, operator, &label, note).await
+        }
         Command::KekList => {
             service.tokens().look_again().await;
             Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
@@ -500,27 +522,11 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
     Ok(())
 }
 
-async fn generate(
-    service: &Service,
-    operator: &str,
-    label: KeyLabel,
-    bits: u32,
-    token: Option<String>,
-    (custody, sign): (Custody, bool),
-) -> Result<Reply, Problem> {
-    if !KEK_BITS.contains(&bits) {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!("a KEK has {KEK_BITS:?} bits, got {bits}"),
-        ));
-    }
+/// That no key has or had the label.
+async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
     service.tokens().look_again().await;
     let directory = service.directory().await?;
-    if let Some(kek) = directory
-        .keks()
-        .iter()
-        .find(|kek| kek.label.same_as(&label))
-    {
+    if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {
         return Err(conflict(
             EkmCode::EE31,
             format!(
@@ -536,7 +542,7 @@ async fn generate(
     }
     if let Some(row) = stored(service.store().keks().await)?
         .iter()
-        .find(|row| row.label.same_as(&label))
+        .find(|row| row.label.same_as(label))
     {
         return Err(conflict(
             EkmCode::EE31,
@@ -546,6 +552,24 @@ async fn generate(
             ),
         ));
     }
+    Ok(())
+}
+
+async fn generate(
+    service: &Service,
+    operator: &str,
+    label: KeyLabel,
+    bits: u32,
+    token: Option<String>,
+    (custody, sign): (Custody, bool),
+) -> Result<Reply, Problem> {
+    if !KEK_BITS.contains(&bits) {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!("a KEK has {KEK_BITS:?} bits, got {bits}"),
+        ));
+    }
+    vacant(service, &label).await?;
     let mut event = event("kek-generate", operator);
     event.outcome = Outcome::Intent;
     event.keks = vec![label.to_string()];

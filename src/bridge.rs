@@ -14,6 +14,7 @@ pub mod adopt;
 mod attend;
 mod catalog;
 pub mod certify;
+pub mod ceremony;
 pub mod doctor;
 pub mod faults;
 mod host;

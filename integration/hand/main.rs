@@ -7,6 +7,7 @@
 //! hand MODULE TOKEN PINFILE import-public LABEL PKCS8.der
 //! hand MODULE TOKEN PINFILE delete-private LABEL
 //! hand MODULE TOKEN PINFILE attributes LABEL
+//! hand MODULE TOKEN PINFILE wrap-out LABEL
 //! hand MODULE TOKEN PINFILE steps
 //! hand MODULE TOKEN PINFILE list
 //! hand MODULE TOKEN PINFILE object … | ec LABEL | get-out LABEL      (objects.rs)
@@ -21,6 +22,7 @@ mod steps;
 use std::error::Error;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
@@ -58,6 +60,7 @@ fn main() -> Outcome<()> {
         ["import-public", label, key] => import(&session, label, &read(key)?, false),
         ["delete-private", label] => delete_private(&session, label),
         ["attributes", label] => attributes(&session, label),
+        ["wrap-out", label] => wrap_out(&session, label),
         ["object", kind, path, settings @ ..] => objects::make(&session, kind, path, settings),
         ["ec", label] => objects::ec(&session, label),
         ["get-out", label] => objects::get_out(&session, label),
@@ -162,6 +165,34 @@ fn attributes(session: &Session, label: &str) -> Outcome<()> {
     ];
     for attribute in session.get_attributes(object, &asked)? {
         println!("{attribute:?}");
+    }
+    Ok(())
+}
+
+/// What comes of wrapping a private key out under an AES key of this session: `wrapped`, or the
+/// name of the `CKR_` code, for each mechanism.
+fn wrap_out(session: &Session, label: &str) -> Outcome<()> {
+    let found = session.find_objects(&private(label))?;
+    let object = *found.first().ok_or("no such private key")?;
+    let plain = [
+        Attribute::Token(false),
+        Attribute::Wrap(true),
+        Attribute::ValueLen(32.into()),
+    ];
+    // A trusted one where the token lets a user make it.
+    let trusted = [&plain[..], &[Attribute::Trusted(true)]].concat();
+    let wrapping = session
+        .generate_key(&Mechanism::AesKeyGen, &trusted)
+        .or_else(|_| session.generate_key(&Mechanism::AesKeyGen, &plain))?;
+    for (name, mechanism) in [
+        ("CKM_AES_KEY_WRAP_PAD", Mechanism::AesKeyWrapPad),
+        ("CKM_AES_CBC_PAD", Mechanism::AesCbcPad([0; 16])),
+    ] {
+        match session.wrap_key(&mechanism, wrapping, object) {
+            Ok(_) => println!("{name} wrapped"),
+            Err(cryptoki::error::Error::Pkcs11(code, _)) => println!("{name} {code:?}"),
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }

@@ -2,11 +2,17 @@
 
 mod adopt;
 mod cert;
+mod ceremony;
 mod file;
+mod holders;
 mod import;
 mod own_bridge;
 mod partner;
 mod passwords;
+mod restore;
+mod stage;
+
+use std::io::Write as _;
 
 use anyhow::bail;
 use der::pem::LineEnding;
@@ -15,6 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Context, output, site};
 use crate::admin::{Command, Reply};
 use crate::bridge::message::Custody;
+use crate::copies::{CopyKind, KekCopy};
 use crate::key::{KekRef, KeyLabel};
 use crate::keystore::KnownKek;
 use crate::store::Defaults;
@@ -26,6 +33,11 @@ pub(super) enum Kek {
     /// RSA-3072 by default: tapes live for thirty years. Make the backup of
     /// the token part of your plan before the first cartridge is written: a
     /// lost KEK is a lost tape.
+    ///
+    /// With --copy the KEK is wrapped once, at its birth, under a transport
+    /// key that is split into shares, and is frozen then: see README, "Copies
+    /// of KEKs". Where the vendor clones its tokens (Luna, nShield, CloudHSM
+    /// …), do that instead, and tell ekm with ekm kek copy confirm.
     Generate {
         /// Its label, at most 64 characters; case and trailing blanks make no difference.
         label: KeyLabel,
@@ -46,6 +58,8 @@ pub(super) enum Kek {
         /// opens data keys and does nothing else.
         #[arg(long)]
         sign: bool,
+        #[command(flatten)]
+        copies: ceremony::Copies,
     },
     /// Moves an RSA key pair from a key file into a token.
     ///
@@ -62,6 +76,16 @@ pub(super) enum Kek {
     /// as it is, with custody host, after changes of its attributes, or not, and why. Exit code
     /// 3 where a change was not made.
     Adopt(adopt::Adopt),
+    /// Restores a KEK from its copy and its holders' shares, on another token.
+    ///
+    /// The private half is unwrapped inside the token, not extractable from
+    /// then on, and opens an EEDK that is made under its public half. The
+    /// transport key is in the memory of this command and of its bridge
+    /// meanwhile.
+    Restore(restore::FromCopy),
+    /// Copies of KEKs: a vendor's clone is stated, a ceremony's copy proved again.
+    #[command(subcommand)]
+    Copy(restore::Copy),
     /// Lists the KEKs on all tokens, or with --file the keys in a key file.
     ///
     /// With --file no configuration and no server is needed. The format (JKS, JCEKS, PKCS#12,
@@ -117,7 +141,11 @@ impl Kek {
                 token,
                 custody,
                 sign,
+                copies,
             } => {
+                if let Some(ceremony) = copies.asked(&label, bits, token.as_deref(), custody) {
+                    return ceremony?.hold(context);
+                }
                 let spinner = spinner(&format!("generating KEK {label}, RSA-{bits}"));
                 let reply = site::execute(
                     context,
@@ -138,6 +166,8 @@ impl Kek {
             }
             Self::Import(import) => import.run(context),
             Self::Adopt(adopt) => adopt.run(context),
+            Self::Restore(from) => from.restore(context),
+            Self::Copy(copy) => copy.run(context),
             Self::List(list) if list.of_file() => list.run(context),
             Self::List(_) => {
                 let keks = keks(site::execute(context, Command::KekList)?)?;
@@ -160,6 +190,7 @@ impl Kek {
                             kek.bits.to_string(),
                             custody(kek),
                             provenance(kek),
+                            copies(kek),
                             kek.tokens.join(", "),
                             kek.validity
                                 .map_or_else(|| "-".to_owned(), |validity| validity.last_day()),
@@ -289,6 +320,33 @@ fn custody(kek: &KnownKek) -> String {
 fn provenance(kek: &KnownKek) -> String {
     kek.provenance
         .map_or_else(|| "-".to_owned(), |provenance| provenance.to_string())
+}
+
+/// Second copies in a few letters: more tokens, proven and stated ones.
+fn copies(kek: &KnownKek) -> String {
+    let count = |wanted: fn(&&KekCopy) -> bool| kek.copies.iter().filter(wanted).count();
+    let mut told = Vec::new();
+    if kek.serials.len() > 1 {
+        told.push(format!("{} tokens", kek.serials.len()));
+    }
+    if count(|copy| copy.kind == CopyKind::Ceremony && copy.proven) > 0 {
+        told.push("proven".to_owned());
+    } else if count(|copy| copy.kind == CopyKind::Ceremony) > 0 {
+        told.push("not proven".to_owned());
+    }
+    if count(|copy| copy.kind == CopyKind::Stated) > 0 {
+        told.push("stated".to_owned());
+    }
+    if told.is_empty() {
+        return "-".to_owned();
+    }
+    told.join(", ")
+}
+
+/// Says how far it is, on standard error: standard output is for what came of it.
+fn tell(line: &str) {
+    // Nobody need read it.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A sign of life on a terminal; a key pair takes a token seconds to minutes.

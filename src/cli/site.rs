@@ -49,6 +49,8 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         | Command::KekImport(_)
         | Command::KekImported { .. }
         | Command::KekAdopt { .. }
+        | Command::KekCopy { .. }
+        | Command::KekCopyStated { .. }
         | Command::KekList
         | Command::KekRequest { .. }
         | Command::KekPossession { .. }
@@ -73,6 +75,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
             // What was done to a token is recorded also where it has gone since.
             | Command::KekImported { .. }
             | Command::KekAdopt { ended: Some(_), .. }
+            | Command::KekCopy { ended: Some(_), .. }
     );
     // All of them, before one's fault ends the others in the middle of a login.
     let settled = join_all(service.tokens().bridges().iter().map(Bridge::settled)).await;

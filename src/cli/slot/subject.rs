@@ -196,7 +196,7 @@ pub(in crate::cli) fn alone(ledgers: &Path) -> anyhow::Result<File> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             bail!(
-                "another ekm slot doctor, ekm slot bench, ekm kek import or ekm kek adopt is at work; wait until it has ended"
+                "another ekm slot doctor, ekm slot bench, ekm kek import, ekm kek adopt or ceremony of a KEK is at work; wait until it has ended"
             )
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
