@@ -17,8 +17,8 @@ mod tokens;
 
 mod adopt;
 mod budget;
-mod certificates;
 mod ceremony;
+mod certificates;
 mod cli;
 mod conformance;
 mod doctor;

@@ -13,8 +13,8 @@
 pub mod adopt;
 mod attend;
 mod catalog;
-pub mod certify;
 pub mod ceremony;
+pub mod certify;
 pub mod doctor;
 pub mod faults;
 mod host;

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::adopt::{Adopted, Mend};
-use super::certify::{Certified, Certify};
 use super::ceremony::{Step, Stepped};
+use super::certify::{Certified, Certify};
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
 use super::faults::Fault;

@@ -1,8 +1,8 @@
 //! `ekm kek`
 
 mod adopt;
-mod cert;
 mod ceremony;
+mod cert;
 mod file;
 mod holders;
 mod import;

@@ -218,6 +218,8 @@ impl Directory {
                 validity: None,
                 partner: own,
                 registered: true,
+                serials: Vec::new(),
+                copies: Vec::new(),
             };
             kek.certify(&partner.certificate);
             keks.push(kek);
@@ -358,7 +360,8 @@ impl Merged {
         let serials = shown
             .iter()
             .map(|(name, ready)| (*name, ready.token.serial.as_str()));
-        let directory = Directory::new(lists, Arc::clone(&registry), &certificates).with_copies(&copies, serials);
+        let directory = Directory::new(lists, Arc::clone(&registry), &certificates)
+            .with_copies(&copies, serials);
         let directory = Arc::new(directory);
         *last = Some(Merge {
             shown: shown

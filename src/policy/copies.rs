@@ -88,6 +88,8 @@ mod tests {
             refused: Vec::new(),
             attributes: Vec::new(),
             certificate: None,
+            validity: None,
+            partner: None,
             registered: true,
             serials: on.iter().map(|(_, serial)| (*serial).to_owned()).collect(),
             copies: copies

@@ -53,7 +53,7 @@ impl Ceremony {
         notes: &mut Vec<String>,
     ) -> Result<PairHandles, Fault> {
         let profile = &self.token.profile;
-        let mut private = catalog::private_template(label, id, custody, profile);
+        let mut private = catalog::private_template(label, id, custody, false, profile);
         // Frozen or uncopyable keys could not be frozen afterwards.
         private.retain(|attr| {
             !attr.is(ck::CKA_EXTRACTABLE)

@@ -173,7 +173,7 @@ impl Ceremony {
     fn templates(&self, copied: &CopiedKek, on_token: bool) -> Vec<Vec<Attr>> {
         let profile = &self.token.profile;
         let mut full =
-            catalog::private_template(&copied.label, &copied.id, copied.custody, profile);
+            catalog::private_template(&copied.label, &copied.id, copied.custody, false, profile);
         full.retain(|attr| {
             !attr.is(ck::CKA_TOKEN) && !attr.is(ck::CKA_MODIFIABLE) && !attr.is(ck::CKA_COPYABLE)
         });
