@@ -411,7 +411,7 @@ fn key_row(kek: &KnownKek) -> Row {
         (None, _) if kek.partner.is_some() => row(
             name,
             Word::Works,
-            "a partner's: written under as one of two, and opened by the partner alone",
+            "a partner's: cartridges can carry an EEDK for them, which nobody here reads",
         ),
         (None, _) if kek.refused.is_empty() => row(
             name,

@@ -329,14 +329,24 @@ impl<'a> Work<'a> {
             Ok((object, mechanism)) => return Ok((object, Transport::Unwrapped(mechanism))),
             Err(why) => why,
         };
-        let template = transport::in_clear(self.template(), &self.asked.key).ok_or_else(|| {
-            self.refused("the file's key is no RSA private key in PKCS#8".to_owned())
-        })?;
-        let object = self
-            .token
-            .module
-            .create_object(self.session, &template)
-            .map_err(|error| self.fault(error, "creating the private half"))?;
+        let template = self.template();
+        let less = catalog::undemanding(&template, &self.token.profile);
+        let create = |template: Vec<Attr>| {
+            let template = transport::in_clear(template, &self.asked.key).ok_or_else(|| {
+                self.refused("the file's key is no RSA private key in PKCS#8".to_owned())
+            })?;
+            Ok(self.token.module.create_object(self.session, &template))
+        };
+        let mut created = create(template)?;
+        if let Err(error) = created
+            && !ends(error)
+            && let Some(less) = less
+        {
+            // Some answers are lost.
+            undo(self.token, &self.asked.id)?;
+            created = create(less)?;
+        }
+        let object = created.map_err(|error| self.fault(error, "creating the private half"))?;
         match self.protected(object) {
             Ok(()) => Ok((object, Transport::Created { why })),
             Err(reason) => Err(self.refused(format!("the token took it so that {reason}"))),

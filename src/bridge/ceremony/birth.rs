@@ -62,13 +62,20 @@ impl Ceremony {
         });
         private.push(Attr::flag(ck::CKA_EXTRACTABLE, true));
         let public = catalog::public_template(label, id, bits, profile);
-        let make = |private: &[Attr]| {
+        let made_of = |private: &[Attr]| {
             self.token.module.generate_pair(
                 self.session,
                 &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
                 &public,
                 private,
             )
+        };
+        let make = |private: &[Attr]| {
+            made_of(private).or_else(|error| {
+                let less =
+                    catalog::undemanding(private, profile).filter(|_| template_refused(error));
+                less.map_or(Err(error), |less| made_of(&less))
+            })
         };
         let made = if transport.trusted {
             let mut trusting = private.clone();

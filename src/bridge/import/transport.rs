@@ -21,6 +21,7 @@ use secrecy::{ExposeSecret as _, SecretSlice};
 use zeroize::Zeroizing;
 
 use super::{KeyMaterial, Work, ends, undo};
+use crate::bridge::catalog;
 use crate::bridge::doctor::pairs::Pair;
 use crate::bridge::faults::{Fault, FaultClass, ckr_name};
 use crate::bridge::host;
@@ -107,13 +108,20 @@ impl Work<'_> {
             )));
         };
         let what = format!("unwrapping the private half with {name}");
-        let unwrapped = self.token.module.unwrap(
-            carrier.session,
-            &mechanism,
-            carrier.aes,
-            &wrapped,
-            &self.template(),
-        );
+        let template = self.template();
+        let unwrap = |template: &[Attr]| {
+            let module = &self.token.module;
+            module.unwrap(carrier.session, &mechanism, carrier.aes, &wrapped, template)
+        };
+        let mut unwrapped = unwrap(&template);
+        if let Err(error) = unwrapped
+            && !ends(error)
+            && let Some(less) = catalog::undemanding(&template, &self.token.profile)
+        {
+            // Also where the call failed: some answers are lost.
+            undo(self.token, &self.asked.id)?;
+            unwrapped = unwrap(&less);
+        }
         let reason = match unwrapped {
             Ok(object) => match self.protected(object) {
                 Ok(()) => return Ok(Ok(object)),
