@@ -17,6 +17,7 @@ mod tokens;
 
 mod adopt;
 mod assess;
+mod attacks;
 mod budget;
 mod ceremony;
 mod certificates;
@@ -46,3 +47,4 @@ mod secrecy;
 mod several;
 mod software;
 mod storm;
+mod trust;

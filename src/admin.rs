@@ -10,6 +10,7 @@ mod copies;
 mod ekm21;
 mod import;
 mod partners;
+mod trust;
 mod unlock;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use crate::bridge::pin::Handed;
 use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::certificates::Subject;
 use crate::drive::{DriveSerial, Wwn};
-use crate::key::{KekRef, KeyLabel, SedkForm};
+use crate::key::{KekHash, KekRef, KeyLabel, SedkForm};
 use crate::keystore::{KekError, KnownKek};
 use crate::problem::{EkmCode, Problem};
 use crate::service::{STARTING, Service};
@@ -34,6 +35,7 @@ pub use copies::{CopyAct, CopyAsked, CopyMade};
 pub use ekm21::{ImportedDrive, Taken, TakenIn};
 pub use import::{ImportAsked, ImportTo};
 pub use partners::{Offered, PartnerSeen, Removed, look};
+pub use trust::TrustStage;
 pub use unlock::Unlocked;
 
 /// Modulus lengths that KEKs are made with.
@@ -125,6 +127,17 @@ pub enum Command {
         defaults: Defaults,
         /// False: says only what would be done.
         apply: bool,
+    },
+    /// The record of what a token's security officer blesses; he does it in a process of his own.
+    DriveTrust {
+        /// The token's configured name.
+        token: String,
+        /// The drives.
+        drives: Vec<DriveSerial>,
+        /// The KEKs' labels.
+        keks: Vec<KeyLabel>,
+        /// Before it, or after it.
+        stage: TrustStage,
     },
     /// Makes a KEK.
     KekGenerate {
@@ -259,6 +272,9 @@ pub struct TokenStatus {
     pub keks: usize,
     /// SEDK forms that the probe saw it make.
     pub forms: Vec<SedkForm>,
+    /// Hashes of the public keys that its security officer has blessed.
+    #[serde(default)]
+    pub trusted: Vec<KekHash>,
 }
 
 /// What an operator gets.
@@ -344,18 +360,27 @@ pub async fn execute_with_pin(
         Command::DriveMod { serial, change } => {
             let drive =
                 stored(service.store().drive(&serial).await)?.ok_or_else(|| no_drive(&serial))?;
-            put_drive(service, operator, "drive-mod", drive, *change).await
+            let former = drive.key.clone();
+            let put = put_drive(service, operator, "drive-mod", drive, *change).await?;
+            trust::withdraw(service, operator, &serial, &former).await?;
+            Ok(put)
         }
         Command::DriveDel { serial } => {
-            if stored(service.store().drive(&serial).await)?.is_none() {
-                return Err(no_drive(&serial));
-            }
+            let drive =
+                stored(service.store().drive(&serial).await)?.ok_or_else(|| no_drive(&serial))?;
             let mut event = event("drive-del", operator);
             event.drive = Some(serial.to_string());
             record(service, event).await?;
             stored(service.store().delete_drive(&serial).await)?;
+            trust::withdraw(service, operator, &serial, &drive.key).await?;
             Ok(Reply::Done)
         }
+        Command::DriveTrust {
+            token,
+            drives,
+            keks,
+            stage,
+        } => trust::note(service, operator, token, &drives, &keks, stage).await,
         Command::DriveList => stored(service.store().drives().await).map(Reply::Drives),
         Command::DriveImport {
             drives,
@@ -469,7 +494,7 @@ async fn put_drive(
     event.keks = labels(&drive.kek1, &drive.kek2);
     event.custody = Some(drive.custody.to_string());
     if let DriveKey::Pinned(spki) = &drive.key {
-        event.drive_key = Some(crate::key::KekHash::of_spki(spki).to_string());
+        event.drive_key = Some(KekHash::of_spki(spki).to_string());
     }
     record(service, event).await?;
     stored(service.store().put_drive(&drive).await)?;
@@ -542,6 +567,14 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
 
 /// That no key has or had the label.
 async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
+    if crate::bridge::trust::reserved(label.as_str()) {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "the label {label} begins as those of the keys that a token's security officer blesses (ekm drive trust); choose another"
+            ),
+        ));
+    }
     service.tokens().look_again().await;
     let directory = service.directory().await?;
     if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {
@@ -689,6 +722,7 @@ fn status(bridge: &Bridge) -> TokenStatus {
             .and_then(|ready| ready.probe.clone())
             .map(|probe| probe.forms)
             .unwrap_or_default(),
+        trusted: ready.map_or_else(Vec::new, |ready| ready.trusted.clone()),
     }
 }
 

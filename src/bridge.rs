@@ -32,6 +32,7 @@ mod software;
 pub mod stats;
 pub mod supervisor;
 mod token;
+pub mod trust;
 pub mod uri;
 mod which;
 mod worker;

@@ -8,6 +8,7 @@
 //! hand MODULE TOKEN PINFILE delete-private LABEL
 //! hand MODULE TOKEN PINFILE attributes LABEL
 //! hand MODULE TOKEN PINFILE wrap-out LABEL
+//! hand MODULE TOKEN PINFILE attack NAME KEK HASH MINE.der
 //! hand MODULE TOKEN PINFILE steps
 //! hand MODULE TOKEN PINFILE list
 //! hand MODULE TOKEN PINFILE object … | ec LABEL | get-out LABEL      (objects.rs)
@@ -16,6 +17,7 @@
 //!
 //! The variable `HAND_RESERVED` is text for `pReserved` of `C_Initialize`.
 
+mod attacks;
 mod objects;
 mod steps;
 
@@ -61,6 +63,7 @@ fn main() -> Outcome<()> {
         ["delete-private", label] => delete_private(&session, label),
         ["attributes", label] => attributes(&session, label),
         ["wrap-out", label] => wrap_out(&session, label),
+        ["attack", name, kek, hash, mine] => attacks::run(&session, name, kek, hash, mine),
         ["object", kind, path, settings @ ..] => objects::make(&session, kind, path, settings),
         ["ec", label] => objects::ec(&session, label),
         ["get-out", label] => objects::get_out(&session, label),

@@ -93,6 +93,12 @@ pub(super) async fn prepare(
             )));
         }
     };
+    if crate::bridge::trust::reserved(asked.label.as_str()) {
+        return Err(refuse(format!(
+            "the label {} begins as those of the keys that a token's security officer blesses (ekm drive trust); give another with --label",
+            asked.label
+        )));
+    }
     asked.token = Some(token.clone());
     service.tokens().look_again().await;
     let directory = service.directory().await?;

@@ -12,12 +12,21 @@ use cryptoki_sys as ck;
 use super::host;
 use super::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
-use super::profile::{HsmProfile, Send};
+use super::profile::{HsmProfile, Send, UnwrapTemplate};
+use super::trust;
 use crate::certificates::Validity;
 use crate::key::{KekHash, KeyLabel};
 
 /// Modulus lengths of KEKs, bits: those that an EEDK has room for.
 pub(super) const BITS: [u32; 3] = [2048, 3072, 4096];
+
+/// How a token refuses a template: before it makes anything.
+pub(super) const REFUSES_TEMPLATE: [ck::CK_RV; 4] = [
+    ck::CKR_ATTRIBUTE_TYPE_INVALID,
+    ck::CKR_ATTRIBUTE_VALUE_INVALID,
+    ck::CKR_ATTRIBUTE_READ_ONLY,
+    ck::CKR_TEMPLATE_INCONSISTENT,
+];
 
 /// Handles of one KEK, good until the next login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,19 +40,29 @@ pub(super) struct Handles {
 pub(super) struct Catalog {
     pub(super) keks: Vec<KekOnToken>,
     handles: HashMap<KekHash, Handles>,
+    // Public keys that the security officer has blessed, KEKs' and drives'.
+    trusted: HashMap<KekHash, CK_OBJECT_HANDLE>,
 }
 
 impl Catalog {
-    /// Reads the token; `host_only` where it opens EEDKs by `C_Decrypt` alone.
-    pub(super) fn read(module: &Module, session: CK_SESSION_HANDLE, host_only: bool) -> Call<Self> {
+    /// Reads the token as the profile says; `host_only` where it opens EEDKs
+    /// by `C_Decrypt` alone.
+    pub(super) fn read(
+        module: &Module,
+        session: CK_SESSION_HANDLE,
+        host_only: bool,
+        profile: &HsmProfile,
+    ) -> Call<Self> {
         let mut catalog = Self::default();
         let certificates = Certificates::read(module, session)?;
         for object in rsa_objects(module, session, ck::CKO_PRIVATE_KEY)? {
-            let Some(found) = Found::read(module, session, object, Some(&certificates))? else {
+            let found = Found::read(module, session, object, Some(&certificates))?;
+            let Some(found) = found.filter(Found::is_kek) else {
                 continue;
             };
-            let attributes = attributes(module, session, object)?;
-            let private = judge(&attributes, found.bits, host_only);
+            let asked = profile.kek.unwrap_template;
+            let attributes = attributes(module, session, object, asked)?;
+            let private = judge(&attributes, found.bits, host_only, profile);
             catalog.add(found, &certificates, private, object);
         }
         for object in rsa_objects(module, session, ck::CKO_PUBLIC_KEY)? {
@@ -51,6 +70,16 @@ impl Catalog {
                 continue;
             };
             let wraps = module.flag(session, object, ck::CKA_WRAP)? == Some(true);
+            // By the flag, never by the label: whoever has the user PIN can give a label.
+            if wraps
+                && (profile.data_key.wrap_with_trusted || !found.is_kek())
+                && module.flag(session, object, ck::CKA_TRUSTED)? == Some(true)
+            {
+                catalog.trusted.insert(found.hash, object);
+            }
+            if !found.is_kek() {
+                continue;
+            }
             match catalog.handles.get_mut(&found.hash) {
                 Some(handles) if wraps => handles.public = Some(object),
                 Some(_) => {}
@@ -144,6 +173,18 @@ impl Catalog {
         Some((kek, *self.handles.get(hash)?))
     }
 
+    /// The public key of that hash that the security officer has blessed.
+    pub(super) fn trusted(&self, key: &KekHash) -> Option<CK_OBJECT_HANDLE> {
+        self.trusted.get(key).copied()
+    }
+
+    /// Hashes of all public keys that he has blessed, in order.
+    pub(super) fn all_trusted(&self) -> Vec<KekHash> {
+        let mut all: Vec<KekHash> = self.trusted.keys().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
     /// A KEK that serves in that custody.
     pub(super) fn first(&self, wanted: Custody) -> Option<&KekOnToken> {
         self.keks.iter().find(
@@ -168,6 +209,11 @@ struct Found {
 }
 
 impl Found {
+    /// Whether it may be a KEK by its label, and is no key of a drive or of the officer's.
+    fn is_kek(&self) -> bool {
+        !trust::reserved(self.label.as_str())
+    }
+
     /// `None` where the object has no usable label or numbers: it is no KEK of ours. An object
     /// without a label is called as its certificate is, as Java's keystores do it.
     fn read(
@@ -293,12 +339,25 @@ fn rsa_objects(
     )
 }
 
+/// The attributes of a private key that matter; its `CKA_UNWRAP_TEMPLATE` only
+/// where that is asked for, since not every token can be asked.
 pub(super) fn attributes(
     module: &Module,
     session: CK_SESSION_HANDLE,
     object: CK_OBJECT_HANDLE,
+    asked: UnwrapTemplate,
 ) -> Call<KekAttributes> {
     let flag = |kind| module.flag(session, object, kind);
+    let template = if asked == UnwrapTemplate::Never {
+        None
+    } else {
+        module.nested_flags(session, object, ck::CKA_UNWRAP_TEMPLATE)?
+    };
+    let demands = |kind| {
+        template
+            .as_ref()
+            .map(|template| template.contains(&(kind, true)))
+    };
     Ok(KekAttributes {
         sensitive: flag(ck::CKA_SENSITIVE)?,
         extractable: flag(ck::CKA_EXTRACTABLE)?,
@@ -309,11 +368,18 @@ pub(super) fn attributes(
         decrypt: flag(ck::CKA_DECRYPT)?,
         modifiable: flag(ck::CKA_MODIFIABLE)?,
         sign: flag(ck::CKA_SIGN)?,
+        unwraps_sensitive: demands(ck::CKA_SENSITIVE),
+        unwraps_trusted: demands(ck::CKA_WRAP_WITH_TRUSTED),
     })
 }
 
 /// Whether a private key may serve, and for what.
-pub(super) fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> PrivateHalf {
+pub(super) fn judge(
+    attributes: &KekAttributes,
+    bits: u32,
+    host_only: bool,
+    profile: &HsmProfile,
+) -> PrivateHalf {
     let refuse = |reason: &str| PrivateHalf::Refused {
         reason: reason.to_owned(),
         attributes: *attributes,
@@ -339,6 +405,18 @@ pub(super) fn judge(attributes: &KekAttributes, bits: u32, host_only: bool) -> P
             return refuse("neither CKA_UNWRAP nor CKA_DECRYPT is true, so it cannot open an EEDK");
         }
     };
+    if custody == Custody::Token && profile.kek.unwrap_template == UnwrapTemplate::Require {
+        if attributes.unwraps_sensitive != Some(true) {
+            return refuse(
+                "CKA_UNWRAP_TEMPLATE does not show CKA_SENSITIVE true, which kek.unwrap_template = \"require\" of the profile asks for",
+            );
+        }
+        if profile.data_key.wrap_with_trusted && attributes.unwraps_trusted != Some(true) {
+            return refuse(
+                "CKA_UNWRAP_TEMPLATE does not show CKA_WRAP_WITH_TRUSTED true, which kek.unwrap_template = \"require\" with data_key.wrap_with_trusted of the profile asks for",
+            );
+        }
+    }
     PrivateHalf::Serves {
         custody,
         provenance: provenance(attributes),
@@ -417,13 +495,37 @@ pub(super) fn private_template(
     if profile.kek.uncopyable == Send::Send {
         template.push(Attr::flag(ck::CKA_COPYABLE, false));
     }
-    if profile.kek.unwrap_template == Send::Send && custody == Custody::Token {
-        template.push(Attr::template(
-            ck::CKA_UNWRAP_TEMPLATE,
-            vec![Attr::flag(ck::CKA_SENSITIVE, true)],
-        ));
-    }
+    demand(&mut template, custody, profile);
     template
+}
+
+/// Adds `CKA_UNWRAP_TEMPLATE` to the template of a KEK's private half, made
+/// here or brought in, where the profile asks for it: a data key that opens
+/// under it is `CKA_SENSITIVE`, and `CKA_WRAP_WITH_TRUSTED` where data keys are.
+pub(super) fn demand(template: &mut Vec<Attr>, custody: Custody, profile: &HsmProfile) {
+    if profile.kek.unwrap_template == UnwrapTemplate::Never || custody != Custody::Token {
+        return;
+    }
+    let mut demanded = vec![Attr::flag(ck::CKA_SENSITIVE, true)];
+    if profile.data_key.wrap_with_trusted {
+        demanded.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, true));
+    }
+    template.push(Attr::template(ck::CKA_UNWRAP_TEMPLATE, demanded));
+}
+
+/// The same template without it, to try again where the token refused and the
+/// profile only says to try; none where there is nothing to leave out.
+pub(super) fn undemanding(template: &[Attr], profile: &HsmProfile) -> Option<Vec<Attr>> {
+    let demands = |attr: &Attr| attr.is(ck::CKA_UNWRAP_TEMPLATE);
+    (profile.kek.unwrap_template == UnwrapTemplate::Try && template.iter().any(demands)).then(
+        || {
+            template
+                .iter()
+                .filter(|attr| !attr.is(ck::CKA_UNWRAP_TEMPLATE))
+                .cloned()
+                .collect()
+        },
+    )
 }
 
 /// What a key is for and, unless the token refuses to hear it, what it is not for.
@@ -448,7 +550,13 @@ mod tests {
         decrypt: Some(false),
         modifiable: Some(false),
         sign: Some(false),
+        unwraps_sensitive: Some(true),
+        unwraps_trusted: Some(false),
     };
+
+    fn profile() -> HsmProfile {
+        HsmProfile::load("softhsm2").unwrap()
+    }
 
     #[test]
     fn a_readable_or_extractable_kek_is_refused_by_attribute_name() {
@@ -482,7 +590,7 @@ mod tests {
                 "CKA_UNWRAP",
             ),
         ] {
-            match judge(&attributes, 3072, false) {
+            match judge(&attributes, 3072, false, &profile()) {
                 PrivateHalf::Refused { reason, .. } => assert!(reason.contains(name), "{reason}"),
                 other => panic!("{name}: {other:?}"),
             }
@@ -491,7 +599,7 @@ mod tests {
 
     #[test]
     fn provenance_follows_the_attributes() {
-        let provenance = |attributes| match judge(&attributes, 3072, false) {
+        let provenance = |attributes| match judge(&attributes, 3072, false, &profile()) {
             PrivateHalf::Serves { provenance, .. } => provenance,
             other => panic!("{other:?}"),
         };
@@ -519,14 +627,69 @@ mod tests {
             ..GOOD
         };
         for (host_only, expected) in [(true, Custody::Host), (false, Custody::Token)] {
-            match judge(&both, 3072, host_only) {
+            match judge(&both, 3072, host_only, &profile()) {
                 PrivateHalf::Serves { custody, .. } => assert_eq!(custody, expected),
                 other => panic!("{other:?}"),
             }
         }
-        match judge(&GOOD, 3072, true) {
+        match judge(&GOOD, 3072, true, &profile()) {
             PrivateHalf::Refused { reason, .. } => assert!(reason.contains("CKA_DECRYPT")),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_profile_that_requires_an_unwrap_template_refuses_a_kek_without_it() {
+        let mut required = profile();
+        required.kek.unwrap_template = UnwrapTemplate::Require;
+        let reason = |attributes: KekAttributes, profile: &HsmProfile| match judge(
+            &attributes,
+            3072,
+            false,
+            profile,
+        ) {
+            PrivateHalf::Refused { reason, .. } => Some(reason),
+            _ => None,
+        };
+        assert_eq!(reason(GOOD, &required), None);
+        for unwraps_sensitive in [Some(false), None] {
+            let weak = KekAttributes {
+                unwraps_sensitive,
+                ..GOOD
+            };
+            assert!(reason(weak, &required).unwrap().contains("CKA_SENSITIVE"));
+            assert_eq!(reason(weak, &profile()), None);
+        }
+        required.data_key.wrap_with_trusted = true;
+        let untrusted = reason(GOOD, &required).unwrap();
+        assert!(untrusted.contains("CKA_WRAP_WITH_TRUSTED"), "{untrusted}");
+        let trusted = KekAttributes {
+            unwraps_trusted: Some(true),
+            ..GOOD
+        };
+        assert_eq!(reason(trusted, &required), None);
+    }
+
+    #[test]
+    fn only_where_the_profile_says_try_is_it_left_out_after_a_refusal() {
+        let mut profile = profile();
+        for (says, asked, again) in [
+            (UnwrapTemplate::Never, false, false),
+            (UnwrapTemplate::Try, true, true),
+            (UnwrapTemplate::Require, true, false),
+        ] {
+            profile.kek.unwrap_template = says;
+            let mut template = vec![Attr::flag(ck::CKA_SENSITIVE, true)];
+            demand(&mut template, Custody::Token, &profile);
+            let has =
+                |template: &[Attr]| template.iter().any(|attr| attr.is(ck::CKA_UNWRAP_TEMPLATE));
+            assert_eq!(has(&template), asked, "{says:?}");
+            let less = undemanding(&template, &profile);
+            assert_eq!(less.is_some(), again, "{says:?}");
+            assert!(less.is_none_or(|less| !has(&less) && less.len() == 1));
+            let mut host = Vec::new();
+            demand(&mut host, Custody::Host, &profile);
+            assert!(host.is_empty());
         }
     }
 }

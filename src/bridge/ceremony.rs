@@ -215,6 +215,7 @@ impl Ceremony {
             &self.token.module,
             self.session,
             self.token.profile.host_only(),
+            &self.token.profile,
         )
         .map_err(|error| self.failed(error, "reading the KEKs"))
     }

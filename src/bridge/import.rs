@@ -291,6 +291,7 @@ impl<'a> Work<'a> {
             &self.token.module,
             self.session,
             self.token.profile.host_only(),
+            &self.token.profile,
         )
         .map_err(|error| self.fault(error, "reading the KEKs"))
     }
@@ -365,7 +366,8 @@ impl<'a> Work<'a> {
     /// why not.
     fn protected(&self, object: CK_OBJECT_HANDLE) -> Result<(), String> {
         let read = || {
-            catalog::attributes(&self.token.module, self.session, object)
+            let asked = self.token.profile.kek.unwrap_template;
+            catalog::attributes(&self.token.module, self.session, object, asked)
                 .map_err(|error| self.fault(error, "reading it back").to_string())
         };
         let mut found = read()?;
@@ -383,7 +385,8 @@ impl<'a> Work<'a> {
             }
             found = read()?;
         }
-        match catalog::judge(&found, self.bits, self.token.profile.host_only()) {
+        let profile = &self.token.profile;
+        match catalog::judge(&found, self.bits, profile.host_only(), profile) {
             PrivateHalf::Serves { custody, .. } if custody == self.asked.custody => Ok(()),
             PrivateHalf::Serves { custody, .. } => Err(format!("it is for custody {custody}")),
             PrivateHalf::Refused { reason, .. } => Err(reason),

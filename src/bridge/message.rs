@@ -24,6 +24,7 @@ use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
 use super::rates::{Measured, Run};
 use super::stats::Stats;
+use super::trust::{Trust, Trusted};
 use super::uri::TokenUri;
 use crate::drive::Wwn;
 use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm};
@@ -121,6 +122,13 @@ pub enum Task {
         so_pin: Pin,
         /// The user PIN to set.
         user_pin: Pin,
+    },
+    /// Log in as security officer, bless public keys, and end.
+    Trust {
+        /// Which token, which PIN, which keys.
+        trust: Trust,
+        /// The directory of the files that guard the PIN counters.
+        ledgers: PathBuf,
     },
     /// Do one [`Errand`] after another until the socket closes.
     Attend {
@@ -263,6 +271,11 @@ pub enum Op {
     Canary,
     /// The token's KEKs are read anew.
     Look,
+    /// A drive's key is blessed no more: it has left the drive table.
+    Distrust {
+        /// The key.
+        key: KekHash,
+    },
     /// A new KEK.
     Generate {
         /// Its label.
@@ -288,6 +301,7 @@ impl Op {
     /// | resolve, rekey, prove | they read what is there; the data key they open is an object of one session |
     /// | canary, look | they read what is there |
     /// | certify | a request is only read; a certificate takes the place of an older one, also of itself; a seal whose answer was lost seals nothing |
+    /// | distrust | a key that was destroyed is not there the second time |
     /// | generate | **never**: a key pair that was made before the answer was lost stays on the token, and a second would be under the same label |
     #[must_use]
     pub const fn repeatable(&self) -> bool {
@@ -298,7 +312,8 @@ impl Op {
             | Self::Prove { .. }
             | Self::Canary
             | Self::Look
-            | Self::Certify(_) => true,
+            | Self::Certify(_)
+            | Self::Distrust { .. } => true,
             Self::Generate { .. } => false,
         }
     }
@@ -319,6 +334,7 @@ impl Op {
             Self::Create { .. }
             | Self::Canary
             | Self::Look
+            | Self::Distrust { .. }
             | Self::Generate { .. }
             | Self::Certify(_) => None,
         }
@@ -328,7 +344,7 @@ impl Op {
 /// What a bridge answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The token is open; also the answer to `Op::Look`.
+    /// The token is open; also the answer to `Op::Look` and `Op::Distrust`.
     Ready(Ready),
     /// `Op::Create`
     Created {
@@ -377,6 +393,8 @@ pub enum Reply {
     Slots(Vec<SlotOnModule>),
     /// `Task::Init`
     Initialized(SlotOnModule),
+    /// `Task::Trust`
+    Trusted(Trusted),
     /// `Task::Attend`: the module is loaded; also the answer to `Errand::Prepare`.
     Attending,
     /// `Errand::Examine`
@@ -402,6 +420,8 @@ pub struct Ready {
     pub keks: Vec<KekOnToken>,
     /// What the probe proved, once there is a KEK to probe with.
     pub probe: Option<Probe>,
+    /// Hashes of the public keys that its security officer has blessed, in order.
+    pub trusted: Vec<KekHash>,
     /// Workers that have a session; fewer than the profile wants where the
     /// token gives no more.
     pub sessions: usize,
@@ -510,6 +530,11 @@ pub struct KekAttributes {
     pub modifiable: Option<bool>,
     /// `CKA_SIGN`
     pub sign: Option<bool>,
+    /// `CKA_UNWRAP_TEMPLATE` has `CKA_SENSITIVE` true: no data key opens into the open.
+    pub unwraps_sensitive: Option<bool>,
+    /// `CKA_UNWRAP_TEMPLATE` has `CKA_WRAP_WITH_TRUSTED` true: whatever opens is wrapped under
+    /// trusted keys only.
+    pub unwraps_trusted: Option<bool>,
 }
 
 impl KekAttributes {
@@ -526,6 +551,8 @@ impl KekAttributes {
             decrypt,
             modifiable,
             sign,
+            unwraps_sensitive: _,
+            unwraps_trusted: _,
         } = *self;
         [
             ("CKA_SENSITIVE", sensitive),
@@ -537,6 +564,15 @@ impl KekAttributes {
             ("CKA_DECRYPT", decrypt),
             ("CKA_MODIFIABLE", modifiable),
             ("CKA_SIGN", sign),
+        ]
+    }
+
+    /// Those in its `CKA_UNWRAP_TEMPLATE`, likewise: what a data key that opens under it must be.
+    #[must_use]
+    pub const fn demanded(&self) -> [(&'static str, Option<bool>); 2] {
+        [
+            ("CKA_SENSITIVE", self.unwraps_sensitive),
+            ("CKA_WRAP_WITH_TRUSTED", self.unwraps_trusted),
         ]
     }
 }

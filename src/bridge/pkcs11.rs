@@ -330,6 +330,18 @@ impl TokenInfo {
         }
     }
 
+    /// Whether the security officer's PIN is locked (`CKF_SO_PIN_LOCKED`).
+    #[must_use]
+    pub const fn so_pin_locked(&self) -> bool {
+        self.flags & ck::CKF_SO_PIN_LOCKED != 0
+    }
+
+    /// Whether his next wrong PIN locks it (`CKF_SO_PIN_FINAL_TRY`).
+    #[must_use]
+    pub const fn so_pin_final_try(&self) -> bool {
+        self.flags & ck::CKF_SO_PIN_FINAL_TRY != 0
+    }
+
     /// Whether it asks for the PIN on a pad of its own (`CKF_PROTECTED_AUTHENTICATION_PATH`).
     #[must_use]
     pub const fn protected_authentication_path(&self) -> bool {
@@ -417,9 +429,9 @@ struct InitializeArgs {
     _beyond: *mut c_void,
 }
 
-/// Leave to log in as security officer (`CKU_SO`), once. Only
-/// [`Module::init_token`] gives it: a process that serves a token, and so
-/// never initialises one, cannot have it.
+/// Leave to log in as security officer (`CKU_SO`), once. It comes from
+/// [`Module::init_token`], and [`Office`] has one of its own: a process that
+/// serves a token does neither, and so cannot have it.
 ///
 /// ```compile_fail
 /// use ekm::bridge::pkcs11::{Module, Officer};
@@ -429,6 +441,41 @@ struct InitializeArgs {
 /// ```
 #[derive(Debug)]
 pub struct Officer(());
+
+/// A module that is the security officer's alone: it has been given away, so
+/// no token can be served with it, and a process loads its module once.
+///
+/// ```compile_fail,E0382
+/// use ekm::bridge::pkcs11::{Module, Office, User};
+/// # fn officer(module: Module, pin: &secrecy::SecretString) {
+/// let office = Office::of(module);
+/// module.login(1, User::User, Some(pin));
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Office(Module);
+
+impl Office {
+    /// Gives the module to the officer.
+    #[must_use]
+    pub const fn of(module: Module) -> Self {
+        Self(module)
+    }
+
+    /// Everything that needs no other login than his.
+    #[must_use]
+    pub const fn module(&self) -> &Module {
+        &self.0
+    }
+
+    /// `C_Login` as `CKU_SO`. The caller guards the PIN counter.
+    ///
+    /// # Errors
+    /// The module's code.
+    pub fn login(&self, session: CK_SESSION_HANDLE, pin: &SecretString) -> Call<()> {
+        self.0.login_as_officer(session, pin, Officer(()))
+    }
+}
 
 /// A loaded module. Its function list is valid for as long as it lives.
 #[derive(Debug)]
@@ -470,6 +517,9 @@ macro_rules! call {
 /// Largest wrapped key or attribute that is asked for in one call, bytes:
 /// RSA-8192 would fit.
 const BUFFER: usize = 1024;
+
+/// Most attributes that a nested template is read with: more than the standard has flags for a key.
+const NESTED: usize = 64;
 
 impl Module {
     /// What was measured so far, with as many workers at work.
@@ -786,7 +836,8 @@ impl Module {
         call!(self, C_Login(session, user, pin, pin_len))
     }
 
-    /// `C_Login` as `CKU_SO`, on the token that was initialised just now.
+    /// `C_Login` as `CKU_SO`: on the token that was initialised just now, or
+    /// by an [`Office`].
     ///
     /// # Errors
     /// The module's code.
@@ -887,6 +938,85 @@ impl Module {
         Ok(self
             .attribute(session, object, kind)?
             .and_then(|value| value.first().map(|byte| *byte != 0)))
+    }
+
+    /// The `CK_BBOOL` attributes in a template that is an attribute itself,
+    /// `CKA_UNWRAP_TEMPLATE`; empty where there is no template, `None` where
+    /// the token does not say.
+    ///
+    /// # Errors
+    /// The module's code, but for a refusal to tell.
+    pub fn nested_flags(
+        &self,
+        session: CK_SESSION_HANDLE,
+        object: CK_OBJECT_HANDLE,
+        kind: CK_ATTRIBUTE_TYPE,
+    ) -> Call<Option<Vec<(CK_ATTRIBUTE_TYPE, bool)>>> {
+        // How many, how long each, and what: one call each (PKCS#11 v2.40, C_GetAttributeValue).
+        let mut outer = ck::CK_ATTRIBUTE {
+            type_: kind,
+            pValue: ptr::null_mut(),
+            ulValueLen: 0,
+        };
+        let ask = |outer: &mut ck::CK_ATTRIBUTE| match call!(
+            self,
+            C_GetAttributeValue(session, object, ptr::from_mut(outer), 1)
+        ) {
+            Ok(()) => Ok(outer.ulValueLen != ck::CK_UNAVAILABLE_INFORMATION),
+            Err(CallError {
+                rv: ck::CKR_ATTRIBUTE_SENSITIVE | ck::CKR_BUFFER_TOO_SMALL,
+                ..
+            }) => Ok(false),
+            Err(error) if matches!(error.class, FaultClass::Request | FaultClass::Ambiguous) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        };
+        match ask(&mut outer) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            // The object has no such attribute, which is no template.
+            Err(CallError {
+                rv: ck::CKR_ATTRIBUTE_TYPE_INVALID,
+                ..
+            }) => return Ok(Some(Vec::new())),
+            Err(error) => return Err(error),
+        }
+        let count = length(outer.ulValueLen) / size_of::<ck::CK_ATTRIBUTE>();
+        if count == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        if count > NESTED {
+            return Ok(None);
+        }
+        // "Which are there?" (PKCS#11 v3.1, C_GetAttributeValue); older modules write over it in any case.
+        let empty = ck::CK_ATTRIBUTE {
+            type_: ck::CK_UNAVAILABLE_INFORMATION,
+            pValue: ptr::null_mut(),
+            ulValueLen: 0,
+        };
+        let mut inner = vec![empty; count];
+        outer.pValue = inner.as_mut_ptr().cast();
+        if !ask(&mut outer)? || inner.iter().any(|attr| length(attr.ulValueLen) > BUFFER) {
+            return Ok(None);
+        }
+        let mut values: Vec<Vec<u8>> = inner
+            .iter()
+            .map(|attr| vec![0; length(attr.ulValueLen)])
+            .collect();
+        for (attr, value) in inner.iter_mut().zip(&mut values) {
+            attr.pValue = value.as_mut_ptr().cast();
+        }
+        if !ask(&mut outer)? {
+            return Ok(None);
+        }
+        let flags = inner.iter().zip(&values).filter_map(|(attr, value)| {
+            let [byte] = value.as_slice() else {
+                return None;
+            };
+            Some((attr.type_, *byte != 0))
+        });
+        Ok(Some(flags.collect()))
     }
 
     /// `C_SetAttributeValue`.

@@ -42,6 +42,7 @@ pub(super) fn probe(
         token,
         session,
         private,
+        trusted: token.opens_trusted(kek),
         objects: Vec::new(),
     };
     let outcome = tried.run(&numbers.modulus, &numbers.exponent);
@@ -64,6 +65,8 @@ struct Tried<'a> {
     token: &'a Token,
     session: CK_SESSION_HANDLE,
     private: CK_OBJECT_HANDLE,
+    // What it opens is wrapped under trusted keys only.
+    trusted: bool,
     objects: Vec<CK_OBJECT_HANDLE>,
 }
 
@@ -102,6 +105,14 @@ impl Tried<'_> {
             ));
         }
 
+        if self.trusted
+            && let Some(reason) = self.not_enforced(&eedk, public, opened)?
+        {
+            return Ok(Err(reason));
+        }
+        // Under the stand-in below, which nobody has blessed, only a key without that wish goes.
+        let to_wrap = if self.trusted { born } else { opened };
+
         let mut forms = Vec::new();
         for form in &self.token.profile.drive.forms {
             let algorithm = match form {
@@ -117,7 +128,7 @@ impl Tried<'_> {
             };
             // Its own public key stands in for a drive's: what it wraps it can then open and compare.
             let opened =
-                self.through(&oaep(algorithm, &[0, 0, 0, 8, 0xff, 0, 1]), public, opened)?;
+                self.through(&oaep(algorithm, &[0, 0, 0, 8, 0xff, 0, 1]), public, to_wrap)?;
             if module.encrypt_block(self.session, &ecb, opened, &BLOCK)? != expected {
                 return Ok(Err(format!(
                     "an SEDK of form {form} does not hold the key that was wrapped"
@@ -132,6 +143,32 @@ impl Tried<'_> {
             forms,
             refuses_unextractable,
         }))
+    }
+
+    /// What is wrong where the token takes `CKA_WRAP_WITH_TRUSTED` and wraps
+    /// such a key under any key all the same.
+    fn not_enforced(
+        &mut self,
+        mechanism: &Mechanism,
+        public: CK_OBJECT_HANDLE,
+        opened: CK_OBJECT_HANDLE,
+    ) -> Call<Option<String>> {
+        let module = &self.token.module;
+        let aes = Mechanism::Plain(ck::CKM_AES_KEY_GEN);
+        let born = module.generate_key(self.session, &aes, &self.token.born_template())?;
+        self.objects.push(born);
+        let mut keys = vec![("unwrapped", opened)];
+        if self.token.profile.data_key.wrap_with_trusted {
+            keys.push(("generated", born));
+        }
+        for (what, key) in keys {
+            if module.wrap(self.session, mechanism, public, key).is_ok() {
+                return Ok(Some(format!(
+                    "a data key that was {what} as CKA_WRAP_WITH_TRUSTED was wrapped under a key that is not trusted: the token does not enforce it; set data_key.wrap_with_trusted = false in the profile"
+                )));
+            }
+        }
+        Ok(None)
     }
 
     fn generate(&mut self, extractable: bool) -> Call<CK_OBJECT_HANDLE> {
@@ -163,7 +200,7 @@ impl Tried<'_> {
             mechanism,
             self.private,
             &wrapped,
-            &self.token.unwrap_template(true),
+            &self.token.unwrap_template(true, self.trusted),
         )?;
         self.objects.push(opened);
         if self.token.profile.data_key.sensitive == Sensitive::SetAfter {

@@ -19,10 +19,11 @@ use super::faults::{Fault, FaultClass};
 use super::inbox::Inbox;
 use super::message::{self, Hello, Reply, Request, Response, Task};
 use super::pin::Pin;
-use super::pkcs11::Module;
+use super::pkcs11::{Module, Office};
 use super::profile::HsmProfile;
 use super::software::{Software, Sources};
 use super::token::{self, Logins, Token};
+use super::trust;
 use super::which::Which;
 use super::worker::Worker;
 
@@ -95,6 +96,13 @@ pub fn run() -> io::Result<()> {
             loaded.and_then(|module| {
                 token::init(&name, &module, &label, slot, &so_pin, &user_pin)
                     .map(Reply::Initialized)
+            }),
+        ),
+        Task::Trust { trust, ledgers } => answer(
+            &mut socket,
+            loaded.and_then(|module| {
+                trust::run(&name, &Office::of(module), &trust, &ledgers, &under_way)
+                    .map(Reply::Trusted)
             }),
         ),
         Task::Attend {

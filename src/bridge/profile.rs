@@ -199,6 +199,10 @@ pub struct DataKeyProfile {
     pub extractable: Send,
     /// Whether `CKA_VALUE_LEN` 32 is sent.
     pub value_len: Send,
+    /// Whether data keys are `CKA_WRAP_WITH_TRUSTED`: the token wraps them only under public
+    /// keys that its security officer has blessed (`ekm drive trust`).
+    #[serde(default)]
+    pub wrap_with_trusted: bool,
 }
 
 /// How KEKs come into the token.
@@ -211,14 +215,27 @@ pub enum Generate {
     VendorTool,
 }
 
+/// Whether a KEK has `CKA_UNWRAP_TEMPLATE`, by which the token itself refuses to open a data key
+/// in any weaker way (PKCS#11 v2.40, 4.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnwrapTemplate {
+    /// It is not asked for: the token refuses it, or does not keep to it.
+    Never,
+    /// It is asked for; where the token refuses it the KEK is made without.
+    Try,
+    /// It is asked for, and a KEK that does not show it is refused.
+    Require,
+}
+
 /// Attributes of new KEKs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KekProfile {
     /// How KEKs come into the token.
     pub generate: Generate,
-    /// Whether `CKA_UNWRAP_TEMPLATE { CKA_SENSITIVE }` is sent at generation.
-    pub unwrap_template: Send,
+    /// Whether KEKs have `CKA_UNWRAP_TEMPLATE`.
+    pub unwrap_template: UnwrapTemplate,
     /// Whether the uses that a KEK is not for are sent as well, as false.
     pub denied_uses: Send,
     /// Whether `CKA_MODIFIABLE` false is sent, so that no usage flag can be turned on later.
@@ -345,10 +362,11 @@ impl HsmProfile {
                 sensitive: Sensitive::Send,
                 extractable: Send::Omit,
                 value_len: Send::Omit,
+                wrap_with_trusted: false,
             },
             kek: KekProfile {
                 generate: Generate::VendorTool,
-                unwrap_template: Send::Omit,
+                unwrap_template: UnwrapTemplate::Never,
                 denied_uses: Send::Omit,
                 frozen: Send::Omit,
                 uncopyable: Send::Omit,
@@ -411,9 +429,15 @@ impl HsmProfile {
                 "drive.forms: t10-00h is the key in clear and never made by a token; leave it out",
             );
         }
-        if data_key.sensitive == Sensitive::SetAfter && kek.unwrap_template == Send::Send {
+        if data_key.sensitive == Sensitive::SetAfter && kek.unwrap_template != UnwrapTemplate::Never
+        {
             return Err(
-                "data_key.sensitive = \"set-after\" and kek.unwrap_template = \"send\" contradict each other: the KEK would refuse every unwrap",
+                "data_key.sensitive = \"set-after\" contradicts kek.unwrap_template other than \"never\": the KEK would refuse every unwrap",
+            );
+        }
+        if data_key.wrap_with_trusted && drive.forms.is_empty() {
+            return Err(
+                "data_key.wrap_with_trusted is for a token that wraps for drives itself, and drive.forms is empty",
             );
         }
         if kek.denied_uses == Send::Omit && !drive.forms.is_empty() {
@@ -559,6 +583,41 @@ mod tests {
                 dated || verified.starts_with("NOT verified"),
                 "{name}: {verified}"
             );
+        }
+    }
+
+    #[test]
+    fn the_guide_to_opencryptoki_says_what_its_profiles_say() {
+        let guide = include_str!("../../docs/opencryptoki.md");
+        let row = |head: &str| -> Vec<&str> {
+            let line = guide.lines().find(|line| line.starts_with(head)).unwrap();
+            let cells = line.trim_matches('|').split('|').skip(1);
+            cells.map(str::trim).collect()
+        };
+        let names = row("| Profile |");
+        let (wraps, labels) = (row("| EEDK wrap |"), row("| DKi as OAEP label |"));
+        let forms = row("| SEDK forms that it makes |");
+        let templates = row("| `CKA_UNWRAP_TEMPLATE` |");
+        for (at, name) in names.iter().enumerate() {
+            let profile = HsmProfile::load(name.trim_matches('`')).unwrap();
+            if profile.unsupported.is_some() {
+                assert_eq!(forms[at], "none", "{name}");
+                continue;
+            }
+            assert!(wraps[at].contains("SHA-256"), "{name}");
+            assert_eq!(profile.eedk.hash, OaepHash::Sha256, "{name}");
+            assert_eq!(
+                labels[at].starts_with("yes"),
+                profile.eedk.labelled,
+                "{name}"
+            );
+            for form in [SedkForm::T10Wrapped, SedkForm::RsaOaepSha1] {
+                let told = forms[at].starts_with(&format!("`{form}`"))
+                    || forms[at].contains(&format!(", `{form}`"));
+                assert_eq!(told, profile.drive.forms.contains(&form), "{name} {form}");
+            }
+            let never = profile.kek.unwrap_template == UnwrapTemplate::Never;
+            assert_eq!(never, templates[at].starts_with("no"), "{name}");
         }
     }
 

@@ -93,6 +93,7 @@ impl Software {
                 ..TokenInfo::default()
             },
             keks: keys.keks.clone(),
+            trusted: Vec::new(),
             probe: None,
             sessions: self.profile.session.workers,
         }
@@ -202,6 +203,8 @@ impl Software {
                 Ok(Reply::Ready(self.ready()))
             }
             Op::Certify(what) => self.certify(what).map(Reply::Certified),
+            // Nobody blesses a key here.
+            Op::Distrust { .. } => Ok(Reply::Ready(self.ready())),
             Op::Generate { label, .. } => Err(self.unsupported(format!(
                 "KEK {label} cannot be made in a software keystore; make it in a token (ekm kek generate --token NAME)"
             ))),

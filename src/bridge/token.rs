@@ -14,7 +14,7 @@ use cryptoki_sys as ck;
 use super::catalog::{self, Catalog};
 use super::faults::{Fault, FaultClass};
 use super::host;
-use super::message::{Custody, KekOnToken, Probe, Ready, SlotOnModule};
+use super::message::{Custody, KekOnToken, PrivateHalf, Probe, Ready, SlotOnModule};
 use super::pin::ledger::{self, Ledger};
 use super::pin::{Pin, PinError, Sourced};
 use super::pkcs11::{
@@ -328,8 +328,9 @@ impl Token {
 
     fn look_again(&self, session: CK_SESSION_HANDLE, same_login: bool) -> Result<(), Fault> {
         let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
+        let host_only = self.profile.host_only();
         let mut catalog =
-            Catalog::read(&self.module, session, self.profile.host_only()).map_err(fail)?;
+            Catalog::read(&self.module, session, host_only, &self.profile).map_err(fail)?;
         // Sessions and imported keys live as long as their epoch.
         if same_login && self.epoch().number > 0 && self.epoch().as_read == catalog {
             return Ok(());
@@ -426,23 +427,21 @@ impl Token {
         };
         let mechanism = oaep(eedk.wrap(), eedk.oaep_label());
         match entry.private {
-            super::message::PrivateHalf::Serves {
+            PrivateHalf::Serves {
                 custody: Custody::Host,
                 ..
             } => self
                 .module
                 .decrypt(session, &mechanism, private, &wrapped)
                 .is_ok(),
-            super::message::PrivateHalf::Serves { .. }
-            | super::message::PrivateHalf::Absent
-            | super::message::PrivateHalf::Refused { .. } => self
+            PrivateHalf::Serves { .. } | PrivateHalf::Absent | PrivateHalf::Refused { .. } => self
                 .module
                 .unwrap(
                     session,
                     &mechanism,
                     private,
                     &wrapped,
-                    &self.unwrap_template(false),
+                    &self.unwrap_template(false, self.opens_trusted(entry)),
                 )
                 .and_then(|key| self.module.destroy(session, key))
                 .is_ok(),
@@ -465,6 +464,7 @@ impl Token {
                 .token_info(self.slot())
                 .unwrap_or_else(|_| self.info.clone()),
             keks: self.epoch().catalog.keks.clone(),
+            trusted: self.epoch().catalog.all_trusted(),
             probe: self.probe.get().cloned(),
             sessions: self.sessions(),
         }
@@ -482,7 +482,7 @@ impl Token {
         catalog: &Catalog,
         canary: &Canary,
     ) -> Call<()> {
-        let Some((_, handles)) = catalog.kek(&canary.kek) else {
+        let Some((entry, handles)) = catalog.kek(&canary.kek) else {
             return Ok(());
         };
         let Some(private) = handles.private else {
@@ -496,7 +496,7 @@ impl Token {
                     &mechanism,
                     private,
                     &canary.wrapped,
-                    &self.unwrap_template(false),
+                    &self.unwrap_template(false, self.opens_trusted(entry)),
                 )?;
                 self.module.destroy(session, key)
             }
@@ -516,9 +516,34 @@ impl Token {
         template
     }
 
-    /// Template of a data key that an EEDK holds; `proof` lets it encrypt a block.
-    pub(super) fn unwrap_template(&self, proof: bool) -> Vec<Attr> {
+    /// The same as the profile wants it on a cartridge.
+    pub(super) fn born_template(&self) -> Vec<Attr> {
+        let mut template = Self::generate_template();
+        if self.profile.data_key.wrap_with_trusted {
+            template.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, true));
+        }
+        template
+    }
+
+    /// Whether what opens under that KEK is wrapped under trusted keys only:
+    /// the profile wants it so, or the KEK demands it.
+    pub(super) fn opens_trusted(&self, kek: &KekOnToken) -> bool {
+        let demands = match &kek.private {
+            PrivateHalf::Serves { attributes, .. } | PrivateHalf::Refused { attributes, .. } => {
+                attributes.unwraps_trusted == Some(true)
+            }
+            PrivateHalf::Absent => false,
+        };
+        demands || self.profile.data_key.wrap_with_trusted
+    }
+
+    /// Template of a data key that an EEDK holds; `proof` lets it encrypt a
+    /// block, `trusted` has it wrapped under trusted keys only.
+    pub(super) fn unwrap_template(&self, proof: bool, trusted: bool) -> Vec<Attr> {
         let mut template = data_key_template(proof);
+        if trusted {
+            template.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, true));
+        }
         let profile = &self.profile.data_key;
         if profile.sensitive == super::profile::Sensitive::Send {
             template.push(Attr::flag(ck::CKA_SENSITIVE, true));
@@ -530,6 +555,24 @@ impl Token {
             template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
         }
         template
+    }
+
+    /// Destroys the blessed object of a key, and looks again. Taking trust away
+    /// needs no officer; giving it does.
+    pub(super) fn distrust(&self, session: CK_SESSION_HANDLE, key: &KekHash) -> Result<(), Fault> {
+        let seen = self.epoch().number;
+        self.renew(seen, Some(session))?;
+        if let Some(object) = self.epoch().catalog.trusted(key) {
+            self.module.destroy(session, object).map_err(|error| {
+                Fault::call(
+                    &self.name,
+                    error,
+                    "taking the trust from a drive's former key",
+                )
+            })?;
+            self.renew(self.epoch().number, Some(session))?;
+        }
+        Ok(())
     }
 
     /// Makes a KEK, and looks at what the token made.
@@ -558,6 +601,12 @@ impl Token {
                 self.profile.name
             )));
         }
+        if super::trust::reserved(label.as_str()) {
+            return Err(refused(
+                "labels that begin so are for keys that the security officer blesses (ekm drive trust); choose another label"
+                    .to_owned(),
+            ));
+        }
         let seen = self.epoch();
         // Read again first: another program may have made the label since.
         self.renew(seen.number, Some(session))?;
@@ -576,14 +625,20 @@ impl Token {
         let mut id = [0_u8; 16];
         aws_lc_rs::rand::fill(&mut id)
             .map_err(|_| refused("the operating system gives no random numbers".to_owned()))?;
-        let pair = self
-            .module
-            .generate_pair(
-                session,
-                &Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN),
-                &catalog::public_template(label, &id, bits, &self.profile),
-                &catalog::private_template(label, &id, custody, sign, &self.profile),
-            )
+        let public = catalog::public_template(label, &id, bits, &self.profile);
+        let private = catalog::private_template(label, &id, custody, sign, &self.profile);
+        let make = |private: &[Attr]| {
+            let mechanism = Mechanism::Plain(ck::CKM_RSA_PKCS_KEY_PAIR_GEN);
+            self.module
+                .generate_pair(session, &mechanism, &public, private)
+        };
+        let pair = make(&private)
+            .or_else(|error| {
+                // Refused for its template there is no pair, so this makes no second one.
+                let refused = catalog::REFUSES_TEMPLATE.contains(&error.rv);
+                let less = catalog::undemanding(&private, &self.profile).filter(|_| refused);
+                less.map_or(Err(error), |less| make(&less))
+            })
             .map_err(|error| {
                 Fault::call(
                     &self.name,
@@ -601,7 +656,7 @@ impl Token {
             .ok_or_else(|| {
                 refused("the token does not show the key that it just made".to_owned())
             })?;
-        if let super::message::PrivateHalf::Refused { reason, .. } = &kek.private {
+        if let PrivateHalf::Refused { reason, .. } = &kek.private {
             // A key that may never serve must not stay under the label.
             for object in [pair.private, pair.public] {
                 let _ = self.module.destroy(session, object);

@@ -409,6 +409,10 @@ impl Worker {
                 token.renew(at.session.epoch.number, Some(at.session.handle))?;
                 Ok(Reply::Ready(token.ready()))
             }
+            Op::Distrust { key } => {
+                token.distrust(at.session.handle, key)?;
+                Ok(Reply::Ready(token.ready()))
+            }
             Op::Generate {
                 label,
                 bits,

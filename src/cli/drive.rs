@@ -1,5 +1,7 @@
 //! `ekm drive`
 
+mod trust;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -49,6 +51,19 @@ pub(super) enum DriveCommand {
         /// Its serial.
         serial: DriveSerial,
     },
+    /// Has a token's security officer vouch for the key of drives (CKA_TRUSTED).
+    ///
+    /// For a token whose profile says data_key.wrap_with_trusted: there a data
+    /// key is wrapped only for a drive's key, and under a KEK, that the security
+    /// officer has blessed, so someone with the user PIN and ekm's process cannot
+    /// wrap it for a key of his own. Each drive costs a login of the officer, and
+    /// so does each new KEK: without a serial only the KEKs are blessed. What is
+    /// blessed and has left the drive table is taken away.
+    ///
+    /// The login is made by a process of its own, which serves nobody and ends;
+    /// a server that uses the token may go on. Not for drives with a certificate
+    /// (--ca): their key is another one in each session.
+    Trust(trust::TrustDrives),
     /// Lists the drive table (EKM's listdrives).
     List,
     /// Shows one drive.
@@ -185,6 +200,7 @@ impl DriveCommand {
                     "drive {serial} is deleted; it gets EF01 from now on"
                 ));
             }
+            Self::Trust(trust) => return trust.run(context),
             Self::List => {
                 let drives = drives(context, Command::DriveList)?;
                 return if context.json {

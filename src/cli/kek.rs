@@ -308,6 +308,11 @@ fn show(kek: &KnownKek) -> anyhow::Result<()> {
             .map(|(name, value)| format!("{name}={}", output::yes(value)))
             .join(" ");
         fields.push(("attributes", format!("on {token}: {text}")));
+        let demanded = attributes
+            .demanded()
+            .map(|(name, value)| format!("{name}={}", output::yes(value)))
+            .join(" ");
+        fields.push(("unwrap template", format!("on {token}: {demanded}")));
     }
     output::fields(&fields)
 }

@@ -43,6 +43,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         Command::DriveDel { .. }
         | Command::DriveList
         | Command::DriveImport { .. }
+        | Command::DriveTrust { .. }
         | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
         Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {

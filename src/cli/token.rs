@@ -70,5 +70,11 @@ fn show(token: TokenStatus) -> anyhow::Result<()> {
     if !forms.is_empty() {
         fields.push(("  SEDK forms", forms.join(", ")));
     }
+    if !token.trusted.is_empty() {
+        fields.push((
+            "  trusted",
+            format!("{} public keys (ekm drive trust)", token.trusted.len()),
+        ));
+    }
     output::fields(&fields)
 }

@@ -9,6 +9,8 @@ use crate::bridge::message::KekAttributes;
 use crate::bridge::pkcs11::{
     Attr, CK_ATTRIBUTE_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module,
 };
+use crate::bridge::profile::UnwrapTemplate;
+use crate::bridge::trust;
 use crate::key::KekHash;
 
 /// Largest RSA modulus that is looked at, bits.
@@ -204,7 +206,8 @@ impl Reader<'_> {
         let mut found = Vec::new();
         for handle in self.module.find(self.session, &template)? {
             let label = self.bytes(handle, ck::CKA_LABEL)?;
-            if label.starts_with(PREFIX.as_bytes()) {
+            let blessed = std::str::from_utf8(&label).is_ok_and(trust::reserved);
+            if blessed || label.starts_with(PREFIX.as_bytes()) {
                 continue;
             }
             let certificate = class == ck::CKO_CERTIFICATE;
@@ -237,7 +240,12 @@ impl Reader<'_> {
     fn private(&self, common: Common) -> Call<Private> {
         let flag = |kind| self.module.flag(self.session, common.handle, kind);
         Ok(Private {
-            attributes: catalog::attributes(self.module, self.session, common.handle)?,
+            attributes: catalog::attributes(
+                self.module,
+                self.session,
+                common.handle,
+                UnwrapTemplate::Never,
+            )?,
             private: flag(ck::CKA_PRIVATE)?,
             sign: flag(ck::CKA_SIGN)?,
             always_authenticate: flag(ck::CKA_ALWAYS_AUTHENTICATE)?,

@@ -285,7 +285,8 @@ impl Ceremony {
     }
 
     pub(super) fn attributes(&self, object: CK_OBJECT_HANDLE) -> Result<KekAttributes, Fault> {
-        catalog::attributes(&self.token.module, self.session, object)
+        let asked = self.token.profile.kek.unwrap_template;
+        catalog::attributes(&self.token.module, self.session, object, asked)
             .map_err(|error| self.failed(error, "reading the KEK's attributes"))
     }
 

@@ -17,7 +17,10 @@ use crate::key::OaepHash;
 pub(super) const ATTACKS: &[(AttackName, Option<PairKind>)] = &[
     (AttackName::WeakTemplate, Some(PairKind::Plain)),
     (AttackName::WeakTemplate, Some(PairKind::UnwrapTemplate)),
+    (AttackName::LoosenTemplate, Some(PairKind::UnwrapTemplate)),
+    (AttackName::LoosenTemplate, Some(PairKind::Protected)),
     (AttackName::ForeignKey, None),
+    (AttackName::ForeignKey, Some(PairKind::TrustedTemplate)),
     (AttackName::CopyDecrypt, Some(PairKind::Plain)),
     (AttackName::CopyDecrypt, Some(PairKind::Frozen)),
     (AttackName::CopyDecrypt, Some(PairKind::Uncopyable)),
@@ -37,6 +40,8 @@ pub(super) fn attack(
         Err(_) => Defence::Untried("the token does not make such a KEK".to_owned()),
         Ok(pair) => match name {
             AttackName::WeakTemplate => weak_template(examiner, &pair),
+            AttackName::LoosenTemplate => loosen_template(examiner, &pair),
+            AttackName::ForeignKey if against.is_some() => foreign_key_through(examiner, &pair),
             AttackName::ForeignKey => foreign_key(examiner, &pair),
             AttackName::FlipDecrypt => flip_decrypt(examiner, &pair),
             AttackName::CopyDecrypt => copy_decrypt(examiner, &pair),
@@ -112,30 +117,125 @@ fn value(examiner: &Examiner, key: CK_OBJECT_HANDLE) -> Option<Zeroizing<Vec<u8>
     value.ok().flatten()
 }
 
+/// Another template in the place of the KEK's own, on itself or on a copy;
+/// then as with a weak template.
+fn loosen_template(examiner: &mut Examiner, pair: &Pair) -> Defence {
+    if !weak_template(examiner, pair).stopped() {
+        return Defence::Untried("a weak template is enough".to_owned());
+    }
+    let mut stopped = Defence::Untried("nothing was tried".to_owned());
+    for loose in [vec![], vec![Attr::flag(ck::CKA_SENSITIVE, false)]] {
+        let loose = [Attr::template(ck::CKA_UNWRAP_TEMPLATE, loose)];
+        let (module, session) = (examiner.module(), examiner.session);
+        let copied = module.copy_object(session, pair.private, &loose);
+        let set = module.set_attributes(session, pair.private, &loose);
+        for (function, private) in [
+            ("C_CopyObject", copied),
+            ("C_SetAttributeValue", set.map(|()| pair.private)),
+        ] {
+            let private = match private {
+                Ok(private) => private,
+                Err(error) => {
+                    stopped = error.into();
+                    continue;
+                }
+            };
+            let after = weak_template(examiner, &pair.through(private));
+            if private != pair.private {
+                examiner.destroy(private);
+            }
+            match after {
+                Defence::NotStopped(how) => {
+                    return Defence::NotStopped(format!(
+                        "{function} of CKA_UNWRAP_TEMPLATE; {how}"
+                    ));
+                }
+                other => stopped = other,
+            }
+        }
+    }
+    stopped
+}
+
 /// Wraps the data key for a public key that nobody vouched for.
 fn foreign_key(examiner: &mut Examiner, pair: &Pair) -> Defence {
     let (hash, sent) = (hash(examiner), sent(examiner));
     let tried = examiner
         .imported()
-        .and_then(|public| {
-            let key = examiner.open_known(pair, hash, &[], &template(sent))?;
-            let wrapped =
-                examiner
-                    .module()
-                    .wrap(examiner.session, &mechanism(hash, &[]), public, key);
-            examiner.destroy(key);
-            wrapped
-        })
-        .map(|wrapped| {
-            if examiner.drive.holds(hash, &[], &wrapped) {
-                Defence::NotStopped(
-                    "C_WrapKey under an imported public key, opened outside".to_owned(),
-                )
-            } else {
-                Defence::quietly("C_WrapKey", "gives something else than the key")
-            }
-        });
+        .and_then(|public| wrap_for(examiner, pair, hash, &template(sent), public));
     defence(tried)
+}
+
+/// The same with a KEK that demands `CKA_WRAP_WITH_TRUSTED`: opened with and
+/// without it, and wrapped for a key that the attacker makes trusted, too.
+fn foreign_key_through(examiner: &mut Examiner, pair: &Pair) -> Defence {
+    let (hash, sent) = (hash(examiner), sent(examiner));
+    let asking = |trusted: bool| {
+        let mut template = template(sent);
+        template.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, trusted));
+        template
+    };
+    let opened = examiner
+        .open_known(pair, hash, &[], &asking(true))
+        .map(|key| examiner.destroy(key));
+    if let Err(error) = opened {
+        return Defence::Untried(format!(
+            "such a KEK opens nothing: {} {}",
+            error.function,
+            crate::bridge::faults::ckr_name(error.rv)
+        ));
+    }
+    let mut publics = vec![examiner.imported()];
+    publics.extend(made_trusted(examiner).map(Ok));
+    let mut stopped = Defence::Untried("nothing was tried".to_owned());
+    for template in [template(sent), asking(false), asking(true)] {
+        for public in &publics {
+            let tried = public.and_then(|public| wrap_for(examiner, pair, hash, &template, public));
+            match defence(tried) {
+                Defence::NotStopped(how) => return Defence::NotStopped(how),
+                other => stopped = other,
+            }
+        }
+    }
+    for public in publics.into_iter().skip(1).flatten() {
+        examiner.destroy(public);
+    }
+    stopped
+}
+
+/// Public keys of the attacker's that he has made `CKA_TRUSTED` himself.
+fn made_trusted(examiner: &Examiner) -> impl Iterator<Item = CK_OBJECT_HANDLE> + use<> {
+    let (module, session) = (examiner.module(), examiner.session);
+    let trusted = Attr::flag(ck::CKA_TRUSTED, true);
+    let mut template = import_template(examiner.drive.numbers());
+    template.push(trusted.clone());
+    let created = module.create_object(session, &template);
+    let copied = examiner.drive.import(module, session).and_then(|public| {
+        let copy = module.copy_object(session, public, &[trusted]);
+        examiner.destroy(public);
+        copy
+    });
+    [created, copied].into_iter().flatten()
+}
+
+/// Opens the known data key with that template and wraps it for that key.
+fn wrap_for(
+    examiner: &Examiner,
+    pair: &Pair,
+    hash: OaepHash,
+    template: &[Attr],
+    public: CK_OBJECT_HANDLE,
+) -> Call<Defence> {
+    let key = examiner.open_known(pair, hash, &[], template)?;
+    let wrapped = examiner
+        .module()
+        .wrap(examiner.session, &mechanism(hash, &[]), public, key);
+    examiner.destroy(key);
+    Ok(if examiner.drive.holds(hash, &[], &wrapped?) {
+        Defence::NotStopped("C_WrapKey under an imported public key, opened outside".to_owned())
+    } else {
+        Defence::quietly("C_WrapKey", "gives something else than the key")
+    })
 }
 
 /// Whether a private key decrypts the known data key.
@@ -240,6 +340,7 @@ pub(super) fn trusted(examiner: &mut Examiner) -> Trusted {
     Trusted {
         user_creates: user_creates(examiner).into(),
         user_sets: user_sets(examiner).into(),
+        user_copies: user_copies(examiner).into(),
         generated: defence(generated(examiner)),
         unwrapped: defence(unwrapped(examiner)),
     }
@@ -260,6 +361,18 @@ fn user_sets(examiner: &mut Examiner) -> Call<Outcome> {
     let (module, session) = (examiner.module(), examiner.session);
     module.set_attributes(session, public, &[Attr::flag(ck::CKA_TRUSTED, true)])?;
     told(module.flag(session, public, ck::CKA_TRUSTED))
+}
+
+fn user_copies(examiner: &Examiner) -> Call<Outcome> {
+    let (module, session) = (examiner.module(), examiner.session);
+    let public = examiner.drive.import(module, session)?;
+    let trusted = [Attr::flag(ck::CKA_TRUSTED, true)];
+    let copied = module.copy_object(session, public, &trusted);
+    examiner.destroy(public);
+    let copy = copied?;
+    let trusted = module.flag(session, copy, ck::CKA_TRUSTED);
+    examiner.destroy(copy);
+    told(trusted)
 }
 
 fn told(trusted: Call<Option<bool>>) -> Call<Outcome> {

@@ -109,6 +109,9 @@ impl Examiner {
 
     /// What a kind is protected with.
     fn protections(&mut self, kind: PairKind) -> Vec<PairKind> {
+        if kind == PairKind::TrustedTemplate {
+            return vec![kind];
+        }
         let all = [
             PairKind::UnwrapTemplate,
             PairKind::Frozen,

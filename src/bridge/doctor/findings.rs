@@ -218,6 +218,8 @@ pub enum PairKind {
     Plain,
     /// With `CKA_UNWRAP_TEMPLATE { CKA_SENSITIVE }`.
     UnwrapTemplate,
+    /// With `CKA_UNWRAP_TEMPLATE { CKA_SENSITIVE, CKA_WRAP_WITH_TRUSTED }`.
+    TrustedTemplate,
     /// With `CKA_MODIFIABLE` false.
     Frozen,
     /// With `CKA_COPYABLE` false.
@@ -230,9 +232,10 @@ pub enum PairKind {
 
 impl PairKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Plain,
         Self::UnwrapTemplate,
+        Self::TrustedTemplate,
         Self::Frozen,
         Self::Uncopyable,
         Self::Protected,
@@ -245,6 +248,7 @@ impl fmt::Display for PairKind {
         f.pad(match self {
             Self::Plain => "plain KEK",
             Self::UnwrapTemplate => "KEK with CKA_UNWRAP_TEMPLATE",
+            Self::TrustedTemplate => "the same, for trusted keys only",
             Self::Frozen => "KEK with CKA_MODIFIABLE false",
             Self::Uncopyable => "KEK with CKA_COPYABLE false",
             Self::Protected => "KEK with all that it takes",
@@ -403,6 +407,8 @@ pub enum AttackName {
     FlipDecrypt,
     /// Copy the KEK with `CKA_DECRYPT` on.
     CopyDecrypt,
+    /// Put another `CKA_UNWRAP_TEMPLATE` in the place of the KEK's, on itself or on a copy.
+    LoosenTemplate,
     /// Wrap out a key that has `CKA_EXTRACTABLE` false.
     WrapUnextractable,
     /// Have a key of 20 bytes opened as AES-256.
@@ -416,6 +422,7 @@ impl fmt::Display for AttackName {
             Self::ForeignKey => "wrap the data key for a public key of one's own",
             Self::FlipDecrypt => "turn on CKA_DECRYPT of the KEK and decrypt",
             Self::CopyDecrypt => "copy the KEK with CKA_DECRYPT and decrypt",
+            Self::LoosenTemplate => "loosen CKA_UNWRAP_TEMPLATE and read the data key",
             Self::WrapUnextractable => "wrap out a key with CKA_EXTRACTABLE false",
             Self::ShortKey => "pass off 20 bytes as an AES key",
         })
@@ -440,6 +447,8 @@ pub struct Trusted {
     pub user_creates: Outcome,
     /// The user sets `CKA_TRUSTED` later; it should be refused.
     pub user_sets: Outcome,
+    /// The user copies a public key with `CKA_TRUSTED` true; it should be refused.
+    pub user_copies: Outcome,
     /// A generated `CKA_WRAP_WITH_TRUSTED` key, wrapped under a key that is not trusted.
     pub generated: Defence,
     /// The same with a key that was unwrapped.

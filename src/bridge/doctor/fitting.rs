@@ -77,6 +77,7 @@ pub fn fit(found: &Examination, given: &HsmProfile, best: bool) -> Fitting {
         if !forms.is_empty() {
             fit.data_key();
         }
+        fit.trusted();
         fit.kek();
         fit.session();
         fit.profile.unsupported = None;

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cryptoki_sys as ck;
+
 use super::examiner::{Examiner, mechanism, template};
 use super::findings::{KekSeen, Keks, Outcome, Sent};
 use crate::bridge::catalog::Catalog;
 use crate::bridge::faults::Fault;
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf};
-use crate::bridge::pkcs11::{CK_OBJECT_HANDLE, Call};
+use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Call};
 use crate::key::OaepHash;
 
 /// KEKs that are tried; on a token with more, the first ones say enough of it.
@@ -16,7 +18,8 @@ const TRIED: usize = 32;
 
 pub(super) fn examine(examiner: &mut Examiner) -> Result<Keks, Fault> {
     let host_only = examiner.data_keys().fits.is_none();
-    let catalog = Catalog::read(examiner.module(), examiner.session, host_only)
+    let profile = &examiner.token.profile;
+    let catalog = Catalog::read(examiner.module(), examiner.session, host_only, profile)
         .map_err(|error| Fault::call(&examiner.token.name, error, "reading the KEKs"))?;
     let mut keks = Vec::new();
     for kek in &catalog.keks {
@@ -87,12 +90,16 @@ fn unwrap(
     let (Some(sent), Some(wrapped)) = (sent, examiner.drive.wrap(&kek.spki, hash, &[])) else {
         return Ok(Outcome::untried("no template fits"));
     };
+    let mut template = template(sent);
+    if examiner.token.opens_trusted(kek) {
+        template.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, true));
+    }
     let key = examiner.module().unwrap(
         examiner.session,
         &mechanism(hash, &[]),
         private,
         &wrapped,
-        &template(sent),
+        &template,
     )?;
     let same = examiner.is_known(key).map(Outcome::same);
     examiner.destroy(key);

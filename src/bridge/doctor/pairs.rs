@@ -12,7 +12,7 @@ use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{
     Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, CallError, Mechanism, Module,
 };
-use crate::bridge::profile::{HsmProfile, Send as SendAttr};
+use crate::bridge::profile::{HsmProfile, Send as SendAttr, UnwrapTemplate};
 use crate::key::KeyLabel;
 
 /// What the label of every throw-away token object begins with.
@@ -116,6 +116,14 @@ impl Pair {
             })
     }
 
+    /// The same KEK by another object.
+    pub(super) fn through(&self, private: CK_OBJECT_HANDLE) -> Self {
+        Self {
+            private,
+            ..self.clone()
+        }
+    }
+
     pub(in crate::bridge) fn destroy(&self, module: &Module, session: CK_SESSION_HANDLE) {
         for object in [self.private, self.public] {
             // What stays is found by its label the next time.
@@ -154,8 +162,16 @@ impl Pair {
         let flag = |attribute| module.flag(session, self.private, attribute).ok().flatten();
         match kind {
             PairKind::Plain => flag(ck::CKA_UNWRAP),
-            // A nested template's reading back is not portable; its effect is tried instead.
-            PairKind::UnwrapTemplate | PairKind::Protected => None,
+            PairKind::UnwrapTemplate | PairKind::TrustedTemplate => module
+                .nested_flags(session, self.private, ck::CKA_UNWRAP_TEMPLATE)
+                .ok()
+                .flatten()
+                .map(|template| {
+                    template.contains(&(ck::CKA_SENSITIVE, true))
+                        && (kind == PairKind::UnwrapTemplate
+                            || template.contains(&(ck::CKA_WRAP_WITH_TRUSTED, true)))
+                }),
+            PairKind::Protected => None,
             PairKind::Frozen => flag(ck::CKA_MODIFIABLE).map(|on| !on),
             PairKind::Uncopyable => flag(ck::CKA_COPYABLE).map(|on| !on),
             PairKind::Host => flag(ck::CKA_DECRYPT),
@@ -173,7 +189,13 @@ fn shaped(profile: &HsmProfile, with: &[PairKind], denied_uses: SendAttr) -> Hsm
         }
     };
     let mut profile = profile.clone();
-    profile.kek.unwrap_template = send(PairKind::UnwrapTemplate);
+    let trusted = with.contains(&PairKind::TrustedTemplate);
+    profile.kek.unwrap_template = if trusted || with.contains(&PairKind::UnwrapTemplate) {
+        UnwrapTemplate::Require
+    } else {
+        UnwrapTemplate::Never
+    };
+    profile.data_key.wrap_with_trusted = trusted;
     profile.kek.frozen = send(PairKind::Frozen);
     profile.kek.uncopyable = send(PairKind::Uncopyable);
     profile.kek.denied_uses = denied_uses;

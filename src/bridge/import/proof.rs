@@ -52,7 +52,7 @@ pub(in crate::bridge) fn opens(
             Ok(opened.expose_secret().ct_eq(known.expose_secret()).into())
         }
         Custody::Token => {
-            let template = token.unwrap_template(true);
+            let template = token.unwrap_template(true, token.profile.data_key.wrap_with_trusted);
             let key = module
                 .unwrap(session, &mechanism, private, &wrapped, &template)
                 .map_err(fail)?;

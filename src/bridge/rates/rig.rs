@@ -228,7 +228,7 @@ impl Hand<'_> {
             &self.opening,
             self.rig.kek.private,
             &self.wrapped,
-            &token.unwrap_template(false),
+            &token.unwrap_template(false, false),
         )?;
         if token.profile.data_key.sensitive == Sensitive::SetAfter {
             module.set_attributes(self.session, key, &[Attr::flag(ck::CKA_SENSITIVE, true)])?;

@@ -135,6 +135,7 @@ impl Shared {
             message::Task::Keep { .. }
             | message::Task::List
             | message::Task::Init { .. }
+            | message::Task::Trust { .. }
             | message::Task::Attend { .. } => Vec::new(),
         }
     }

@@ -54,7 +54,9 @@ impl Program {
                 pin: Some(Pin::Source(pin)),
                 ..
             } => pin,
-            Task::List | Task::Init { .. } | Task::Attend { .. } => return Ok(Stdio::null()),
+            Task::List | Task::Init { .. } | Task::Trust { .. } | Task::Attend { .. } => {
+                return Ok(Stdio::null());
+            }
         };
         let handed = match pin {
             PinSource::Env(name) => self.pins.get(name),

@@ -351,6 +351,7 @@ mod tests {
                     max_pin: 32,
                 },
                 keks: Vec::new(),
+                trusted: Vec::new(),
                 probe: None,
                 sessions,
             }),

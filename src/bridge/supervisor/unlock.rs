@@ -22,7 +22,7 @@ impl Bridge {
     pub fn pin_source(&self) -> Option<&PinSource> {
         match &self.shared.hello.task {
             Task::Serve { pin, .. } | Task::Keep { password: pin, .. } => Some(pin),
-            Task::List | Task::Init { .. } | Task::Attend { .. } => None,
+            Task::List | Task::Init { .. } | Task::Trust { .. } | Task::Attend { .. } => None,
         }
     }
 
@@ -31,7 +31,11 @@ impl Bridge {
     pub fn key_file(&self) -> Option<&Path> {
         match &self.shared.hello.task {
             Task::Keep { file, .. } => Some(file),
-            Task::Serve { .. } | Task::List | Task::Init { .. } | Task::Attend { .. } => None,
+            Task::Serve { .. }
+            | Task::List
+            | Task::Init { .. }
+            | Task::Trust { .. }
+            | Task::Attend { .. } => None,
         }
     }
 
@@ -129,9 +133,11 @@ impl Bridge {
                 uri: token.clone(),
                 serials: serials.clone(),
             },
-            Task::Keep { .. } | Task::List | Task::Init { .. } | Task::Attend { .. } => {
-                Which::labelled("")
-            }
+            Task::Keep { .. }
+            | Task::List
+            | Task::Init { .. }
+            | Task::Trust { .. }
+            | Task::Attend { .. } => Which::labelled(""),
         }
     }
 

@@ -28,6 +28,8 @@ struct Opener {
     label: String,
     private: CK_OBJECT_HANDLE,
     custody: Custody,
+    // What it opens is wrapped under trusted keys only.
+    trusted: bool,
 }
 
 impl At<'_> {
@@ -46,7 +48,7 @@ impl At<'_> {
                 .generate_key(
                     self.session.handle,
                     &Mechanism::Plain(ck::CKM_AES_KEY_GEN),
-                    &Token::generate_template(),
+                    &self.token.born_template(),
                 )
                 .during(|| "generating the data key".to_owned())?;
             let made = self.issue(key, dki, keks, drive, block);
@@ -82,8 +84,9 @@ impl At<'_> {
         drive: &Recipient,
         block: &[u8; 16],
     ) -> Result<(Vec<Eedk>, Sedk, [u8; 16]), Failure> {
-        let eedks = self.eedks_on_token(key, dki, keks)?;
-        let sedk = self.sedk_on_token(key, drive)?;
+        let trusted = self.token.profile.data_key.wrap_with_trusted;
+        let eedks = self.eedks_on_token(key, dki, keks, trusted)?;
+        let sedk = self.sedk_on_token(key, drive, trusted)?;
         Ok((eedks, sedk, self.block_on_token(key, block)?))
     }
 
@@ -98,7 +101,7 @@ impl At<'_> {
         match opener.custody {
             Custody::Token if self.makes(drive.form) => {
                 let key = self.unwrap(&opener, eedk, false)?;
-                let made = self.sedk_on_token(key, drive);
+                let made = self.sedk_on_token(key, drive, opener.trusted);
                 let sedk = self.destroy_after(key, made)?;
                 Ok(Reply::Resolved { sedk, custody: Custody::Token })
             }
@@ -131,7 +134,7 @@ impl At<'_> {
             Custody::Token => {
                 let key = self.unwrap(&opener, eedk, true)?;
                 let made = self
-                    .eedks_on_token(key, eedk.dki(), keks)
+                    .eedks_on_token(key, eedk.dki(), keks, opener.trusted)
                     .and_then(|eedks| Ok((eedks, self.block_on_token(key, block)?)));
                 let (eedks, proof) = self.destroy_after(key, made)?;
                 Ok(Reply::Rekeyed {
@@ -234,6 +237,7 @@ impl At<'_> {
             label,
             private,
             custody: needs,
+            trusted: self.token.opens_trusted(entry),
         })
     }
 
@@ -250,7 +254,7 @@ impl At<'_> {
                 &oaep(eedk.wrap(), eedk.oaep_label()),
                 opener.private,
                 eedk.wrapped(),
-                &self.token.unwrap_template(proof),
+                &self.token.unwrap_template(proof, opener.trusted),
             )
             .during(|| format!("opening an EEDK under KEK {}", opener.label))?;
         if self.token.profile.data_key.sensitive == Sensitive::SetAfter {
@@ -308,12 +312,14 @@ impl At<'_> {
         key: CK_OBJECT_HANDLE,
         dki: DataKeyId,
         keks: &[WrapUnder],
+        trusted: bool,
     ) -> Result<Vec<Eedk>, Failure> {
         let algorithm = self.token.profile.wrap_algorithm();
         let mechanism = oaep(algorithm, dki.as_bytes());
         keks.iter()
             .map(|kek| {
                 let public = match self.session.epoch.catalog.kek(&kek.hash) {
+                    _ if trusted => Some(self.trusted(&kek.spki, &format!("KEK {}", kek.id))?),
                     Some((_, handles)) if handles.public.is_some() => handles.public,
                     _ => None,
                 };
@@ -354,9 +360,18 @@ impl At<'_> {
             .eedks(dki, keks, self.token.profile.wrap_algorithm())
     }
 
-    fn sedk_on_token(&mut self, key: CK_OBJECT_HANDLE, drive: &Recipient) -> Result<Sedk, Failure> {
+    fn sedk_on_token(
+        &mut self,
+        key: CK_OBJECT_HANDLE,
+        drive: &Recipient,
+        trusted: bool,
+    ) -> Result<Sedk, Failure> {
         let (algorithm, label) = in_host::drive_wrap(&self.token.name, drive)?;
-        let public = self.import(&drive.spki)?;
+        let public = if trusted {
+            self.trusted(&drive.spki, "the drive")?
+        } else {
+            self.import(&drive.spki)?
+        };
         let wrapped = self
             .token
             .module
@@ -375,6 +390,23 @@ impl At<'_> {
                 block,
             )
             .during(|| "encrypting the proof block".to_owned())
+    }
+
+    /// The public key that the security officer has blessed; one that is
+    /// imported on a session never is.
+    fn trusted(&self, spki: &[u8], whose: &str) -> Result<CK_OBJECT_HANDLE, Fault> {
+        let hash = KekHash::of_spki(spki);
+        self.session
+            .epoch
+            .catalog
+            .trusted(&hash)
+            .ok_or_else(|| Fault::Unsupported {
+                token: self.token.name.clone(),
+                reason: format!(
+                    "data keys are wrapped under trusted keys only (CKA_WRAP_WITH_TRUSTED), and the public key of {whose} ({hash}) is not CKA_TRUSTED there; have the security officer bless it: ekm drive trust SERIAL --token {}. A key that is new in each session cannot be",
+                    self.token.name
+                ),
+            })
     }
 
     /// The handle of a public key on this session, imported if need be.

@@ -23,6 +23,8 @@ impl Judged<'_> {
             decrypt,
             modifiable,
             sign: _,
+            unwraps_sensitive: _,
+            unwraps_trusted: _,
         } = private.attributes;
         match sensitive {
             Some(true) => self.note_attribute(Half::Private, "CKA_SENSITIVE", shown(sensitive), Verdict::Usable, None),

@@ -3,6 +3,7 @@
 use super::super::read::{Common, Numbers, Private, Row};
 use super::*;
 use crate::bridge::message::KekAttributes;
+use crate::bridge::profile::HsmProfile;
 
 const GOOD: KekAttributes = KekAttributes {
     sensitive: Some(true),
@@ -14,6 +15,8 @@ const GOOD: KekAttributes = KekAttributes {
     decrypt: Some(false),
     modifiable: Some(true),
     sign: Some(false),
+    unwraps_sensitive: None,
+    unwraps_trusted: None,
 };
 
 fn object(n: u8, label: &str) -> Common {
@@ -124,6 +127,7 @@ fn a_label_that_no_kek_can_have_is_said() {
 /// What is called usable, the catalog lets serve, and for the same custody.
 #[test]
 fn verdicts_and_the_catalog_agree() {
+    let profile = HsmProfile::load("softhsm2").unwrap();
     let flags = [None, Some(false), Some(true)];
     for host_only in [false, true] {
         for case in 0..3_usize.pow(5) {
@@ -137,7 +141,7 @@ fn verdicts_and_the_catalog_agree() {
                 ..GOOD
             };
             let key = alone(pair(1, "X", |key| key.attributes = attributes), host_only);
-            let serves = match catalog::judge(&attributes, 2048, host_only) {
+            let serves = match catalog::judge(&attributes, 2048, host_only, &profile) {
                 crate::bridge::message::PrivateHalf::Serves { custody, .. } => Some(custody),
                 _ => None,
             };

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::bridge::doctor::findings::{AttackName, DataKeys, Examination, PairKind, Rung, Sent};
 use crate::bridge::profile::{
-    DataKeyProfile, EedkProfile, Generate, HsmProfile, Send as SendAttr, Sensitive,
+    DataKeyProfile, EedkProfile, Generate, HsmProfile, Send as SendAttr, Sensitive, UnwrapTemplate,
 };
 use crate::key::{OaepHash, SedkForm};
 
@@ -166,6 +166,7 @@ impl Fit<'_> {
             },
             extractable: send(to.extractable),
             value_len: send(to.value_len),
+            wrap_with_trusted: given.wrap_with_trusted,
         };
         self.differ(
             "data_key.sensitive",
@@ -191,6 +192,79 @@ impl Fit<'_> {
         self.profile.data_key = profile;
     }
 
+    /// Whether data keys can be for trusted keys only, where the profile says so.
+    pub(super) fn trusted(&mut self) {
+        let verdict = super::verdict::trusted_verdict(self.found);
+        let given = self.given.data_key.wrap_with_trusted;
+        let none = self.profile.drive.forms.is_empty();
+        if given && (none || !verdict.able) {
+            let field = "data_key.wrap_with_trusted";
+            let why = if none {
+                "the token wraps for no drive".to_owned()
+            } else {
+                verdict.why
+            };
+            self.differ(field, &true, &false, true, why);
+            self.profile.data_key.wrap_with_trusted = false;
+        }
+    }
+
+    /// What becomes of `kek.unwrap_template`, and why. KEKs with it open
+    /// nothing where `CKA_SENSITIVE` is set afterwards.
+    fn unwrap_template(&mut self, to: &mut UnwrapTemplate) {
+        let given = *to;
+        let works = |kind| made(self.found, kind);
+        let after = self.profile.data_key.sensitive == Sensitive::SetAfter;
+        let opens = &self.data_keys.under_unwrap_template;
+        let stopped = stops(
+            self.found,
+            AttackName::WeakTemplate,
+            PairKind::UnwrapTemplate,
+        );
+        let tried = self.found.attacks.iter().any(|attack| {
+            attack.name == AttackName::WeakTemplate
+                && attack.against == Some(PairKind::UnwrapTemplate)
+        });
+        let refused = !works(PairKind::UnwrapTemplate);
+        let (able, why) = if after {
+            let why = "data_key.sensitive is set after the unwrap, which such a KEK refuses";
+            (false, why.to_owned())
+        } else if refused {
+            (false, refusal(self.found, PairKind::UnwrapTemplate))
+        } else if !opens.works() {
+            (false, format!("such a KEK opens no EEDK: {}", opens.why()))
+        } else if !(works(PairKind::Protected) && self.data_keys.under_protected.works()) {
+            let why = refusal(self.found, PairKind::Protected);
+            (false, format!("not together with the others: {why}"))
+        } else if tried && !stopped {
+            (
+                false,
+                "the token takes it and does not keep to it".to_owned(),
+            )
+        } else {
+            (true, "the token can, and is safer with it".to_owned())
+        };
+        // Where it is only tried, a token that refuses it has KEKs without it.
+        let breaks = !able
+            && match given {
+                UnwrapTemplate::Never => false,
+                UnwrapTemplate::Try => !refused || after,
+                UnwrapTemplate::Require => true,
+            };
+        let could = given == UnwrapTemplate::Never && able && stopped;
+        let should = if able {
+            UnwrapTemplate::Try
+        } else {
+            UnwrapTemplate::Never
+        };
+        if breaks || (could && self.best) || (!able && self.best) {
+            *to = should;
+        }
+        if breaks || could {
+            self.differ("kek.unwrap_template", &given, &should, breaks, why);
+        }
+    }
+
     /// How KEKs come into the token.
     pub(super) fn generate(&mut self, able: bool) {
         let given = self.given.kek.generate;
@@ -210,35 +284,21 @@ impl Fit<'_> {
 
     pub(super) fn kek(&mut self) {
         self.generate(true);
+        // Custody token is what the template protects.
+        let template_counts = !self.profile.drive.forms.is_empty();
+        let mut template = self.given.kek.unwrap_template;
+        if template_counts {
+            self.unwrap_template(&mut template);
+        }
         let works = |kind| made(self.found, kind);
         let refusal = |kind| refusal(self.found, kind);
-        let after = self.profile.data_key.sensitive == Sensitive::SetAfter;
-        let opens = &self.data_keys.under_unwrap_template;
-        let mut template = works(PairKind::UnwrapTemplate) && opens.works() && !after;
         let frozen = works(PairKind::Frozen);
         let uncopyable = works(PairKind::Uncopyable);
-        let mut template_why = if after {
-            "data_key.sensitive is set after the unwrap, which such a KEK refuses".to_owned()
-        } else if works(PairKind::UnwrapTemplate) {
-            format!("such a KEK opens no EEDK: {}", opens.why())
-        } else {
-            refusal(PairKind::UnwrapTemplate)
-        };
-        let together = works(PairKind::Protected) && self.data_keys.under_protected.works();
-        if template && !together {
-            template = false;
-            template_why = format!(
-                "not together with the others: {}",
-                refusal(PairKind::Protected)
-            );
-        }
         let frozen_why = refusal(PairKind::Frozen);
         let uncopyable_why = refusal(PairKind::Uncopyable);
         // What no KEK lets happen needs no protection.
         let stops =
             |name, kind| stops(self.found, name, kind) && !stops(self.found, name, PairKind::Plain);
-        // Custody token is what the template protects.
-        let template_counts = !self.profile.drive.forms.is_empty();
         let given = self.given.kek.clone();
         let mut profile = given.clone();
         // What the profile is for decides; custody host on the side is judged with its verdict.
@@ -249,6 +309,7 @@ impl Fit<'_> {
         };
         let denied = pair(self.found, kind).is_none_or(|pair| pair.denied_uses);
         let denied_why = "KEKs are made only without it".to_owned();
+        profile.unwrap_template = template;
         for (field, given, to, able, why, helps) in [
             (
                 "kek.denied_uses",
@@ -257,14 +318,6 @@ impl Fit<'_> {
                 denied,
                 denied_why,
                 true,
-            ),
-            (
-                "kek.unwrap_template",
-                given.unwrap_template,
-                &mut profile.unwrap_template,
-                template || !template_counts,
-                template_why,
-                template && stops(AttackName::WeakTemplate, PairKind::UnwrapTemplate),
             ),
             (
                 "kek.frozen",

@@ -123,7 +123,7 @@ fn a_token_that_ignores_sensitive_gets_set_after_and_no_unwrap_template() {
             ("data_key.sensitive", "\"set-after\""),
             ("data_key.extractable", "\"omit\""),
             ("data_key.value_len", "\"omit\""),
-            ("kek.unwrap_template", "\"omit\""),
+            ("kek.unwrap_template", "\"never\""),
         ]
     );
     let profile = fitting.profile.unwrap();
@@ -251,6 +251,7 @@ fn trust_that_the_user_can_give_himself_is_worth_nothing() {
     found.trusted = Some(Trusted {
         user_creates: Outcome::Works,
         user_sets: refused("CKR_ATTRIBUTE_READ_ONLY"),
+        user_copies: refused("CKR_ATTRIBUTE_READ_ONLY"),
         generated: stopped.clone(),
         unwrapped: stopped,
     });

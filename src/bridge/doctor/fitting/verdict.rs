@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{cell, form_why, forms, host, pair};
-use crate::bridge::doctor::findings::{DataKeys, Examination, Outcome, PairKind};
+use super::{cell, form_why, forms, host, pair, stops};
+use crate::bridge::doctor::findings::{AttackName, DataKeys, Examination, Outcome, PairKind};
 use crate::bridge::profile::{HsmProfile, Send};
 use crate::key::SedkForm;
 
@@ -91,7 +91,7 @@ fn host_verdict(found: &Examination, data_keys: &DataKeys, profile: &HsmProfile)
     }
 }
 
-fn trusted_verdict(found: &Examination) -> Verdict {
+pub(super) fn trusted_verdict(found: &Examination) -> Verdict {
     let unknown = |outcome: &Outcome| matches!(outcome, Outcome::Refused { code, .. } if code == "CKR_ATTRIBUTE_TYPE_INVALID");
     let (able, why) = match &found.trusted {
         None => (false, "not tried".to_owned()),
@@ -105,14 +105,23 @@ fn trusted_verdict(found: &Examination) -> Verdict {
             false,
             "the user himself can make a key CKA_TRUSTED".to_owned(),
         ),
+        Some(trusted) if trusted.user_copies.works() => (
+            false,
+            "the user himself can make a key CKA_TRUSTED, by C_CopyObject".to_owned(),
+        ),
         Some(trusted) if unknown(&trusted.user_creates) => (
             false,
             "the token knows no CKA_TRUSTED on an RSA public key, so no drive's key can be trusted"
                 .to_owned(),
         ),
+        Some(_) if stops(found, AttackName::ForeignKey, PairKind::TrustedTemplate) => (
+            true,
+            "the token enforces it, and so do KEKs made with data_key.wrap_with_trusted = true: no data key goes to a key that the security officer has not blessed (ekm drive trust)"
+                .to_owned(),
+        ),
         Some(_) => (
             true,
-            "the token enforces it; its security officer must mark each drive's key CKA_TRUSTED; ekm does not ask for it"
+            "the token enforces it on data keys that ask for it (data_key.wrap_with_trusted, ekm drive trust); but its KEKs do not, so an EEDK can still be opened without it"
                 .to_owned(),
         ),
     };

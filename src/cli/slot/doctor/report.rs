@@ -360,8 +360,15 @@ fn show_keks(keks: &Keks) -> anyhow::Result<()> {
                     .named()
                     .into_iter()
                     .filter(|(_, on)| *on == Some(true))
-                    .map(|(name, _)| name.trim_start_matches("CKA_"));
-                on.collect::<Vec<_>>().join(" ")
+                    .map(|(name, _)| name.trim_start_matches("CKA_").to_owned());
+                let demanded = attributes
+                    .demanded()
+                    .into_iter()
+                    .filter(|(_, on)| *on == Some(true))
+                    .map(|(name, _)| {
+                        format!("UNWRAP_TEMPLATE:{}", name.trim_start_matches("CKA_"))
+                    });
+                on.chain(demanded).collect::<Vec<_>>().join(" ")
             });
             vec![
                 kek.label.to_string(),
@@ -406,6 +413,10 @@ fn show_trusted(trusted: &Trusted) -> anyhow::Result<()> {
             trusted.user_creates.to_string(),
         ),
         ("the user sets CKA_TRUSTED", trusted.user_sets.to_string()),
+        (
+            "the user copies a key with CKA_TRUSTED",
+            trusted.user_copies.to_string(),
+        ),
         (
             "CKA_WRAP_WITH_TRUSTED, generated key",
             trusted.generated.to_string(),
