@@ -70,6 +70,8 @@ impl Stage {
                     decrypt: Some(false),
                     modifiable: Some(false),
                     sign: Some(false),
+                    unwraps_sensitive: None,
+                    unwraps_trusted: None,
                 },
             },
             certificate: None,
