@@ -19,10 +19,10 @@ use crate::support::{Bench, Hsm, Kind, TestDrive, drive, write_private};
 use crate::tokens::can_be_made;
 
 /// Password of every file here that has one.
-const PASSWORD: &str = "file-word";
+pub(crate) const PASSWORD: &str = "file-word";
 
 /// A data key that somebody outside wrapped.
-const DATA_KEY: [u8; 32] = *b"a data key that was made outside";
+pub(crate) const DATA_KEY: [u8; 32] = *b"a data key that was made outside";
 
 /// A site without a server, and files with keys.
 pub(crate) struct Desk {
@@ -192,7 +192,7 @@ pub(crate) fn records(audit: &Path, action: &str) -> Vec<(Outcome, String)> {
 
 /// An EEDK that names its KEK by label, made by OpenSSL under the public key in a file, with the
 /// hash that the token opens.
-fn eedk(directory: &Path, public: &str, label: &str, kind: Kind) -> Vec<u8> {
+pub(crate) fn eedk(directory: &Path, public: &str, label: &str, kind: Kind) -> Vec<u8> {
     let (hash, name) = match kind {
         Kind::Softhsm | Kind::SofthsmInProcess => (OaepHash::Sha1, "sha1"),
         Kind::Embedded | Kind::Opencryptoki | Kind::Nss | Kind::Tpm2 => {
@@ -229,7 +229,7 @@ fn eedk(directory: &Path, public: &str, label: &str, kind: Kind) -> Vec<u8> {
         .encode()
 }
 
-fn request(drive: &TestDrive, eedk: Vec<u8>) -> ResolveRequest {
+pub(crate) fn request(drive: &TestDrive, eedk: Vec<u8>) -> ResolveRequest {
     ResolveRequest {
         request_id: Uuid::new_v4(),
         drive: DriveInRequest {
@@ -245,7 +245,7 @@ fn request(drive: &TestDrive, eedk: Vec<u8>) -> ResolveRequest {
 }
 
 /// The second client reads nothing of the key and cannot wrap it.
-fn cannot_be_got_out(hsm: &Hsm, label: &str) {
+pub(crate) fn cannot_be_got_out(hsm: &Hsm, label: &str) {
     let tries = hsm.hand(&["get-out", label]);
     let (reads, wraps): (Vec<&str>, Vec<&str>) =
         tries.lines().partition(|line| line.starts_with("read"));

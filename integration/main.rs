@@ -35,6 +35,7 @@ mod interleavings;
 mod keyfile;
 mod metrics;
 mod migrate;
+mod moving;
 mod openssl;
 mod overload;
 mod partner;

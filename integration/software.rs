@@ -25,18 +25,35 @@ use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for, write_pr
 const PASSWORD: &str = "store-password";
 
 /// A service over a key file, and a drive that is enrolled for it.
-struct Stage {
-    service: Arc<Service>,
+pub(crate) struct Stage {
+    pub(crate) service: Arc<Service>,
     config: Config,
-    drive: TestDrive,
+    pub(crate) drive: TestDrive,
     directory: TempDir,
 }
 
 impl Stage {
     /// `hsms` are tokens beside it. `write` lets cartridges be written under its KEKs.
     async fn new(directory: TempDir, file: &str, hsms: &[&Hsm], write: bool) -> Self {
+        let word = (PASSWORD, None);
+        Self::with(directory, file, word, hsms, write).await
+    }
+
+    /// The same, with the passwords of the store and of its keys.
+    pub(crate) async fn with(
+        directory: TempDir,
+        file: &str,
+        (store, keys): (&str, Option<&str>),
+        hsms: &[&Hsm],
+        write: bool,
+    ) -> Self {
         let password = directory.path().join("password");
-        write_private(&password, PASSWORD);
+        write_private(&password, store);
+        let key_password = keys.map(|keys| {
+            let path = directory.path().join("key-password");
+            write_private(&path, keys);
+            PinSource::File(path)
+        });
         let mut policy = PolicyConfig {
             peers: vec![PeerRule {
                 peer: "drive:*".to_owned(),
@@ -55,7 +72,7 @@ impl Stage {
             name: "old".to_owned(),
             file: directory.path().join(file),
             password: PinSource::File(password),
-            key_password: None,
+            key_password,
             priority: 9,
             weight: 1,
         }];
@@ -97,7 +114,7 @@ impl Stage {
     }
 
     /// The data key, as the drive finds it.
-    async fn resolve(&self, eedks: &[Base64]) -> Result<[u8; 32], Problem> {
+    pub(crate) async fn resolve(&self, eedks: &[Base64]) -> Result<[u8; 32], Problem> {
         let request = ResolveRequest {
             request_id: Uuid::new_v4(),
             drive: self.shown(),
