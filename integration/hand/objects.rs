@@ -153,15 +153,6 @@ pub(crate) fn get_out(session: &Session, label: &str) -> Outcome<()> {
             Attribute::Extractable(true),
         ],
     )?;
-    // What the wrapping key can wrap, so that a refusal is seen to be about the private key.
-    let control = session.generate_key(
-        &Mechanism::AesKeyGen,
-        &[
-            Attribute::Token(false),
-            Attribute::ValueLen(32.into()),
-            Attribute::Extractable(true),
-        ],
-    )?;
     for mechanism in [
         Mechanism::AesKeyWrapPad,
         Mechanism::AesCbcPad([0; 16]),
