@@ -27,7 +27,12 @@ pub(in crate::cli) struct Copies {
     /// transport key. The KEK is extractable until it is wrapped, and never
     /// again. The transport key is in the memory of this command and of its
     /// bridge for that long; the server never has it.
-    #[arg(long, value_name = "FILE", requires_all = ["shares", "share_dir"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires_all = ["shares", "share_dir"],
+        conflicts_with = "sign"
+    )]
     copy: Option<PathBuf>,
 
     /// How many of how many shares of the transport key restore the KEK: 2-of-3.
