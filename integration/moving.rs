@@ -18,7 +18,13 @@ const STORE: &str = "store-word";
 const KEYS: &str = "keys-word";
 
 /// File, type, and its keys: alias and bits.
-const STORES: [(&str, &str, &[(&str, &str)]); 3] = [
+type Store = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+const STORES: [Store; 3] = [
     (
         "ekm.jck",
         "JCEKS",
@@ -111,10 +117,12 @@ async fn move_into(kind: Kind) {
             let eedk = eedk(directory, &format!("{alias}.pub"), alias, kind);
             let opened = stage.resolve(&[Base64(eedk.clone())]).await;
             assert_eq!(opened.unwrap(), DATA_KEY, "{alias} of {file}");
-            let mut import = vec!["kek", "import", file, "--alias", alias];
-            import.extend(["--password-file", "store-word"]);
+            // In whole: openCryptoki's programs start in a directory of their own.
+            let [file, store, keys] = [file, "store-word", "keys-word"].map(|name| desk.path(name));
+            let mut import = vec!["kek", "import", &file, "--alias", alias];
+            import.extend(["--password-file", &store]);
             if of_keys(format).is_some() {
-                import.extend(["--key-password-file", "keys-word"]);
+                import.extend(["--key-password-file", &keys]);
             }
             desk.done(&import);
             moved.push((*alias, eedk));

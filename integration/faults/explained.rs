@@ -64,7 +64,7 @@ fn the_whole_table_is_there_for_people_and_for_scripts() {
 fn what_is_not_there_is_named() {
     for (arguments, says) in [
         (&["CKR_DEVICE_EROR"][..], "CKR_DEVICE_EROR"),
-        (&["--function", "C_Sign"], "C_UnwrapKey"),
+        (&["--function", "C_Verify"], "C_UnwrapKey"),
         (&["--profile", "sofhtsm"], "softhsm2"),
     ] {
         let output = explain(arguments);

@@ -339,7 +339,7 @@ impl<'a> Work<'a> {
         };
         let mut created = create(template)?;
         if let Err(error) = created
-            && !ends(error)
+            && catalog::REFUSES_TEMPLATE.contains(&error.rv)
             && let Some(less) = less
         {
             // Some answers are lost.

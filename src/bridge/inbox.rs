@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -55,34 +55,43 @@ impl Inbox {
     /// # Errors
     /// The socket closed, or what came is no request.
     pub(super) fn next(&self) -> io::Result<Request> {
-        let mut patience = ATTENTIVE;
-        loop {
-            if let Some(request) = self.take(patience)? {
-                return Ok(request);
+        // One of them looks; whoever else is free sleeps meanwhile.
+        match self.socket.try_lock() {
+            Ok(socket) => {
+                epoll::modify(&self.ready, &*socket, EventData::new_u64(0), SLEEPS)?;
+                if let Some(request) = self.take(socket, ATTENTIVE)? {
+                    return Ok(request);
+                }
             }
-            patience = Duration::ZERO;
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Poisoned(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+        }
+        loop {
             let mut woken = [Event {
                 flags: EventFlags::empty(),
                 data: EventData::new_u64(0),
             }];
             match epoll::wait(&self.ready, &mut woken, None) {
-                Ok(_) | Err(Errno::INTR) => {}
+                // Nobody else is woken before this one has looked, so it waits for whoever is
+                // at the socket.
+                Ok(_) => {
+                    let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(request) = self.take(socket, Duration::ZERO)? {
+                        return Ok(request);
+                    }
+                }
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Takes the request that is there, or comes within `patience`. None also
-    /// where another worker is at the socket: he wakes the next one when he leaves.
-    fn take(&self, patience: Duration) -> io::Result<Option<Request>> {
-        let mut socket = match self.socket.try_lock() {
-            Ok(socket) => socket,
-            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
-            Err(TryLockError::WouldBlock) => return Ok(None),
-        };
-        if !patience.is_zero() {
-            epoll::modify(&self.ready, &*socket, EventData::new_u64(0), SLEEPS)?;
-        }
+    /// Takes the request that is there, or comes within `patience`, and lets others be woken again.
+    fn take(
+        &self,
+        mut socket: MutexGuard<'_, UnixStream>,
+        patience: Duration,
+    ) -> io::Result<Option<Request>> {
         let request = if comes(&socket, patience)? {
             Some(message::read(&mut *socket)?)
         } else {
@@ -119,6 +128,34 @@ mod tests {
     use crate::bridge::message::Op;
     use std::sync::Arc;
     use std::sync::mpsc::channel;
+
+    /// Whoever looks in vain lets the others be woken, and may lose the core before he leaves: who
+    /// is woken then must not be turned away by him, or the request waits for ever.
+    #[test]
+    fn a_request_that_comes_as_a_look_ends_is_not_lost() {
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        let inbox = Arc::new(Inbox::new(theirs).unwrap());
+        let (took, taken) = channel();
+        let sleeper = Arc::clone(&inbox);
+        std::thread::spawn(move || {
+            while let Ok(request) = sleeper.next() {
+                took.send(request.id).unwrap();
+            }
+        });
+        // Long enough for the worker to have gone to sleep.
+        std::thread::sleep(ATTENTIVE * 200);
+        let socket = inbox.socket.lock().unwrap();
+        epoll::modify(&inbox.ready, &*socket, EventData::new_u64(0), WAKES).unwrap();
+        let request = Request {
+            id: 7,
+            until_ms: 1,
+            op: Op::Canary,
+        };
+        ours.write_all(&message::encode(&request).unwrap()).unwrap();
+        std::thread::sleep(ATTENTIVE * 200);
+        drop(socket);
+        assert_eq!(taken.recv_timeout(Duration::from_secs(10)), Ok(7));
+    }
 
     #[test]
     fn every_request_is_taken_once_however_they_come_and_the_end_reaches_everyone() {

@@ -115,7 +115,7 @@ impl Work<'_> {
         };
         let mut unwrapped = unwrap(&template);
         if let Err(error) = unwrapped
-            && !ends(error)
+            && catalog::REFUSES_TEMPLATE.contains(&error.rv)
             && let Some(less) = catalog::undemanding(&template, &self.token.profile)
         {
             // Also where the call failed: some answers are lost.
