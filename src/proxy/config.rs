@@ -575,7 +575,7 @@ serial = "001234567890"
             HostConfig::load(&path)
                 .unwrap_err()
                 .to_string()
-                .contains("UTF-8")
+                .contains("utf-8")
         );
     }
 

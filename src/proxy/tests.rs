@@ -259,7 +259,7 @@ fn the_line_that_decided_is_named() {
             "VOL250",
             Loaded::Unknown,
             "--dd, position 14; by rule",
-            "--dd, position 1; host.toml:37",
+            "--dd, position 1; host.toml:38",
         ),
         (
             "CLEARLAB",
@@ -290,7 +290,7 @@ fn the_line_that_decided_is_named() {
             "",
             "VOL150",
             Loaded::Unknown,
-            "by rule; host.toml:13; host.toml:30",
+            "by rule; host.toml:13; host.toml:31",
             "",
         ),
         (
@@ -298,7 +298,7 @@ fn the_line_that_decided_is_named() {
             "DISP=NEW,KEYLABL1=JOB",
             "VOL250",
             Loaded::Encrypted,
-            "--dd, position 1; host.toml:23; by rule; --dd, position 10; host.toml:24; host.toml:37",
+            "--dd, position 1; host.toml:23; by rule; --dd, position 10; host.toml:24; host.toml:38",
             "",
         ),
         (

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{DataClass, HostConfig, HostDrive, KeyPath, VolumeRange};
+use super::{ClassName, DataClass, HostConfig, HostDrive, KeyPath, VolumeRange};
+use crate::drive::DriveSerial;
 use crate::proxy::labels::{At, Labels, Operands};
 use crate::proxy::servers::{KeyServers, ServerAddress};
 use crate::volser::Volser;
@@ -72,6 +73,9 @@ impl Host {
     pub(super) fn check(self, file: &Path, text: &str) -> Result<HostConfig, Vec<String>> {
         let mut check = Check {
             lines: text.match_indices('\n').map(|(at, _)| at).collect(),
+            names: Vec::new(),
+            spans: Vec::new(),
+            serials: Vec::new(),
             faults: Vec::new(),
         };
         let Self {
@@ -83,24 +87,20 @@ impl Host {
         } = self;
         let path = path.and_then(|path| check.parse("path", path));
         let key_servers = key_servers.and_then(|servers| check.servers(servers));
-        let data_classes: Vec<DataClass> = data_classes
+        let data_classes = data_classes
             .into_iter()
             .filter_map(|class| check.class(class))
             .collect();
-        check.once(
-            "data_classes.name",
-            data_classes.iter().map(|class| &class.name),
-        );
-        let volume_ranges: Vec<VolumeRange> = volume_ranges
+        let volume_ranges = volume_ranges
             .into_iter()
             .filter_map(|range| check.range(range))
             .collect();
-        check.apart(&volume_ranges);
-        let drives: Vec<HostDrive> = drives
+        let drives = drives
             .into_iter()
             .filter_map(|drive| check.drive(drive))
             .collect();
-        check.once("drives.serial", drives.iter().map(|drive| &drive.serial));
+        check.once();
+        check.apart();
         if !check.faults.is_empty() {
             check.faults.sort_by_key(|fault| fault.at);
             return Err(check
@@ -120,9 +120,14 @@ impl Host {
     }
 }
 
-/// Where lines end, and what has been found wrong so far.
+/// Where lines end, what must not be given twice, and what has been found wrong so far.
 struct Check {
     lines: Vec<usize>,
+    /// Those of data classes, also of ones with other faults.
+    names: Vec<At<ClassName>>,
+    /// First and last of volume ranges.
+    spans: Vec<(At<Volser>, Volser)>,
+    serials: Vec<At<DriveSerial>>,
     faults: Vec<At<String>>,
 }
 
@@ -165,7 +170,8 @@ impl Check {
             keylabl2,
             keyencd2,
         } = class;
-        let name = self.parse("data_classes.name", name);
+        let name: Option<At<ClassName>> = self.parse("data_classes.name", name);
+        self.names.extend(name.clone());
         let format = self.parse("data_classes.format", format);
         let labels = self.labels("data_classes", [keylabl1, keylabl2], [keyencd1, keyencd2]);
         Some(DataClass {
@@ -209,6 +215,7 @@ impl Check {
             );
             return None;
         }
+        self.spans.push((first.clone(), last.clone()));
         Some(VolumeRange {
             first,
             last,
@@ -218,7 +225,8 @@ impl Check {
 
     fn drive(&mut self, drive: Drive) -> Option<HostDrive> {
         let Drive { serial, path } = drive;
-        let serial = self.parse("drives.serial", serial);
+        let serial: Option<At<DriveSerial>> = self.parse("drives.serial", serial);
+        self.serials.extend(serial.clone());
         let path: Option<Option<At<KeyPath>>> = match path {
             Some(path) => self.parse("drives.path", path).map(Some),
             None => Some(None),
@@ -361,53 +369,56 @@ impl Check {
         found
     }
 
-    /// Names that are given once.
-    fn once<'a, T: Ord + Display + 'a>(
-        &mut self,
-        key: &str,
-        names: impl Iterator<Item = &'a At<T>>,
-    ) {
-        let mut seen = BTreeMap::new();
-        for At { value, at } in names {
-            if let Some(first) = seen.get(value) {
-                self.fault(
-                    *at,
-                    format!("{key}: {value} is given twice, first in line {first}"),
-                );
-            } else {
-                seen.insert(value, *at);
-            }
-        }
+    /// No name and no serial is given twice.
+    fn once(&mut self) {
+        let names = repeated("data_classes.name", &self.names);
+        let serials = repeated("drives.serial", &self.serials);
+        self.faults.extend(names.into_iter().chain(serials));
     }
 
-    /// Ranges of which no two have a volume in common.
-    fn apart(&mut self, ranges: &[VolumeRange]) {
-        let mut sorted: Vec<&VolumeRange> = ranges.iter().collect();
-        sorted.sort_by_key(|range| (range.last.as_str().len(), &range.first.value));
+    /// No two ranges have a volume in common.
+    fn apart(&mut self) {
+        let mut spans = std::mem::take(&mut self.spans);
+        spans.sort_by(|(first, last), (other, other_last)| {
+            let length = last.as_str().len().cmp(&other_last.as_str().len());
+            length.then_with(|| first.value.cmp(&other.value))
+        });
         // Of those before, the one that reaches furthest.
-        let mut furthest: Option<&VolumeRange> = None;
-        for range in sorted {
-            if let Some(before) = furthest
-                && before.last.as_str().len() == range.last.as_str().len()
+        let mut furthest: Option<&(At<Volser>, Volser)> = None;
+        for span in &spans {
+            let (first, last) = span;
+            if let Some((before, end)) = furthest
+                && end.as_str().len() == last.as_str().len()
+                && first.value <= *end
             {
-                if before.has(&range.first.value) {
-                    self.fault(
-                        range.first.at,
-                        format!(
-                            "volume_ranges: {} to {} overlaps {} to {} of line {}",
-                            range.first.value,
-                            range.last,
-                            before.first.value,
-                            before.last,
-                            before.first.at
-                        ),
-                    );
-                }
-                if before.last >= range.last {
+                self.fault(
+                    first.at,
+                    format!(
+                        "volume_ranges: {} to {last} overlaps {} to {end} of line {}",
+                        first.value, before.value, before.at
+                    ),
+                );
+                if end >= last {
                     continue;
                 }
             }
-            furthest = Some(range);
+            furthest = Some(span);
         }
     }
+}
+
+fn repeated<T: Ord + Display>(key: &str, names: &[At<T>]) -> Vec<At<String>> {
+    let mut seen = BTreeMap::new();
+    let mut faults = Vec::new();
+    for At { value, at } in names {
+        if let Some(first) = seen.get(value) {
+            faults.push(At {
+                value: format!("{key}: {value} is given twice, first in line {first}"),
+                at: *at,
+            });
+        } else {
+            seen.insert(value, *at);
+        }
+    }
+    faults
 }
