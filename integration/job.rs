@@ -88,39 +88,82 @@ async fn the_keks_of_a_cartridge_are_those_of_the_first_level_that_names_any() {
         "",
         "[[policy.peers]]\npeer = \"proxy:host1\"\ndrives = [\"*\"]\ncreate_keks = [\"*\"]",
     );
-    for label in ["GLOBAL", "GLOBAL2", "ROW", "ROW2", "CLASS", "CLASS2", "JOB", "RANGE"] {
+    for label in [
+        "GLOBAL", "GLOBAL2", "ROW", "ROW2", "CLASS", "CLASS2", "JOB", "RANGE",
+    ] {
         house.done(&["kek", "generate", label, "--bits", "2048"]);
     }
-    house.done(&["kek", "default", "--kek1", "GLOBAL:hash", "--kek2", "GLOBAL2"]);
+    house.done(&[
+        "kek",
+        "default",
+        "--kek1",
+        "GLOBAL:hash",
+        "--kek2",
+        "GLOBAL2",
+    ]);
     let (plain, one, two) = (house.drive(1), house.drive(2), house.drive(3));
     house.done(&["drive", "mod", one.serial.as_str(), "--kek1", "ROW:hash"]);
-    house.done(&["drive", "mod", two.serial.as_str(), "--kek1", "ROW", "--kek2", "ROW2:hash"]);
+    house.done(&[
+        "drive",
+        "mod",
+        two.serial.as_str(),
+        "--kek1",
+        "ROW",
+        "--kek2",
+        "ROW2:hash",
+    ]);
     let serving = house.serve().await;
     let mut client = house.client_of(&serving, &house.identity("proxy", "host1"));
 
     for (drive, class, dd, volser, expected) in [
-        (&two, "TWO", "KEYLABL1=JOB,KEYENCD1=H,DISP=NEW", "VOL100", "JOB:hash"),
-        (&two, "TWO", "KEYLABL1=JOB,KEYLABL2=RANGE,KEYENCD2=H", "VOL100", "JOB:label RANGE:hash"),
+        (
+            &two,
+            "TWO",
+            "KEYLABL1=JOB,KEYENCD1=H,DISP=NEW",
+            "VOL100",
+            "JOB:hash",
+        ),
+        (
+            &two,
+            "TWO",
+            "KEYLABL1=JOB,KEYLABL2=RANGE,KEYENCD2=H",
+            "VOL100",
+            "JOB:label RANGE:hash",
+        ),
         (&two, "TWO", "DISP=NEW", "VOL100", "CLASS:label CLASS2:hash"),
         (&two, "ONE", "DISP=NEW", "VOL100", "CLASS:label"),
         (&two, "BARE", "KEYLABL1=job", "VOL100", "JOB:label"),
         (&two, "BARE", "DISP=NEW", "VOL100", "RANGE:hash"),
         (&two, "BARE", "DISP=NEW", "VOL300", "ROW:label ROW2:hash"),
         (&one, "BARE", "DISP=NEW", "VOL300", "ROW:hash"),
-        (&plain, "BARE", "DISP=NEW", "VOL300", "GLOBAL:hash GLOBAL2:label"),
+        (
+            &plain,
+            "BARE",
+            "DISP=NEW",
+            "VOL300",
+            "GLOBAL:hash GLOBAL2:label",
+        ),
         (&plain, "BARE", "DISP=NEW", "VOL199", "RANGE:hash"),
         (&plain, "ONE", "DISP=NEW", "VOL300", "CLASS:label"),
     ] {
         // What a scratch cartridge holds decides nothing.
         let decision = decide(class, dd, volser, Loaded::Encrypted);
-        let answer = created(&mut client, drive, volser, &decision).await.unwrap();
+        let answer = created(&mut client, drive, volser, &decision)
+            .await
+            .unwrap();
         assert_eq!(keks(&answer.eedks), expected, "{class} {dd} {volser}");
     }
 
     // A later file: the same data key, whatever the job names.
     let decision = decide("TWO", "DISP=NEW", "VOL100", Loaded::Clear);
-    let written = created(&mut client, &plain, "VOL100", &decision).await.unwrap();
-    for (dd, more) in [("DISP=MOD,KEYLABL1=JOB", true), ("LABEL=(2,SL)", true), ("DISP=OLD", false)] {
+    let written = created(&mut client, &plain, "VOL100", &decision)
+        .await
+        .unwrap();
+    for (dd, more) in [
+        ("DISP=MOD,KEYLABL1=JOB", true),
+        ("LABEL=(2,SL)", true),
+        ("DISP=OLD", false),
+    ] {
         let decision = decide("BARE", dd, "VOL100", Loaded::Encrypted);
         assert_eq!(decision.asks(), &Asks::Resolve { append: more });
         let request = ResolveRequest {
@@ -133,8 +176,14 @@ async fn the_keks_of_a_cartridge_are_those_of_the_first_level_that_names_any() {
         let resolved = client.resolve(&request).await.unwrap();
         assert_eq!(resolved.dki, written.dki, "{dd}");
     }
-    assert_eq!(decide("TWO", "DISP=MOD", "VOL100", Loaded::Clear).asks(), &Asks::Nothing);
-    assert_eq!(decide("CLEAR", "KEYLABL1=JOB", "VOL100", Loaded::Encrypted).asks(), &Asks::Nothing);
+    assert_eq!(
+        decide("TWO", "DISP=MOD", "VOL100", Loaded::Clear).asks(),
+        &Asks::Nothing
+    );
+    assert_eq!(
+        decide("CLEAR", "KEYLABL1=JOB", "VOL100", Loaded::Encrypted).asks(),
+        &Asks::Nothing
+    );
 
     // Nobody names a label.
     house.done(&["kek", "default", "--none"]);
@@ -233,17 +282,33 @@ warning  --dd, position 1: the labels of the DD statement have no effect: labels
 "
     );
     let text = host.explain(0, &["--data-class", "SECURE", "--dd", "DISP=MOD"]);
-    assert!(text.contains("resolve if the cartridge is encrypted"), "{text}");
+    assert!(
+        text.contains("resolve if the cartridge is encrypted"),
+        "{text}"
+    );
     let text = host.explain(
         0,
-        &["--data-class", "SECURE", "--dd", "DISP=MOD", "--loaded-encrypted", "no"],
+        &[
+            "--data-class",
+            "SECURE",
+            "--dd",
+            "DISP=MOD",
+            "--loaded-encrypted",
+            "no",
+        ],
     );
     assert!(text.starts_with("asks     nothing"), "{text}");
-    assert!(text.contains("warning  host.toml:21: data class SECURE encrypts, but"), "{text}");
+    assert!(
+        text.contains("warning  host.toml:21: data class SECURE encrypts, but"),
+        "{text}"
+    );
     let text = host.explain(0, &["--dd", "FILESEQ=2", "--loaded-encrypted", "yes"]);
     assert!(text.contains("resolve, to write more"), "{text}");
 
-    let text = host.explain(0, &["--json", "--data-class", "SECURE0", "--drive", "1013000124"]);
+    let text = host.explain(
+        0,
+        &["--json", "--data-class", "SECURE0", "--drive", "1013000124"],
+    );
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         json["asks"],
@@ -278,7 +343,10 @@ fn a_wrong_statement_or_host_file_is_told_with_its_place() {
     let said = host.explain(2, &["--data-class", "TOOLONGNAME"]);
     assert!(said.contains("1 to 8 characters"), "{said}");
     let said = host.explain(1, &["--data-class", "NONE"]);
-    assert!(said.contains("host.toml has no data class NONE; it has PLAIN, SECURE, SECURE0"), "{said}");
+    assert!(
+        said.contains("host.toml has no data class NONE; it has PLAIN, SECURE, SECURE0"),
+        "{said}"
+    );
 
     let good = host.says(0, &["config", "check", "--host", "host.toml"]);
     assert_eq!(
@@ -289,8 +357,14 @@ fn a_wrong_statement_or_host_file_is_told_with_its_place() {
     let bad = "[[data_classes]]\nname = \"A\"\nformat = \"EEFMT1\"\nkeyencd1 = \"H\"\n";
     std::fs::write(host.0.path().join("bad.toml"), bad).unwrap();
     let said = host.says(3, &["config", "check", "--host", "bad.toml"]);
-    assert!(said.contains("bad.toml:\n  line 3: data_classes.format: expected EFMT1"), "{said}");
-    assert!(said.contains("\n  line 4: data_classes: KEYENCD1 without KEYLABL1"), "{said}");
+    assert!(
+        said.contains("bad.toml:\n  line 3: data_classes.format: expected EFMT1"),
+        "{said}"
+    );
+    assert!(
+        said.contains("\n  line 4: data_classes: KEYENCD1 without KEYLABL1"),
+        "{said}"
+    );
     let said = host.says(3, &["config", "check", "--host", "bad.toml", "--json"]);
     let json: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(json["faults"].as_array().unwrap().len(), 2);
@@ -300,7 +374,10 @@ fn a_wrong_statement_or_host_file_is_told_with_its_place() {
     let said = host.says(3, &["config", "check", "--host", "bad.toml"]);
     assert!(said.contains("line 1") && said.contains("drive"), "{said}");
     let said = host.explain(1, &["--config", "none.toml"]);
-    assert!(said.contains("none.toml") && said.contains("config example --host"), "{said}");
+    assert!(
+        said.contains("none.toml") && said.contains("config example --host"),
+        "{said}"
+    );
 }
 
 /// A server's file is on many hosts too, and is never taken for the host's.
@@ -320,6 +397,14 @@ fn the_hosts_file_is_the_one_named_and_never_a_servers() {
     let named = ["--data-class", "B", "--config", "b.toml"];
     let text = host.says_with(0, &explain(&named), &[server, own]);
     assert!(text.contains("b.toml:3"), "{text}");
-    let before = ["--config", "b.toml", "tape", "policy", "explain", "--data-class", "B"];
+    let before = [
+        "--config",
+        "b.toml",
+        "tape",
+        "policy",
+        "explain",
+        "--data-class",
+        "B",
+    ];
     host.says_with(0, &before, &[server, own]);
 }
