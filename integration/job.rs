@@ -264,9 +264,9 @@ fn explain_says_what_is_asked_and_which_line_decided() {
 asks  create under Partner 7 by hash
 of    ekm1.example.com:3801, then ekm2.example.com:3801
 path  in-band, through this host (drive 001013000123, host.toml:43)
-why   --dd, position 33: the first file of the cartridge, DISP=NEW: the data class decides whether it is encrypted
+why   --dd, position 33: first file, DISP=NEW: the data class decides on encryption
       host.toml:21: data class SECURE writes EEFMT4 (TS1140), which is encrypted
-      --dd, position 1: the DD statement names one label, which serves both EEDKs of the cartridge
+      --dd, position 1: the DD statement names one label, which serves both EEDKs
       host.toml:22: passed over: the labels of data class SECURE
       host.toml:38: passed over: the labels of the volume range of OFF001
 "
@@ -276,9 +276,9 @@ why   --dd, position 33: the first file of the cartridge, DISP=NEW: the data cla
         text,
         "\
 asks     nothing; the file is in clear
-why      by rule: the first file of the cartridge, DISP=NEW: the data class decides whether it is encrypted
+why      by rule: first file, DISP=NEW: the data class decides on encryption
          by rule: no data class is given, so it is not encrypted
-warning  --dd, position 1: the labels of the DD statement have no effect: labels alone do not turn encryption on, the data class does
+warning  --dd, position 1: the labels of the DD statement have no effect: only a data class encrypts
 "
     );
     let text = host.explain(0, &["--data-class", "SECURE", "--dd", "DISP=MOD"]);
@@ -383,11 +383,14 @@ fn a_wrong_statement_or_host_file_is_told_with_its_place() {
 /// A server's file is on many hosts too, and is never taken for the host's.
 #[test]
 fn the_hosts_file_is_the_one_named_and_never_a_servers() {
+    fn explain<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+        [&["tape", "policy", "explain"], arguments].concat()
+    }
+
     let host = Host::new();
     let class = |name: &str| format!("[[data_classes]]\nname = \"{name}\"\nformat = \"EFMT1\"\n");
     std::fs::write(host.0.path().join("a.toml"), class("A")).unwrap();
     std::fs::write(host.0.path().join("b.toml"), class("B")).unwrap();
-    let explain = |arguments: &[&str]| [&["tape", "policy", "explain"], arguments].concat();
     let server = ("EKM_CONFIG", "ekm.toml");
     let text = host.says_with(0, &explain(&["--data-class", "PLAIN"]), &[server]);
     assert!(text.contains("host.toml:17"), "{text}");

@@ -279,14 +279,14 @@ impl Story<'_> {
         let place = self.file_place();
         self.because(
             place,
-            "the first file of the cartridge, DISP=NEW: the data class decides whether it is encrypted",
+            "first file, DISP=NEW: the data class decides on encryption",
         );
         let Some(class) = self.class else {
             self.because(
                 Place::Rule,
                 "no data class is given, so it is not encrypted",
             );
-            self.labels_in_vain("labels alone do not turn encryption on, the data class does");
+            self.labels_in_vain("only a data class encrypts");
             return (Asks::Nothing, None);
         };
         let DataClass {
@@ -304,7 +304,7 @@ impl Story<'_> {
                     format.value
                 ),
             );
-            self.labels_in_vain("labels alone do not turn encryption on, the data class does");
+            self.labels_in_vain("only a data class encrypts");
             return (Asks::Nothing, None);
         }
         self.because(
@@ -328,7 +328,7 @@ impl Story<'_> {
         let Some((level, place, labels)) = levels.first() else {
             self.because(
                 Place::Rule,
-                "no label is named here: the key server decides, by the drive's row, then its defaults",
+                "no label here: the key server decides, by the drive's row, then its defaults",
             );
             if self.job.volser.is_none() && !self.host.volume_ranges.is_empty() {
                 self.warn(
@@ -348,7 +348,7 @@ impl Story<'_> {
         let count = if kek2.is_some() {
             "two labels"
         } else {
-            "one label, which serves both EEDKs of the cartridge"
+            "one label, which serves both EEDKs"
         };
         self.because(
             place.clone(),
@@ -441,12 +441,12 @@ impl Story<'_> {
         let what = if append { "is written" } else { "is read" };
         self.because(
             place,
-            format!("file {file} with DISP={disp} {what} as the cartridge is, whatever the data class says"),
+            format!("file {file}, DISP={disp}: it {what} as the cartridge is, whatever the data class says"),
         );
         if let Some(labels) = &self.job.dd.labels {
             self.warn(
                 Place::Dd(labels.kek1.at),
-                "the labels of the DD statement have no effect: the first file decided the cartridge's",
+                "the labels of the DD statement have no effect: the first file decided",
             );
         }
         let in_clear = match self.job.loaded {
@@ -459,15 +459,15 @@ impl Story<'_> {
             }
             Loaded::Clear => {
                 self.because(Place::Rule, "the cartridge is in clear");
-                "this file is written in clear, as the cartridge is"
+                "the cartridge is in clear, so this file will be"
             }
-            Loaded::Unknown => "if the cartridge is in clear, this file is written in clear too",
+            Loaded::Unknown => "if the cartridge is in clear, so will this file be",
         };
         if append && let Some(class) = self.class.filter(|class| class.format.value.encrypts()) {
             self.warn(
                 self.line(class.format.at),
                 format!(
-                    "data class {} encrypts, but {in_clear}; for an encrypted one start a cartridge with DISP=NEW",
+                    "data class {} encrypts, but {in_clear}; DISP=NEW starts an encrypted one",
                     class.name.value
                 ),
             );
