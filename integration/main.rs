@@ -32,6 +32,7 @@ mod hangs;
 mod hardship;
 mod import;
 mod interleavings;
+mod job;
 mod keyfile;
 mod metrics;
 mod migrate;

@@ -17,6 +17,7 @@ mod serve;
 mod site;
 mod slot;
 mod softdrive;
+mod tape;
 mod tls;
 mod token;
 mod volume;
@@ -25,7 +26,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 /// Something was checked and found wrong; it has been said already.
@@ -55,7 +57,7 @@ impl std::error::Error for Found {}
     arg_required_else_help = true
 )]
 struct Cli {
-    /// The configuration file.
+    /// The configuration file; for `ekm tape` the host's, which is otherwise `EKM_HOST_CONFIG` or host.toml.
     #[arg(
         long,
         global = true,
@@ -95,6 +97,9 @@ enum Noun {
     /// The volume history: which cartridge was keyed with what.
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// What a host decides of its tapes' keys: data classes, DD statements, volume ranges.
+    #[command(subcommand)]
+    Tape(tape::Tape),
     /// A small certificate authority for the doors, for sites without one.
     #[command(subcommand)]
     Tls(tls::Tls),
@@ -133,14 +138,33 @@ enum Noun {
 #[derive(Clone, Debug)]
 struct Context {
     config: PathBuf,
+    /// Whether --config was on the command line, and so names the file that this command wants.
+    config_named: bool,
     json: bool,
+}
+
+impl Context {
+    /// The host's file. A server's, by its variable or by default, is never taken for it.
+    fn host_config(&self) -> PathBuf {
+        if self.config_named {
+            return self.config.clone();
+        }
+        std::env::var_os("EKM_HOST_CONFIG").map_or_else(|| "host.toml".into(), PathBuf::from)
+    }
 }
 
 /// Runs the program.
 #[must_use]
 pub fn run() -> ExitCode {
-    let Cli { config, json, noun } = Cli::parse();
-    let context = Context { config, json };
+    let matches = Cli::command().get_matches();
+    let config_named = matches.value_source("config") == Some(ValueSource::CommandLine);
+    let Cli { config, json, noun } =
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let context = Context {
+        config,
+        config_named,
+        json,
+    };
     match dispatch(&context, noun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Found>() => ExitCode::from(3),
@@ -173,6 +197,7 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
                 Noun::Kek(kek) => kek.run(context),
                 Noun::Drive(drive) => drive.run(context),
                 Noun::Volume(volume) => volume.run(context),
+                Noun::Tape(tape) => tape.run(context),
                 Noun::Tls(tls) => tls.run(context),
                 Noun::Softdrive(softdrive) => softdrive.run(context),
                 Noun::Eedk(eedk) => eedk.run(context),

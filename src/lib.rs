@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod policy;
 pub mod problem;
+pub mod proxy;
 pub mod server;
 pub mod service;
 pub mod softdrive;

@@ -1,10 +1,11 @@
 //! `ekm config`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Context, Found, output};
 use crate::alarms::ALARMS;
 use crate::config::{Config as Configuration, ConfigError, EXAMPLE};
+use crate::proxy::{HOST_EXAMPLE, HostConfig, HostConfigError};
 use crate::tls::ServerTls;
 
 #[derive(Debug, clap::Subcommand)]
@@ -13,9 +14,16 @@ pub(super) enum Config {
     Check {
         /// The file; otherwise that of --config.
         file: Option<PathBuf>,
+        /// Checks a host's file instead (data classes, volume ranges, drives).
+        #[arg(long, value_name = "FILE", conflicts_with = "file")]
+        host: Option<PathBuf>,
     },
     /// Prints a configuration to start from.
-    Example,
+    Example {
+        /// That of a host: data classes, volume ranges, drives.
+        #[arg(long)]
+        host: bool,
+    },
     /// Lists the alarms: codes, what they say, what to do.
     Alarms,
 }
@@ -23,7 +31,8 @@ pub(super) enum Config {
 impl Config {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
         match self {
-            Self::Example => output::say(EXAMPLE.trim_end()),
+            Self::Example { host: false } => output::say(EXAMPLE.trim_end()),
+            Self::Example { host: true } => output::say(HOST_EXAMPLE.trim_end()),
             Self::Alarms if context.json => output::json(&ALARMS),
             Self::Alarms => ALARMS.iter().try_for_each(|alarm| {
                 output::fields(&[
@@ -31,7 +40,10 @@ impl Config {
                     ("  do", alarm.action.to_owned()),
                 ])
             }),
-            Self::Check { file } => {
+            Self::Check {
+                host: Some(path), ..
+            } => check_host(path, context),
+            Self::Check { file, host: None } => {
                 let path = file.as_ref().unwrap_or(&context.config);
                 match Configuration::load(path) {
                     Ok(config) => {
@@ -88,4 +100,29 @@ impl Config {
             }
         }
     }
+}
+
+fn check_host(path: &Path, context: &Context) -> anyhow::Result<()> {
+    let faults = match HostConfig::load(path) {
+        Ok(host) if context.json => return output::json(&host),
+        Ok(host) => {
+            return output::say(&format!(
+                "{}: good; {} data class(es), {} volume range(s), {} drive(s), {} key server(s)",
+                path.display(),
+                host.data_classes().len(),
+                host.volume_ranges().len(),
+                host.drives().len(),
+                host.key_servers().map_or(0, |list| list.servers.len()),
+            ));
+        }
+        Err(error @ HostConfigError::Read { .. }) => return Err(error.into()),
+        Err(error) if !context.json => {
+            output::say(&error.to_string())?;
+            return Err(Found.into());
+        }
+        Err(HostConfigError::Faults { faults, .. }) => faults,
+        Err(error) => vec![error.to_string()],
+    };
+    output::json(&serde_json::json!({ "faults": faults }))?;
+    Err(Found.into())
 }

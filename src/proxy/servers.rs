@@ -1,0 +1,148 @@
+//! The host's list of key servers, as `EKM PRIMARY=…,SECONDARY=…,MAXCONN=,MAXPCONN=` of IECIOSxx.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+use rustls_pki_types::ServerName;
+use serde::{Serialize, Serializer};
+
+/// The key servers in the order in which they are tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyServers {
+    /// One to [`KeyServers::MAX`] of them; the first is the primary.
+    pub servers: Vec<ServerAddress>,
+    /// Most connections at once (MAXCONN).
+    pub maxconn: u16,
+    /// Of these, how many stay open (MAXPCONN).
+    pub maxpconn: u16,
+}
+
+impl KeyServers {
+    /// Most servers of a list.
+    pub const MAX: usize = 16;
+    /// MAXCONN where nothing is said, and its highest value.
+    pub const MAXCONN: u16 = 255;
+    /// MAXPCONN where nothing is said.
+    pub const MAXPCONN: u16 = 8;
+}
+
+/// Host name or address, and port, of a key server.
+///
+/// Written `host`, `host:port`, `[IPv6]:port`, or an IPv6 address alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServerAddress {
+    host: String,
+    port: u16,
+}
+
+impl ServerAddress {
+    /// The EKM's own port, where none is given.
+    pub const PORT: u16 = 3801;
+}
+
+impl FromStr for ServerAddress {
+    type Err = ServerAddressError;
+
+    fn from_str(given: &str) -> Result<Self, ServerAddressError> {
+        let refused = || ServerAddressError {
+            got: given.chars().take(300).collect(),
+        };
+        let bare_v6 = given.parse::<Ipv6Addr>().is_ok();
+        let (host, port) = match given.rsplit_once(':') {
+            Some((host, port)) if !bare_v6 && !(given.ends_with(']')) => (host, Some(port)),
+            Some(_) | None => (given, None),
+        };
+        let (host, is_v6) = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            Some(host) => (host, true),
+            None => (host, bare_v6),
+        };
+        if is_v6 != host.parse::<Ipv6Addr>().is_ok() || ServerName::try_from(host).is_err() {
+            return Err(refused());
+        }
+        let port = match port {
+            None => Self::PORT,
+            Some(port) if port.bytes().all(|digit| digit.is_ascii_digit()) => {
+                port.parse().map_err(|_| refused())?
+            }
+            Some(_) => return Err(refused()),
+        };
+        if port == 0 {
+            return Err(refused());
+        }
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+impl Serialize for ServerAddress {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// A text that is no key server's address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a key server, host or host:port ([address]:port for IPv6), got {got:?}")]
+pub struct ServerAddressError {
+    /// The beginning of what was given.
+    pub got: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_and_without_port() {
+        for (given, read) in [
+            ("ekm1", "ekm1:3801"),
+            ("EKM1.example.com:441", "ekm1.example.com:441"),
+            ("192.0.2.1", "192.0.2.1:3801"),
+            ("192.0.2.1:1441", "192.0.2.1:1441"),
+            ("2001:db8::1", "[2001:db8::1]:3801"),
+            ("[2001:db8::1]", "[2001:db8::1]:3801"),
+            ("[2001:db8::1]:441", "[2001:db8::1]:441"),
+        ] {
+            assert_eq!(given.parse::<ServerAddress>().unwrap().to_string(), read);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for given in [
+            "",
+            ":",
+            "ekm1:",
+            ":3801",
+            "ekm1:0",
+            "ekm1:+1",
+            "ekm1:65536",
+            "ekm1:x",
+            "a b",
+            "[ekm1]:1",
+            "[]:1",
+            "https://ekm1",
+            "2001:db8::1:g",
+            "[::1]x",
+        ] {
+            assert!(given.parse::<ServerAddress>().is_err(), "{given:?}");
+        }
+    }
+}
