@@ -476,6 +476,43 @@ async fn what_is_wrong_with_a_share_is_said() {
     }
 }
 
+/// What undoes the point of a ceremony is refused before there is a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ceremony_keeps_its_own_rules() {
+    let hsm = Hsm::new(Kind::Embedded, "rules").await;
+    let here = Alone::new(&hsm, None, "");
+    let table = Table::new();
+    let folder = table.directory.path().display().to_string();
+    for (from, to, told) in [
+        ("phrase-2", table.path("phrase-1"), "another holder's"),
+        ("shares", folder, "in one directory"),
+        (
+            "TAPE.kekcopy",
+            table.path("medium/TAPE.kekcopy"),
+            "medium mounted",
+        ),
+    ] {
+        let from = table.path(from);
+        let mut words = table.generate("TAPE");
+        for word in words.iter_mut().filter(|word| **word == from) {
+            word.clone_from(&to);
+        }
+        let output = here.run(&words);
+        assert!(!output.status.success(), "{told}");
+        assert!(error(&output).contains(told), "{}", error(&output));
+    }
+    assert!(!table.at("medium").exists());
+    assert_eq!(here.keks(), []);
+    // Twice is once too often, and harms nothing.
+    here.done(&table.generate("TAPE"));
+    let restore = table.with_shares(&["kek", "restore"], "TAPE", &[1, 2]);
+    let output = here.run(&restore);
+    let told = error(&output);
+    assert!(told.contains("this very key already"), "{told}");
+    assert!(!told.contains("destroy"), "{told}");
+    assert_eq!(here.keks().len(), 1);
+}
+
 /// Neither transport key nor passphrases are in what a ceremony leaves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ceremony_leaves_no_secret() {

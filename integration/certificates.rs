@@ -388,6 +388,11 @@ async fn an_expired_kek_reads_and_does_not_write() {
     certify(path, "OLD", 30);
     stage.import("OLD", "OLD.crt").await.unwrap();
     stage.create("OLD").await.unwrap();
+    // And is not given up for one that has ended.
+    certify(path, "OLD", -1);
+    let refused = stage.import("OLD", "OLD.crt").await.unwrap_err();
+    assert!(refused.detail.contains("is good until"), "{refused}");
+    stage.create("OLD").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,6 +116,7 @@ fn a_wrong_command_line_is_code_2_and_shows_the_way() {
     refused(&house, 2, &["kek"], &["generate"]);
     refused(&house, 2, &["kek", "generate"], &["LABEL"]);
     refused(&house, 2, &["kek", "export", "X"], &["--public"]);
+    refused(&house, 2, &["kek", "default", "--kek2", "X"], &["--kek1"]);
     refused(&house, 2, &["serve", "--pin", "1"], &["--pin"]);
     refused(
         &house,
@@ -622,6 +623,20 @@ fn a_drive_row_that_cannot_serve_is_refused_when_it_is_entered() {
         &[add(&wwn), vec!["--key", "two.pem"]].concat(),
         &["001013000123", "drive mod"],
     );
+    // What is wrapped for the one would open in the other.
+    let second = |wwn, key| ["drive", "add", "1013000124", "--wwn", wwn, "--key", key];
+    rsa_key(&house, "three", 2048);
+    for (row, told) in [
+        (
+            second("500104f000abcde0", "two.pem"),
+            "public key is that of",
+        ),
+        (second("500104f000abcdef", "three.pem"), "WWN is that of"),
+    ] {
+        refused(&house, 1, &row, &[told, "001013000123"]);
+    }
+    house.done(&second("500104f000abcde0", "three.pem"));
+    house.done(&["drive", "del", "1013000124"]);
     house.done(&["drive", "del", serial]);
     for verb in ["show", "del", "mod"] {
         refused(

@@ -491,6 +491,11 @@ fn what_cannot_be_read_is_told_with_the_way_and_the_rest_moves() {
     write_private(&old.at("password"), "wrong-one\n");
     let text = old.done(ARGUMENTS);
     has(&text, &["keys: the key file", "password"]);
+    // Drives without the keys that they name are no migration.
+    let output = old.run(&[ARGUMENTS, &["--apply"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    has(&text, &["nothing was done", "keys: the key file"]);
 }
 
 #[test]

@@ -422,6 +422,8 @@ pub async fn execute_with_pin(
             copies::stated(service, operator, &label, note).await
         }
         Command::KekList => {
+            // What is on a token that is starting is not known yet.
+            service.tokens().started(STARTING).await;
             service.tokens().look_again().await;
             Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
         }
@@ -485,8 +487,15 @@ async fn put_drive(
     drive.form = form.unwrap_or(drive.form);
     drive.custody = custody.unwrap_or(drive.custody);
     drive.speakers = speakers.unwrap_or(drive.speakers);
+    let mut named = named;
     if accept {
         drive.state = DriveState::Active;
+        // What its row names was not looked at while it waited.
+        named = [&drive.kek1, &drive.kek2]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
     }
     check(service, &drive, &named).await?;
     let mut event = event(action, operator);
@@ -537,6 +546,25 @@ async fn check(service: &Service, drive: &Drive, named: &[KekRef]) -> Result<(),
         return refuse(
             "form t10-02h binds the key to the drive's WWN; give it with --wwn, or choose --form rsa-oaep-sha1",
         );
+    }
+    // Two rows with one key, or one name: what is wrapped for the one opens in the other.
+    for other in stored(service.store().drives().await)? {
+        // One that waits has nothing but its own word for them.
+        if other.serial == drive.serial || other.state == DriveState::Pending {
+            continue;
+        }
+        if matches!(drive.key, DriveKey::Pinned(_)) && other.key == drive.key {
+            return refuse(&format!(
+                "its public key is that of drive {}; no two drives have one: is it the right file?",
+                other.serial
+            ));
+        }
+        if drive.wwn.is_some() && other.wwn == drive.wwn {
+            return refuse(&format!(
+                "its WWN is that of drive {}; no two drives have one",
+                other.serial
+            ));
+        }
     }
     known(service, named).await
 }

@@ -138,9 +138,20 @@ pub(super) async fn import(
             kek.hash
         )));
     }
+    let now = OffsetDateTime::now_utc();
+    if certificate.validity.not_after < now
+        && let Some(known) = kek.validity
+        && known.not_after > now
+    {
+        return Err(refuse(format!(
+            "it has ended on {}, and the KEK has one that is good until {}; nothing was stored",
+            certificate.validity.last_day(),
+            known.last_day()
+        )));
+    }
     if !between.is_empty() {
         // What comes after it must lead somewhere. Whom to trust is not decided here.
-        let now = OffsetDateTime::now_utc().min(certificate.validity.not_after);
+        let now = now.min(certificate.validity.not_after);
         vouched(&certificate, between, Some(between), now)
             .map_err(|_| refuse("what follows it in the file is not the chain of its issuers; give the KEK's certificate first".to_owned()))?;
     }

@@ -79,7 +79,7 @@ pub fn vouched(
         .map(|der| CertificateDer::from(der.as_slice()))
         .collect();
     let der = CertificateDer::from(certificate.der.as_slice());
-    let leaf = EndEntityCert::try_from(&der).map_err(|error| chain(error.to_string()))?;
+    let leaf = EndEntityCert::try_from(&der).map_err(|error| chain(words(&error)))?;
     let at = now.max(certificate.validity.not_before);
     let seconds = u64::try_from(at.unix_timestamp()).unwrap_or_default();
     let path = leaf
@@ -92,7 +92,7 @@ pub fn vouched(
             None,
             None,
         )
-        .map_err(|error| chain(error.to_string()))?;
+        .map_err(|error| chain(words(&error)))?;
     let anchor = path.anchor();
     let name = cas
         .iter()
@@ -103,6 +103,19 @@ pub fn vouched(
     Ok(Vouched::Ca(
         name.unwrap_or_else(|| certificate.issuer.clone()),
     ))
+}
+
+/// What an operator can do something about, in words.
+fn words(error: &webpki::Error) -> String {
+    match error {
+        webpki::Error::UnsupportedCertVersion => {
+            "it is of X.509 version 1, and only version 3 is taken; have it issued with extensions (openssl x509 -req … -extfile FILE)".to_owned()
+        }
+        webpki::Error::UnknownIssuer => {
+            "none of them has issued it, or one between is missing".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 fn signed_itself(der: &[u8]) -> Result<(), CertificateError> {

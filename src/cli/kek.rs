@@ -105,6 +105,9 @@ pub(super) enum Kek {
         /// Confirms that the public half is what you want; the private half cannot be had.
         #[arg(long, required = true)]
         public: bool,
+        /// The bare key also where there is a certificate.
+        #[arg(long)]
+        bare: bool,
     },
     /// Prints a request for a certificate (PKCS#10), signed by the KEK on its
     /// token.
@@ -123,8 +126,8 @@ pub(super) enum Kek {
         /// First KEK: LABEL, LABEL:label or LABEL:hash.
         #[arg(long, value_name = "LABEL[:label|:hash]")]
         kek1: Option<KekRef>,
-        /// Second KEK.
-        #[arg(long, value_name = "LABEL[:label|:hash]")]
+        /// Second KEK. Both are set together: without it there is none.
+        #[arg(long, value_name = "LABEL[:label|:hash]", requires = "kek1")]
         kek2: Option<KekRef>,
         /// Takes both away.
         #[arg(long, conflicts_with_all = ["kek1", "kek2"])]
@@ -216,7 +219,11 @@ impl Kek {
                 }
                 found.iter().try_for_each(show)
             }
-            Self::Export { label, public: _ } => {
+            Self::Export {
+                label,
+                public: _,
+                bare,
+            } => {
                 let found = named(context, &label)?;
                 let [kek] = found.as_slice() else {
                     bail!(
@@ -225,8 +232,8 @@ impl Kek {
                     );
                 };
                 let (kind, der) = match &kek.certificate {
-                    Some(certificate) => ("CERTIFICATE", certificate),
-                    None => ("PUBLIC KEY", &kek.spki),
+                    Some(certificate) if !bare => ("CERTIFICATE", certificate),
+                    Some(_) | None => ("PUBLIC KEY", &kek.spki),
                 };
                 let pem = der::pem::encode_string(kind, LineEnding::LF, der)
                     .map_err(|error| anyhow::anyhow!("cannot write PEM: {error}"))?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::kek::passwords::first_line;
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::migrate::history::{self, Merged};
 use crate::migrate::keys::KeyKind;
 use crate::migrate::plan::{self, Plan};
+use crate::migrate::stores::Fate;
 use crate::migrate::{Places, gather};
 use crate::store::Defaults;
 
@@ -124,6 +125,21 @@ impl Migrate {
         let Self::Ekm21(ekm) = self;
         let sources = ekm.sources.gather(&ekm.properties)?;
         let plan = Plan::of(&sources);
+        let moves = plan
+            .keystore
+            .is_none_or(|kind| matches!(kind.fate, Fate::Moves));
+        if ekm.apply && moves && ekm.sources.password_file.is_some() && sources.keys.is_none() {
+            bail!(
+                "nothing was done: a password was given, and no keystore could be opened with it: {}",
+                sources
+                    .notes
+                    .iter()
+                    .filter(|note| note.starts_with("keys: "))
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            );
+        }
         let done = if ekm.apply {
             apply(&ekm.to, &plan, &sources.history)?
         } else {

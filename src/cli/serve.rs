@@ -2,15 +2,24 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, output, server_runtime};
+use crate::audit::AuditError;
 use crate::bridge::pin::EnvironmentPins;
 use crate::bridge::supervisor::Program;
 use crate::config::Config;
-use crate::server::{self, Door, Server};
+use crate::server::{self, Door, Server, ServerError};
+use crate::service::Service;
+
+/// How long a command that works on the site by itself is waited for.
+const COMMANDS: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether it has ended.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Opens the state, starts a bridge per token and listens. It starts also
 /// while no token is ready, and says so on /readyz.
@@ -74,7 +83,7 @@ impl Serve {
         let runtime = server_runtime()?;
         let outcome = runtime.block_on(serve(&config, pins));
         // A bridge that hangs must not keep the server from ending.
-        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        runtime.shutdown_timeout(Duration::from_secs(2));
         outcome
     }
 }
@@ -82,7 +91,7 @@ impl Serve {
 async fn serve(config: &Config, pins: EnvironmentPins) -> anyhow::Result<()> {
     let door = Door::open(config).await?;
     let program = Program::own()?.with_pins(pins);
-    let service = Arc::new(server::open(config, &program).await?);
+    let service = Arc::new(opened(config, &program).await?);
     let server = Server::new(door, config, service);
     let address = server.address()?;
     tracing::info!(%address, "listening");
@@ -101,6 +110,20 @@ async fn serve(config: &Config, pins: EnvironmentPins) -> anyhow::Result<()> {
         })
         .await?;
     Ok(())
+}
+
+/// Opens the site. A command that works on it by itself, for want of a server, is soon done; the
+/// next one finds the operators' socket, which is bound by now.
+async fn opened(config: &Config, program: &Program) -> Result<Service, ServerError> {
+    let until = Instant::now() + COMMANDS;
+    loop {
+        match server::open(config, program).await {
+            Err(ServerError::Audit(AuditError::Locked { .. })) if Instant::now() < until => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn tell_systemd(states: &[sd_notify::NotifyState]) {

@@ -47,7 +47,9 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         | Command::VolumeList { .. } => false,
         Command::KekDefault { set } => set.is_some(),
         Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
-            matches!(change.kek1, Change::Set(_)) || matches!(change.kek2, Change::Set(_))
+            change.accept
+                || matches!(change.kek1, Change::Set(_))
+                || matches!(change.kek2, Change::Set(_))
         }
         Command::KekGenerate { .. }
         | Command::KekImport(_)

@@ -25,17 +25,17 @@ impl Ceremony {
 
     /// Unwraps the copy into the token. Whatever goes wrong, nothing of it stays.
     pub(super) fn restore(&self, copied: &CopiedKek) -> Result<Restored, Fault> {
-        self.must_be_free(&copied.label, &copied.id)?;
         let hash = KekHash::of_spki(&copied.spki);
         if let Some(kek) = self.catalog()?.keks.iter().find(|kek| kek.hash == hash) {
             return Err(self.refused(
                 &copied.label,
                 format!(
-                    "the token has this very key already, labelled {}",
+                    "the token has this very key already, labelled {}; nothing was changed",
                     kek.label
                 ),
             ));
         }
+        self.must_be_free(&copied.label, &copied.id)?;
         self.restore_on_token(copied)
             .map_err(|fault| self.undone(&copied.id, fault))
     }

@@ -30,24 +30,44 @@ pub(super) fn new_passphrases(
                 files.len()
             );
         }
-        return files
-            .iter()
-            .map(|path| {
-                let phrase = passphrase(path)?;
-                share::check(&phrase)
-                    .with_context(|| format!("the passphrase in {}", path.display()))?;
-                Ok(phrase)
-            })
-            .collect();
+        let mut phrases: Vec<SecretString> = Vec::new();
+        for path in files {
+            let phrase = passphrase(path)?;
+            share::check(&phrase)
+                .with_context(|| format!("the passphrase in {}", path.display()))?;
+            if taken(&phrases, &phrase) {
+                bail!(
+                    "the passphrase in {} is another holder's as well; each holder has one of his own",
+                    path.display()
+                );
+            }
+            phrases.push(phrase);
+        }
+        return Ok(phrases);
     }
     if !std::io::stdin().is_terminal() {
         bail!(
             "there is no terminal for the {total} holders to type their passphrases at; give --passphrase-file once for each share"
         );
     }
-    (1..=total)
-        .map(|number| typed_twice(number, total))
-        .collect()
+    let mut phrases: Vec<SecretString> = Vec::new();
+    for number in 1..=total {
+        let phrase = loop {
+            let phrase = typed_twice(number, total)?;
+            if !taken(&phrases, &phrase) {
+                break phrase;
+            }
+            super::tell("another holder has chosen that one; each holder has one of his own");
+        };
+        phrases.push(phrase);
+    }
+    Ok(phrases)
+}
+
+fn taken(phrases: &[SecretString], phrase: &SecretString) -> bool {
+    phrases
+        .iter()
+        .any(|other| other.expose_secret() == phrase.expose_secret())
 }
 
 fn typed_twice(number: usize, total: usize) -> anyhow::Result<SecretString> {

@@ -63,6 +63,9 @@ impl Partner {
                 if context.json {
                     return output::json(&partners);
                 }
+                if partners.is_empty() {
+                    return output::say("no partner's KEK is known (ekm kek partner add)");
+                }
                 partners.iter().try_for_each(|partner| {
                     show(partner)?;
                     output::say("")

@@ -77,11 +77,24 @@ impl Papers {
     }
 
     fn all(&self) -> impl Iterator<Item = &PathBuf> {
-        self.shares.iter().chain([&self.copy, &self.transcript])
+        [&self.copy, &self.transcript]
+            .into_iter()
+            .chain(&self.shares)
     }
 
     /// That nothing is written over, and that there is where to write.
     pub(super) fn vacant(&self) -> anyhow::Result<()> {
+        if self
+            .shares
+            .iter()
+            .any(|share| share.parent() == self.copy.parent())
+        {
+            bail!(
+                "the copy {} and the shares would be in one directory, and whoever has both has the KEK; give the shares another with --share-dir",
+                self.copy.display()
+            );
+        }
+        // The copy and the transcript first: where they cannot be, nothing is made.
         for path in self.all() {
             if path.symlink_metadata().is_ok() {
                 bail!(
@@ -93,7 +106,16 @@ impl Papers {
                 Some(folder) if !folder.as_os_str().is_empty() => folder,
                 _ => Path::new("."),
             };
-            private_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            if self.shares.contains(path) {
+                private_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            } else if !folder.is_dir() {
+                // It may be a medium that is not mounted.
+                bail!(
+                    "there is no directory {} for {}; is its medium mounted?",
+                    folder.display(),
+                    path.display()
+                );
+            }
             // A full or read-only disk is found out before there is a key.
             tempfile::NamedTempFile::new_in(folder)
                 .with_context(|| format!("cannot write in {}", folder.display()))?;
