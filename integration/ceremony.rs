@@ -344,7 +344,7 @@ async fn a_tape_outlives_its_token(kind: Kind) {
     // Nothing of the proofs stayed, and it is not restored over itself.
     assert_eq!(second.hand(&["list"]), "TAPE\nTAPE\n");
     let twice = site.refused(&table.with_shares(&["kek", "restore"], "TAPE", &[1, 2]));
-    assert!(twice.contains("already has the label TAPE"), "{twice}");
+    assert!(twice.contains("has this very key already"), "{twice}");
     stays_in(&second, "TAPE");
     site.ekm(&["audit", "verify"]);
     site.stop();

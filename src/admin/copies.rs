@@ -86,7 +86,10 @@ pub(super) async fn ceremony(
         None => {
             match (asked.act, &asked.kek) {
                 (CopyAct::Birth, _) => vacant(service, &asked.label).await?,
-                (CopyAct::Restore, Some(kek)) => its_own(service, &asked.label, kek).await?,
+                (CopyAct::Restore, Some(kek)) => {
+                    its_own(service, &asked.label, kek).await?;
+                    missing_there(service, &asked.token, kek).await?;
+                }
                 (CopyAct::Restore | CopyAct::Proof, _) => {}
             }
             event.outcome = Outcome::Intent;
@@ -133,6 +136,25 @@ async fn its_own(service: &Service, label: &KeyLabel, kek: &KekHash) -> Result<(
             EkmCode::EE31,
             format!(
                 "the label {label} is the key {other}'s here, and the copy is of the key {kek}; two keys under one label could not be told apart"
+            ),
+        )),
+    }
+}
+
+/// That the token does not serve the KEK already.
+async fn missing_there(service: &Service, token: &String, kek: &KekHash) -> Result<(), Problem> {
+    let directory = service.directory().await?;
+    let there = directory
+        .keks()
+        .iter()
+        .find(|known| known.hash == *kek && known.tokens.contains(token));
+    match there {
+        None => Ok(()),
+        Some(known) => Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "token {token} has this very key already, labelled {}; nothing was changed",
+                known.label
             ),
         )),
     }
