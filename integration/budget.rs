@@ -285,6 +285,7 @@ impl Stage {
     async fn create(&self, drive: &TestDrive, labels: &[&str]) -> CreateAnswer {
         let mut keks = labels.iter().map(|label| label.parse::<KekRef>().unwrap());
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: shown(drive),
             volser: "VOL001".parse().unwrap(),
@@ -337,6 +338,7 @@ impl Stage {
             }
             _ => {
                 let request = ResolveRequest {
+                    dki: None,
                     request_id: Uuid::new_v4(),
                     drive: shown(drive),
                     volser: None,

@@ -624,6 +624,59 @@ async fn nothing_extractable_is_left_when_the_middle_fails() {
     stays_in(&hsm, "TAPE");
 }
 
+/// A ceremony that is killed leaves a key that could be wrapped out. It is named, it never serves,
+/// and the next ceremony under its label removes it and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_ceremony_left_is_named_and_removed_by_the_next() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "first").await;
+    let faulty = Faulty::before(&hsm);
+    let here = Alone::new(&hsm, Some(&faulty), "");
+    let table = Table::new();
+    // Two wraps of a throw-away key come first; there is no KEK yet that a bridge would probe with.
+    faulty.strike(Some("C_WrapKey"), 2, None, Fault::Hang);
+    let mut child = here
+        .hsm
+        .surroundings
+        .command(Path::new(EKM))
+        .arg("--config")
+        .arg(here.directory.path().join("ekm.toml"))
+        .args(table.generate("TAPE"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The throw-away pair, and the KEK.
+    let born = || {
+        let calls = std::fs::read_to_string(faulty.log()).unwrap_or_default();
+        calls.matches("C_GenerateKeyPair").count() >= 2
+    };
+    crate::support::wait_for("the birth", std::time::Duration::from_secs(60), born);
+    // The first of those for the KEK may have been refused: the next is given its time.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    faulty.heal();
+    here.done(&words(&["kek", "generate", "OTHER", "--bits", "2048"]));
+    let left = here.keks();
+    let tape = left.iter().find(|kek| kek.label.as_str() == "TAPE");
+    let (_, reason) = &tape.unwrap().refused[0];
+    for part in ["CKA_EXTRACTABLE", "interrupted", "CKA_ID"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    let output = here.run(&table.generate("TAPE"));
+    let told = error(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("removing what it left"), "{told}");
+    stays_in(&hsm, "TAPE");
+    let keks = here.keks();
+    let labels: Vec<&str> = keks.iter().map(|kek| kek.label.as_str()).collect();
+    assert_eq!(labels, ["OTHER", "TAPE"]);
+    assert!(keks.iter().all(|kek| kek.refused.is_empty()), "{keks:?}");
+    let records = here.done(&words(&["audit", "show", "--json"]));
+    assert!(records.contains("kek-ceremony-clear"), "{records}");
+}
+
 /// A token that wraps no private key says so before anything is made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_wraps_no_private_key_says_so() {

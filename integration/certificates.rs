@@ -182,6 +182,7 @@ impl Stage {
 
     async fn create(&self, label: &str) -> Result<CreateAnswer, Problem> {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: "CERT01".parse().unwrap(),
@@ -198,6 +199,7 @@ impl Stage {
 
     async fn read(&self, tape: &[Base64]) -> Result<(), Problem> {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: None,

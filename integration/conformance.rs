@@ -55,6 +55,7 @@ impl Stage {
     async fn create_as(&self, request_id: Uuid, labels: &[&str]) -> Result<CreateAnswer, Problem> {
         let mut keks = labels.iter().map(|label| label.parse::<KekRef>().unwrap());
         let request = CreateRequest {
+            job: None,
             request_id,
             drive: shown(&self.a),
             volser: "VOL001".parse().unwrap(),
@@ -76,6 +77,7 @@ impl Stage {
         append: bool,
     ) -> Result<ResolveAnswer, Problem> {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: shown(drive),
             volser: None,
@@ -426,13 +428,19 @@ fn forge(spki: &[u8], wrap: WrapAlgorithm, dki: &DataKeyId, key: &[u8]) -> Vec<u
     };
     let public =
         OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(spki).unwrap()).unwrap();
-    let algorithm = match wrap.hash {
-        ekm::key::OaepHash::Sha1 => &OAEP_SHA1_MGF1SHA1,
-        ekm::key::OaepHash::Sha256 => &OAEP_SHA256_MGF1SHA256,
+    let algorithm = match wrap {
+        WrapAlgorithm::Oaep {
+            hash: ekm::key::OaepHash::Sha1,
+            ..
+        } => &OAEP_SHA1_MGF1SHA1,
+        WrapAlgorithm::Oaep {
+            hash: ekm::key::OaepHash::Sha256,
+            ..
+        } => &OAEP_SHA256_MGF1SHA256,
         other => panic!("{other:?}"),
     };
     let mut wrapped = vec![0; public.ciphertext_size()];
-    let label = wrap.labelled.then_some(dki.as_bytes().as_slice());
+    let label = wrap.labelled().then_some(dki.as_bytes().as_slice());
     public.encrypt(algorithm, key, &mut wrapped, label).unwrap();
     wrapped
 }
@@ -441,6 +449,7 @@ async fn a_key_that_is_not_the_pinned_one_gets_nothing(stage: &Stage) {
     let mut drive = shown(&stage.a);
     drive.public_key = Some(Base64(stage.b.soft.public_key_spki().to_vec()));
     let request = CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive,
         volser: "VOL002".parse().unwrap(),
@@ -453,6 +462,7 @@ async fn a_key_that_is_not_the_pinned_one_gets_nothing(stage: &Stage) {
 
 async fn a_drive_speaks_for_itself_only(stage: &Stage) {
     let request = CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: shown(&stage.a),
         volser: "VOL002".parse().unwrap(),
@@ -595,6 +605,7 @@ async fn an_lto_drive_takes_the_page_of_a_create() {
         }
         stage.bench.enrol(&lto).await;
         let mut request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: shown(&lto),
             volser: "LTO001".parse().unwrap(),

@@ -680,6 +680,7 @@ fn through(faulty: &Faulty, hsm: &Hsm, change: impl Fn(&mut HsmProfile)) -> Stri
     let mut profile = HsmProfile::load("softhsm2").unwrap();
     profile.module.library = Faulty::library().display().to_string();
     profile.module.environment = faulty.environment();
+    profile.module.keeps = None;
     profile.module.files.clear();
     profile.module.folders.clear();
     change(&mut profile);

@@ -145,8 +145,14 @@ directory = "token"
     }
 
     /// Starts the server and waits until it listens.
-    pub(crate) async fn serve_command(&self, mut command: Command) -> Serving {
-        let log = self.at("server.log");
+    pub(crate) async fn serve_command(&self, command: Command) -> Serving {
+        let serving = self.launch(command, "server.log").await;
+        serving.unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// The same with a log of that name; what it said where it does not listen.
+    pub(crate) async fn launch(&self, mut command: Command, log: &str) -> Result<Serving, String> {
+        let log = self.at(log);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
@@ -169,8 +175,10 @@ directory = "token"
             child,
             log,
         };
-        assert!(!serving.address.is_empty(), "{line}\n{}", serving.log());
-        serving
+        if serving.address.is_empty() {
+            return Err(format!("{line}\n{}", serving.log()));
+        }
+        Ok(serving)
     }
 
     /// A peer's certificate; issued where there is none.
@@ -249,6 +257,7 @@ pub(crate) struct HouseDrive {
 impl HouseDrive {
     pub(crate) fn create(&self) -> CreateRequest {
         CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: self.serial.clone(),
@@ -289,6 +298,12 @@ impl Serving {
             assert!(start.elapsed() < PATIENCE, "still there:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends it at once, as `kill -9` does, and waits until it is gone.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.ended();
     }
 
     /// Stops it as systemd would.
@@ -455,13 +470,11 @@ async fn without_a_certificate_of_the_ca_there_is_no_entry() {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidData),
     }
 
-    // A server's certificate is not for clients.
+    // Another server comes in, and is given nothing that the configuration does not say.
     let server = house.identity("server", "ekm1");
-    if let Ok(mut stream) = open(&serving.address, &server).await {
-        let _ = stream.write_all(GET_HEALTH).await;
-        assert!(closed(&mut stream).await);
-    }
-    serving.says("TLS handshake", 3);
+    let tables = b"GET /v1/sync/head HTTP/1.1\r\nhost: ekm\r\n\r\n";
+    assert_eq!(say(&serving, &server, tables).await.unwrap().status, 403);
+    serving.says("TLS handshake", 2);
     assert_eq!(say(&serving, &own, GET_HEALTH).await.unwrap().status, 200);
     serving.stop();
 }

@@ -11,14 +11,15 @@ use tempfile::TempDir;
 
 use crate::support::{EKM, Hsm, Kind, example, write_private};
 
-/// Puts everything that a site is into one directory, with the server stopped.
+/// Puts everything that a site is into one file, beside the running server.
 const BACK_UP: &str = "
-mkdir -m 700 ../backup
-cp -a ekm.toml pin tls token state audit ../backup/";
+ekm backup ../site.ekmbackup --passphrase-file ../passphrase
+cp pin ../pin";
 
 /// In an empty directory of another machine.
 const RESTORE: &str = "
-cp -a ../backup/. .
+ekm restore ../site.ekmbackup --passphrase-file ../passphrase --to .
+cp ../pin .
 ekm config check ekm.toml
 ekm kek list
 ekm audit verify";
@@ -250,8 +251,10 @@ fn a_site_is_put_back_from_its_backup() {
         ".",
         "ekm softdrive write --drive drive --cartridge VOL001 --volser VOL001 < data",
     );
+    write_private(&stage.at("passphrase"), "what nobody else knows");
+    let made = stage.run("site", BACK_UP);
+    assert!(made.contains("KEKs in it: TAPE2026A (main)"), "{made}");
     server.stop();
-    stage.run("site", BACK_UP);
 
     std::fs::remove_dir_all(stage.at("site")).unwrap();
     std::fs::create_dir(stage.at("new")).unwrap();

@@ -41,7 +41,7 @@ impl House {
     }
 
     /// Has the drive's own key certified by an authority.
-    fn certify(&self, drive: &mut HouseDrive, authority: &str) {
+    pub(crate) fn certify(&self, drive: &mut HouseDrive, authority: &str) {
         let certificate = self.certificate(drive, &drive.serial.to_string(), authority);
         self.done(&["softdrive", "certify", &drive.directory, &certificate]);
         drive.soft = SoftDrive::open(&self.at(&drive.directory)).unwrap();
@@ -80,6 +80,7 @@ async fn session(drive: &mut HouseDrive, client: &mut KeyClient) -> SessionKeyIn
 /// A create by session key.
 fn create_by(drive: &HouseDrive, session: SessionKeyInRequest) -> CreateRequest {
     CreateRequest {
+        job: None,
         drive: DriveInRequest {
             public_key: None,
             session_key: Some(session),
@@ -91,6 +92,7 @@ fn create_by(drive: &HouseDrive, session: SessionKeyInRequest) -> CreateRequest 
 
 fn resolve(drive: &HouseDrive, eedks: Vec<Base64>) -> ResolveRequest {
     ResolveRequest {
+        dki: None,
         request_id: Uuid::new_v4(),
         drive: drive.create().drive,
         volser: None,
@@ -126,7 +128,7 @@ async fn a_pending_drive_waits_for_its_operator() {
     for _ in 0..2 {
         let refused = problem(client.create(&drive.create()).await);
         assert_eq!(refused.code, EkmCode::EF01);
-        assert!(refused.detail.contains("--accept"), "{refused}");
+        assert!(refused.detail.contains("drive accept"), "{refused}");
     }
     let serial = drive.serial.to_string();
     let shown = house.done(&["drive", "show", &serial]);
@@ -538,6 +540,7 @@ async fn a_peer_names_only_the_keks_it_was_given() {
     let mut listed = house.client_of(&serving, &one.identity);
     let mut plain = house.client_of(&serving, &two.identity);
     let naming = |drive: &HouseDrive, labels: [Option<&str>; 2]| CreateRequest {
+        job: None,
         kek1: labels[0].map(|label| label.parse().unwrap()),
         kek2: labels[1].map(|label| label.parse().unwrap()),
         ..drive.create()
@@ -623,6 +626,7 @@ async fn a_rule_for_all_drives_can_be_configured() {
     let serving = house.serve().await;
     let mut client = house.client_of(&serving, &drive.identity);
     let request = CreateRequest {
+        job: None,
         kek1: Some("KEK1".parse().unwrap()),
         ..drive.create()
     };

@@ -78,6 +78,7 @@ impl Stage {
 
     async fn create_under(&self, kek1: &str, kek2: &str) -> Result<CreateAnswer, Problem> {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: "VOL001".parse().unwrap(),
@@ -95,6 +96,7 @@ impl Stage {
     /// The data key of a cartridge, and which EEDK gave it.
     async fn resolve(&self, eedks: &[&[u8]]) -> Result<([u8; 32], usize), Problem> {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: None,

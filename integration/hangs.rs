@@ -57,6 +57,7 @@ impl Stage {
 
     fn create(&self) -> tokio::task::JoinHandle<Vec<Base64>> {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: "HANG01".parse().unwrap(),
@@ -73,6 +74,7 @@ impl Stage {
 
     fn resolve(&self, eedks: &[Base64]) -> tokio::task::JoinHandle<()> {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: None,

@@ -19,6 +19,7 @@ use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, lives, wait_for};
 
 fn request(drive: &TestDrive) -> CreateRequest {
     CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: DriveInRequest {
             serial: drive.soft.serial().clone(),

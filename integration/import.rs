@@ -219,10 +219,7 @@ pub(crate) fn eedk(directory: &Path, public: &str, label: &str, kind: Kind) -> V
             &mgf,
         ],
     );
-    let algorithm = WrapAlgorithm {
-        hash,
-        labelled: false,
-    };
+    let algorithm = WrapAlgorithm::oaep(hash, false);
     let kek = KekId::Label(label.parse().unwrap());
     Eedk::new(DataKeyId::from_random([5; 9]), kek, algorithm, wrapped)
         .unwrap()
@@ -231,6 +228,7 @@ pub(crate) fn eedk(directory: &Path, public: &str, label: &str, kind: Kind) -> V
 
 pub(crate) fn request(drive: &TestDrive, eedk: Vec<u8>) -> ResolveRequest {
     ResolveRequest {
+        dki: None,
         request_id: Uuid::new_v4(),
         drive: DriveInRequest {
             serial: drive.soft.serial().clone(),
@@ -305,9 +303,8 @@ async fn import_and_resolve(kind: Kind, transport: &str) {
         desk.directory.path(),
         &["x509", "-in", "new.crt", "-outform", "DER"],
     );
-    let certificate: Vec<u8> =
-        serde_json::from_value(report["kek"]["certificate"].clone()).unwrap();
-    assert_eq!(certificate, der);
+    let certificate: Base64 = serde_json::from_value(report["kek"]["certificate"].clone()).unwrap();
+    assert_eq!(certificate.0, der);
     for label in ["OLD", "new"] {
         cannot_be_got_out(&desk.hsm, label);
     }
@@ -406,7 +403,8 @@ async fn a_server_that_runs_sees_the_key_and_never_has_it() {
     let text = site.ekm(&["kek", "import", &path("kek.pem"), "--label", "SAME"]);
     assert!(text.contains("already, as kek"), "{text}");
     assert_eq!(hsm.hand(&["list"]).lines().count(), 3);
-    assert_eq!(records(&directory.join("audit"), "kek-import").len(), 2);
+    // Intent and outcome, and the refusal.
+    assert_eq!(records(&directory.join("audit"), "kek-import").len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -314,7 +314,8 @@ impl<'a> Case<'a> {
             kek2: second,
         });
         locked(&self.views).begin_defaults([kek1, kek2]);
-        self.operate(Command::KekDefault { set }).await?;
+        self.operate(Command::KekDefault { set, anyway: false })
+            .await?;
         locked(&self.views).end_defaults();
         Ok(())
     }
@@ -410,6 +411,7 @@ impl<'a> Case<'a> {
     async fn create(&self, drive: usize, asker: usize) -> Result<(), TestCaseError> {
         let id = Uuid::new_v4();
         let request = CreateRequest {
+            job: None,
             request_id: id,
             drive: shown(&self.pair.drives[drive]),
             volser: "RANDOM".parse().unwrap(),
@@ -489,6 +491,7 @@ impl<'a> Case<'a> {
     ) -> Result<Option<Sedk>, TestCaseError> {
         let id = Uuid::new_v4();
         let request = ResolveRequest {
+            dki: None,
             request_id: id,
             drive: shown(&self.pair.drives[drive]),
             volser: None,

@@ -402,7 +402,8 @@ fn refused(directory: &Path, name: &str, texts: &[&str]) {
         !text.contains(STORE) && !text.contains("panicked"),
         "{text}"
     );
-    assert!(took < Duration::from_secs(1), "{name}: {took:?}");
+    // Alone it takes far less; what has no bound takes hours.
+    assert!(took < Duration::from_secs(5), "{name}: {took:?}");
 }
 
 #[test]
@@ -567,9 +568,12 @@ fn kek_list_shows_a_key_file_without_any_configuration() {
         "{table}"
     );
     assert!(table.contains("at most 64 characters, got 65"), "{table}");
-    assert!(table.contains("short: it is RSA of 1024 bits"), "{table}");
     assert!(
-        table.contains("curve: it is not an RSA key (EC)"),
+        table.contains("short: no KEK: it is RSA of 1024 bits"),
+        "{table}"
+    );
+    assert!(
+        table.contains("curve: no KEK: it is not an RSA key (EC)"),
         "{table}"
     );
 

@@ -87,6 +87,7 @@ impl Stage {
 
     async fn create(&self, kek: &str) -> CreateAnswer {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: self.drive.soft.serial().clone(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 use std::time::Duration;
 
-use ekm::admin::{self, Command, Offered, PartnerSeen, Reply};
+use ekm::admin::{self, Command, Offered, PartnerSeen, Reply, VolumeFilter};
 use ekm::api::{CreateAnswer, CreateRequest, DriveInRequest, ResolveRequest};
 use ekm::certificates::{Certificate, spelled};
 use ekm::key::{KekHash, KekRef};
@@ -53,6 +53,7 @@ fn shown(drive: &TestDrive) -> DriveInRequest {
 fn create(drive: &TestDrive, keks: &[&str]) -> CreateRequest {
     let mut keks = keks.iter().map(|kek| kek.parse::<KekRef>().unwrap());
     CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: shown(drive),
         volser: "PART01".parse().unwrap(),
@@ -63,6 +64,7 @@ fn create(drive: &TestDrive, keks: &[&str]) -> CreateRequest {
 
 fn resolve(drive: &TestDrive, tape: &CreateAnswer, append: bool) -> ResolveRequest {
     ResolveRequest {
+        dki: None,
         request_id: Uuid::new_v4(),
         drive: shown(drive),
         volser: None,
@@ -153,6 +155,28 @@ async fn two_sites_exchange_a_cartridge(kind: Kind) {
         .await
         .unwrap();
     assert_eq!(data_key(&at_b, &read.sedk), key);
+    // B's history has no row of it, and its key is needed all the same.
+    b.ekm(&["kek", "retire", "OUR-2026"]);
+    let told = b.ekm(&["kek", "impact", "OUR-2026", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["volumes"], 0, "{told}");
+    let why = told["elsewhere"].as_str().unwrap();
+    assert!(why.contains("were not issued here"), "{told}");
+    let delete = |more: &[&str]| {
+        let mut words = vec!["kek", "delete", "OUR-2026", "--destroy"];
+        words.extend(more);
+        Process::new(EKM)
+            .arg("--config")
+            .arg(b.config())
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    let refused = delete(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("--tapes-elsewhere"), "{said}");
+    b.ekm(&["kek", "activate", "OUR-2026"]);
     // It was not issued at B, so B appends nothing.
     let refused = drive_b
         .resolve(&resolve(&at_b, &tape, true))
@@ -548,6 +572,18 @@ async fn seals(kind: Kind) {
     removed.await.unwrap();
     let listed = stage.hsm.hand(&["list"]);
     assert!(!listed.contains("ekm-seal"), "{listed}");
+    // What went to them is found all the same.
+    let filter = VolumeFilter {
+        kek: Some("p".parse().unwrap()),
+        ..VolumeFilter::default()
+    };
+    let found = stage
+        .operate(Command::VolumeFind { filter, limit: 9 })
+        .await;
+    let Reply::Found(found) = found.unwrap() else {
+        panic!("nothing found");
+    };
+    assert_eq!(found.volumes.len(), 1, "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -608,7 +608,7 @@ async fn ctrl_c_during_the_very_first_login_does_not_hold_the_pin_back() {
     let place = Place::new("ctrl-c").await;
     place
         .faulty
-        .strike(Some("C_Login"), 0, Some(1), Fault::Delay(200));
+        .strike(Some("C_Login"), 0, Some(1), Fault::Delay(1500));
     let mut child = place
         .command(&["kek", "list"])
         .stdout(Stdio::null())

@@ -152,7 +152,8 @@ impl Stage {
         let labels = ["KEK1", "KEK2"].map(|label| Some(label.parse().unwrap()));
         let [kek1, kek2] = labels;
         let set = Some(Defaults { kek1, kek2 });
-        site.execute(&admin::Command::KekDefault { set }).await;
+        site.execute(&admin::Command::KekDefault { set, anyway: false })
+            .await;
         let load = Load::start(&site, Kind::Softhsm).await;
         let stage = Self {
             site,

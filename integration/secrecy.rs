@@ -43,6 +43,7 @@ struct Peer {
 impl Peer {
     async fn create(&mut self) -> Tape {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: "VOL001".parse().unwrap(),
@@ -58,6 +59,7 @@ impl Peer {
 
     async fn resolve(&mut self, tape: &Tape) {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: None,

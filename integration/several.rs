@@ -54,6 +54,7 @@ fn shown(drive: &TestDrive) -> DriveInRequest {
 
 async fn create(bench: &Bench, drive: &TestDrive) -> Vec<Base64> {
     let request = CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: shown(drive),
         volser: "MANY01".parse().unwrap(),
@@ -68,6 +69,7 @@ async fn create(bench: &Bench, drive: &TestDrive) -> Vec<Base64> {
 /// The token that opened the cartridge, as the record says.
 async fn resolve(bench: &Bench, drive: &TestDrive, eedks: &[Base64]) -> String {
     let request = ResolveRequest {
+        dki: None,
         request_id: Uuid::new_v4(),
         drive: shown(drive),
         volser: None,

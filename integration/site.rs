@@ -10,8 +10,8 @@ use ekm::admin::{self, DriveChange};
 use ekm::client::KeyClient;
 use ekm::config::TokenConfig;
 use ekm::server::ask;
-use ekm::tls::PeerId;
 use ekm::tls::ca::{Ca, Request};
+use ekm::tls::{ClientPaths, ClientTls, PeerId};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -89,6 +89,20 @@ impl Site {
         .unwrap()
     }
 
+    /// What a proxy connects with that has a certificate of that peer.
+    pub(crate) fn client_tls(&self, peer: &PeerId) -> ClientTls {
+        let issued = self
+            .ca
+            .issue(&Request::new(peer.clone(), VALIDITY))
+            .unwrap();
+        ClientTls::load(ClientPaths {
+            ca: self.ca.cert_path(),
+            certificate: issued.cert_path.unwrap(),
+            key: issued.key_path.unwrap(),
+        })
+        .unwrap()
+    }
+
     /// Runs the command line beside the server and returns what it says; it must succeed.
     pub(crate) fn ekm(&self, arguments: &[&str]) -> String {
         let output = Command::new(EKM)
@@ -151,6 +165,15 @@ impl Site {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Kills the server, `kill -9`, and starts it anew; it is not waited for its tokens.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let (child, address) = serve(self.directory.path());
+        self.child = child;
+        self.address = address;
     }
 
     /// Stops the server as systemd would. It must end well.

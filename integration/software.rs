@@ -12,7 +12,7 @@ use ekm::bridge::supervisor::{Program, TokenState};
 use ekm::config::{Config, KeystoreConfig};
 use ekm::key::{KekHash, KekRef, SedkForm};
 use ekm::keystore::Custody;
-use ekm::policy::{PeerRule, PolicyConfig};
+use ekm::policy::{PeerRule, Pkcs1V15Eedks, PolicyConfig};
 use ekm::problem::{EkmCode, Problem};
 use ekm::service::Service;
 use secrecy::ExposeSecret;
@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::keyfile::keytool_is_there;
+use crate::pkcs1_v15::forged::Forger;
 use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for, write_private};
 
 const PASSWORD: &str = "store-password";
@@ -27,14 +28,14 @@ const PASSWORD: &str = "store-password";
 /// A service over a key file, and a drive that is enrolled for it.
 pub(crate) struct Stage {
     pub(crate) service: Arc<Service>,
-    config: Config,
+    pub(crate) config: Config,
     pub(crate) drive: TestDrive,
-    directory: TempDir,
+    pub(crate) directory: TempDir,
 }
 
 impl Stage {
     /// `hsms` are tokens beside it. `write` lets cartridges be written under its KEKs.
-    async fn new(directory: TempDir, file: &str, hsms: &[&Hsm], write: bool) -> Self {
+    pub(crate) async fn new(directory: TempDir, file: &str, hsms: &[&Hsm], write: bool) -> Self {
         let word = (PASSWORD, None);
         Self::with(directory, file, word, hsms, write).await
     }
@@ -61,6 +62,8 @@ impl Stage {
                 create_keks: vec!["*".to_owned()],
                 rekey_keks: vec![],
             }],
+            // It makes no difference here, as a test shows.
+            pkcs1_v15_eedks: Pkcs1V15Eedks::Allow,
             ..PolicyConfig::default()
         };
         if write {
@@ -101,8 +104,9 @@ impl Stage {
         }
     }
 
-    async fn create(&self, kek: &str) -> Result<CreateAnswer, Problem> {
+    pub(crate) async fn create(&self, kek: &str) -> Result<CreateAnswer, Problem> {
         let request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: "OLD001".parse().unwrap(),
@@ -116,6 +120,7 @@ impl Stage {
     /// The data key, as the drive finds it.
     pub(crate) async fn resolve(&self, eedks: &[Base64]) -> Result<[u8; 32], Problem> {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: self.shown(),
             volser: None,
@@ -150,7 +155,7 @@ impl Stage {
     }
 }
 
-fn run(directory: &Path, program: &str, arguments: &[&str]) {
+pub(crate) fn run(directory: &Path, program: &str, arguments: &[&str]) {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(directory)
@@ -192,7 +197,7 @@ fn genkeypair(directory: &Path, file: &str, kind: &str, alias: &str, bits: &str)
 }
 
 /// A PKCS#12 file of OpenSSL's with one key, under that alias.
-fn pkcs12(directory: &Path, file: &str, alias: &str, more: &[&str]) {
+pub(crate) fn pkcs12(directory: &Path, file: &str, alias: &str, more: &[&str]) {
     let (key, certificate) = (format!("{alias}.key"), format!("{alias}.crt"));
     run(
         directory,
@@ -230,7 +235,7 @@ fn pkcs12(directory: &Path, file: &str, alias: &str, more: &[&str]) {
     run(directory, "openssl", &arguments);
 }
 
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -323,13 +328,23 @@ async fn a_key_file_that_changes_is_read_again() {
     let at = |name: &str| -> PathBuf { stage.directory.path().join(name) };
     let look = || async { stage.service.tokens().look_again().await };
     assert!(stage.hash("FIRST").await.is_some());
+    let state = || stage.service.tokens().bridges()[0].state();
     std::fs::write(at("keys.p12"), b"half of a fi").unwrap();
     look().await;
     stage.serves(&["FIRST"]).await;
+    let why = state().why().expect("it is not as it should be");
+    assert_eq!(state().word(), "degraded");
+    assert!(why.contains("keys.p12"), "{why}");
+    assert!(why.contains("restore the file"), "{why}");
+    std::fs::remove_file(at("keys.p12")).unwrap();
+    look().await;
+    stage.serves(&["FIRST"]).await;
+    assert_eq!(state().word(), "degraded");
     std::fs::rename(at("next.p12"), at("keys.p12")).unwrap();
     look().await;
     stage.serves(&["SECOND"]).await;
     assert_eq!(stage.hash("FIRST").await, None);
+    assert_eq!(state().word(), "ready");
 }
 
 /// Nothing locks where nobody counts: the right password is enough.
@@ -357,20 +372,25 @@ async fn a_wrong_password_is_tried_again_once_it_is_put_right() {
     wait_for("the keystore", Duration::from_secs(15), serves);
 }
 
+/// Puts a key that [`pkcs12`] made into a token too.
+pub(crate) fn moved(directory: &Path, alias: &str, hsm: &Hsm) {
+    let der = hsm.directory.path().join(format!("{alias}.der"));
+    let key = directory.join(format!("{alias}.key"));
+    let (key, out) = (key.display().to_string(), der.display().to_string());
+    let convert = [
+        "pkcs8", "-topk8", "-nocrypt", "-in", &key, "-outform", "DER", "-out", &out,
+    ];
+    run(directory, "openssl", &convert);
+    hsm.hand(&["import-private", alias, &out]);
+}
+
 /// While a KEK moves it is in both; the token serves it then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_comes_before_the_keystore_with_the_same_kek() {
     let directory = folder();
     pkcs12(directory.path(), "keys.p12", "BOTH", &[]);
     let hsm = Hsm::new(Kind::Embedded, "both").await;
-    let der = hsm.directory.path().join("both.der");
-    let key = directory.path().join("BOTH.key");
-    let (key, out) = (key.display().to_string(), der.display().to_string());
-    let convert = [
-        "pkcs8", "-topk8", "-nocrypt", "-in", &key, "-outform", "DER", "-out", &out,
-    ];
-    run(directory.path(), "openssl", &convert);
-    hsm.hand(&["import-private", "BOTH", &out]);
+    moved(directory.path(), "BOTH", &hsm);
     let stage = Stage::new(directory, "keys.p12", &[&hsm], true).await;
     let made = stage.create("BOTH").await.unwrap();
     let eedks: Vec<_> = made.eedks.into_iter().map(|eedk| eedk.eedk).collect();
@@ -385,4 +405,24 @@ async fn a_token_comes_before_the_keystore_with_the_same_kek() {
     wait_for("the resolve's record", Duration::from_secs(5), || {
         read(&stage.config.audit) == ["main"]
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_eedk_by_v15_is_opened_whatever_the_policy_says() {
+    let directory = TempDir::new().unwrap();
+    pkcs12(directory.path(), "keys.p12", "OLD", &[]);
+    let stage = Stage::new(directory, "keys.p12", &[], true).await;
+    let keks = stage.service.directory().await.unwrap();
+    let kek = keks.by_label(&"OLD".parse().unwrap()).unwrap();
+    let forger = Forger::new(kek.spki.clone());
+    let good = std::iter::once(forger.good(&[7; 32]));
+    let mut said = Vec::new();
+    for eedk in good.chain(forger.bad().into_iter().map(|(_, eedk)| eedk)) {
+        let refused = stage.resolve(&[Base64(eedk.encode())]).await.unwrap_err();
+        assert_eq!(refused.code, EkmCode::EE25, "{refused}");
+        said.push((refused.status, refused.detail));
+    }
+    said.dedup();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(stage.service.openings().openings, 0);
 }

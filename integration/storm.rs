@@ -69,6 +69,7 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
     );
     let written = other
         .create(&CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: shows.clone(),
             volser: "VOL001".parse().unwrap(),
@@ -79,6 +80,7 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
         .unwrap();
     let eedks: Vec<Base64> = written.eedks.into_iter().map(|one| one.eedk).collect();
     let resolve = |drive: DriveInRequest| ResolveRequest {
+        dki: None,
         request_id: Uuid::new_v4(),
         drive,
         volser: None,

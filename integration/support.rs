@@ -536,8 +536,11 @@ impl Bench {
     ) -> Config {
         let at = |name: &str| directory.join(name);
         Config {
+            alarms: ekm::alarms::AlarmsConfig::default(),
             node: "test".to_owned(),
             state: at("state"),
+            database: None,
+            fleet: None,
             audit: at("audit"),
             server: ServerConfig {
                 listen: ([127, 0, 0, 1], 0).into(),
@@ -555,8 +558,11 @@ impl Bench {
                 stop_seconds: 10,
             },
             metrics: None,
+            operators: ekm::config::OperatorsConfig::default(),
             tokens,
+            records: ekm::config::RecordsConfig::default(),
             keystores: Vec::new(),
+            sync: ekm::sync::SyncConfig::default(),
             policy,
         }
     }

@@ -4,39 +4,84 @@
 //! socket, or in the command line itself where no server runs. Every change
 //! is recorded before it is made.
 
+mod acts;
 mod adopt;
+mod approvals;
+mod backups;
+mod births;
 mod certificates;
 mod copies;
+mod defaults;
+mod drives;
+mod eedks;
 mod ekm21;
+mod evidence;
+mod fleet;
+mod generate;
 mod import;
+mod kek_states;
 mod partners;
+mod pending;
+mod perform;
+mod rekey;
+mod rotation;
+mod status;
+mod successor;
+mod sync;
+mod tables;
 mod trust;
 mod unlock;
+mod volumes;
 
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Event, Kind, Outcome};
+use crate::backup::BackedKek;
 use crate::bridge::message::Custody;
 use crate::bridge::pin::Handed;
-use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::certificates::Subject;
 use crate::drive::{DriveSerial, Wwn};
-use crate::key::{KekHash, KekRef, KeyLabel, SedkForm};
+use crate::key::{DataKeyId, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::keystore::{KekError, KnownKek};
 use crate::problem::{EkmCode, Problem};
-use crate::service::{STARTING, Service};
-use crate::store::{Defaults, Drive, DriveKey, DriveState, RegisteredKek, StoreError, VolumeKey};
+use crate::service::{EmergencySeen, FleetStatus, STARTING, SealMade, Service};
+use crate::store::merge::{TableDump, VolumesTaken};
+use crate::store::{
+    Approval, Backup, Birth, Defaults, Drive, DriveKey, DriveState, KekMove, KekState, StoreError,
+    VolumeKey, VolumesFound,
+};
+use crate::sync::{Ask, SyncReport};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
+pub(crate) use drives::coherent;
+use drives::put_drive;
+use generate::{generate, vacant};
+use status::status;
+
+pub use acts::{Act, Second};
 pub use adopt::AdoptAsked;
+pub use approvals::Verdict;
+pub use backups::{BackupStatus, KeptKek};
 pub use certificates::Imported;
 pub use copies::{CopyAct, CopyAsked, CopyMade};
+pub use eedks::{Budget, ForgivenTo};
 pub use ekm21::{ImportedDrive, Taken, TakenIn};
+pub use evidence::{AnchorSeen, SealKeySeen};
 pub use import::{ImportAsked, ImportTo};
+pub use kek_states::KekTurned;
 pub use partners::{Offered, PartnerSeen, Removed, look};
+pub use pending::DriveSeen;
+pub use perform::perform;
+pub(crate) use rekey::work_on_rekeys;
+pub use rekey::{OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted};
+pub use rotation::{Rollovers, RotateWanted, ScheduleAct, TAKEN_BACK};
+pub(crate) use rotation::{troubles as rotation_troubles, work as work_on_rotations};
+pub use status::{RaisedAlarm, TokenStatus};
+pub use tables::{TablesTaken, TakeMode};
 pub use trust::TrustStage;
 pub use unlock::Unlocked;
+pub use volumes::{Affected, Impact, MOST_VOLUMES, VolumeFilter};
 
 /// Modulus lengths that KEKs are made with.
 pub const KEK_BITS: [u32; 3] = [2048, 3072, 4096];
@@ -176,6 +221,13 @@ pub enum Command {
         /// How it ended; none before it has begun.
         ended: Option<Result<Box<CopyMade>, String>>,
     },
+    /// What an interrupted ceremony left was removed, by a bridge of the command line's own.
+    KekCleared {
+        /// The birth that did not end.
+        birth: Birth,
+        /// How many objects were destroyed.
+        objects: usize,
+    },
     /// An operator says that the vendor's tool has cloned a KEK.
     KekCopyStated {
         /// The KEK's label.
@@ -202,6 +254,7 @@ pub enum Command {
         /// The KEK.
         label: KeyLabel,
         /// The certificate, DER, and those of its issuers after it.
+        #[serde(with = "crate::base64_bytes::list")]
         chain: Vec<Vec<u8>>,
         /// The token; else each that serves the KEK.
         token: Option<String>,
@@ -226,6 +279,9 @@ pub enum Command {
     KekDefault {
         /// Both labels as they shall be.
         set: Option<Defaults>,
+        /// Also where nobody here could read what is written under them.
+        #[serde(default)]
+        anyway: bool,
     },
     /// The tokens.
     TokenStatus,
@@ -236,45 +292,163 @@ pub enum Command {
         /// Even where the token says that it is the last try.
         last_try: bool,
     },
+    /// The budgets of EEDKs by PKCS#1 v1.5 that were not issued here and do not open; whoever is
+    /// forgiven first, where given.
+    EedkFailures {
+        /// Whose failures shall count no longer.
+        forgive: Option<ForgivenTo>,
+    },
+    /// A backup is about to be made by the command line: what do the tokens hold.
+    BackupBegin {
+        /// Its number.
+        id: uuid::Uuid,
+        /// Its file.
+        file: String,
+    },
+    /// How it ended.
+    BackupMade {
+        /// Its number.
+        id: uuid::Uuid,
+        /// What was made, or why not.
+        ended: Result<Box<Backup>, String>,
+    },
+    /// Which backups there are, and which KEKs are in none.
+    BackupStatus,
+    /// Drives, defaults, KEKs and partners, as they are now.
+    TablesExport,
+    /// Takes such tables in.
+    TablesImport {
+        /// The other's.
+        dump: Box<TableDump>,
+        /// How.
+        mode: TakeMode,
+        /// False: says only what would be done.
+        apply: bool,
+    },
+    /// So many of the history after one of it.
+    VolumesExport {
+        /// The last that was given.
+        after: Option<(DataKeyId, u32)>,
+        /// How many.
+        most: u32,
+    },
+    /// Takes in what of another's history is not known here.
+    VolumesImport {
+        /// Some of it.
+        keys: Vec<VolumeKey>,
+        /// False: says only how much.
+        apply: bool,
+    },
+    /// The alarms that are raised.
+    AlarmList,
+    /// Takes another server's tables in.
+    Sync(Ask),
+    /// Seals the audit chain.
+    AuditSeal {
+        /// Also where the chain is not the one that is anchored.
+        #[serde(default)]
+        accept: bool,
+    },
+    /// The keys that seal; a new one first, where given.
+    AuditKey {
+        /// Modulus length of the new one, bits.
+        generate: Option<u32>,
+        /// Its token, where there is more than one.
+        token: Option<String>,
+    },
+    /// What is known of the chain outside its directory.
+    AuditAnchors,
+    /// The emergency policy of the audit log, switched first where given.
+    AuditEmergency {
+        /// On or off.
+        switch: Option<bool>,
+    },
+    /// The servers that share the state, and how their database is.
+    FleetStatus,
+    /// Takes a server that is gone for good out of the list.
+    FleetForget {
+        /// Its node name.
+        node: String,
+    },
+
     /// The volume history.
     VolumeList {
         /// One volume, or all.
         volser: Option<Volser>,
     },
-}
 
-/// A token as `ekm token status` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TokenStatus {
-    /// Its configured name.
-    pub name: String,
-    /// starting, ready, degraded, failed or locked.
-    pub state: String,
-    /// Why it is not ready.
-    pub why: Option<String>,
-    /// Since when, RFC 3339.
-    pub since: Option<String>,
-    /// When a failed token is tried again, RFC 3339.
-    pub next: Option<String>,
-    /// The processes that drive it.
-    pub bridges: Vec<u32>,
-    /// Sessions of the bridge that has fewest, and how many the profile wants.
-    pub sessions: Option<(usize, usize)>,
-    /// Seconds since the token last proved that it works.
-    pub heard: Option<f64>,
-    /// What its flags say of the user PIN.
-    pub pin: Option<String>,
-    /// Where its user PIN comes from.
-    pub pin_source: Option<String>,
-    /// Its PKCS#11 URI, once known.
-    pub uri: Option<String>,
-    /// Its KEKs.
-    pub keks: usize,
-    /// SEDK forms that the probe saw it make.
-    pub forms: Vec<SedkForm>,
-    /// Hashes of the public keys that its security officer has blessed.
-    #[serde(default)]
-    pub trusted: Vec<KekHash>,
+    /// Gives a KEK another state.
+    KekTurn {
+        /// Its label.
+        label: KeyLabel,
+        /// The state: active, retired or revoked.
+        to: KekState,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Destroys a KEK.
+    KekDelete {
+        /// Its label.
+        label: KeyLabel,
+        /// Also where cartridges outside the history may need it.
+        #[serde(default)]
+        tapes_elsewhere: bool,
+    },
+    /// What depends on a KEK.
+    KekImpact {
+        /// Its label.
+        label: KeyLabel,
+        /// Most volumes in the list.
+        limit: usize,
+    },
+    /// Puts a new KEK in the place of another one.
+    KekRotate(RotateWanted),
+    /// Rollovers by the calendar.
+    KekSchedule(ScheduleAct),
+    /// Searches the history.
+    VolumeFind {
+        /// What is wanted.
+        filter: VolumeFilter,
+        /// Most volumes in the list.
+        limit: usize,
+    },
+    /// Gives a volume up.
+    VolumeWriteOff {
+        /// The volume.
+        volser: Volser,
+        /// Why.
+        reason: String,
+    },
+    /// Rekeys of volumes by the catalog.
+    VolumeRekey(RekeyAct),
+    /// Drives that wait for an operator, and what they showed.
+    DrivePending,
+    /// Accepts a drive that waits: the key that it showed is the one.
+    DriveAccept {
+        /// Its serial.
+        serial: DriveSerial,
+        /// SHA-256 over the public key, as the operator has it from the drive; none for one that the drive CA certified.
+        fingerprint: Option<KekHash>,
+        /// What its row says besides.
+        change: Box<DriveChange>,
+    },
+    /// Rejects a drive that waits.
+    DriveReject {
+        /// Its serial.
+        serial: DriveSerial,
+    },
+    /// What waits for a second person.
+    ApprovalList {
+        /// Also what was decided.
+        all: bool,
+    },
+    /// Approves, rejects or withdraws what waits.
+    ApprovalDecide {
+        /// Which request.
+        id: String,
+        /// What is said about it.
+        verdict: Verdict,
+    },
 }
 
 /// What an operator gets.
@@ -299,17 +473,82 @@ pub enum Reply {
     Removed(Removed),
     /// The global labels.
     Defaults(Defaults),
+    /// The global labels as they were set, and what is to be thought of.
+    DefaultsSet {
+        /// Both labels.
+        #[serde(flatten)]
+        defaults: Defaults,
+        /// One sentence each.
+        warnings: Vec<String>,
+    },
+    /// An earlier ceremony may have left something, which is to be removed first.
+    Left(Box<Birth>),
     /// Tokens.
     Tokens(Vec<TokenStatus>),
     /// What came of an unlock.
     Unlocked(Box<Unlocked>),
+    /// Budgets, those that are spent first.
+    Budgets(Vec<Budget>),
+    /// What the tokens held when a backup was begun.
+    BackupBegun(Vec<BackedKek>),
+    /// How backups stand.
+    BackupStatus(Box<BackupStatus>),
+    /// Tables.
+    Tables(Box<TableDump>),
+    /// What came of taking tables in.
+    TablesTaken(Box<TablesTaken>),
+    /// How much of a history was taken in.
+    VolumesTaken(VolumesTaken),
+    /// Alarms that are raised.
+    Alarms(Vec<RaisedAlarm>),
+    /// A seal of the audit chain.
+    Sealed(Box<SealMade>),
+    /// Keys that seal, the newest first.
+    SealKeys(Vec<SealKeySeen>),
+    /// Anchors of audit chains.
+    Anchors(Vec<AnchorSeen>),
+    /// How the emergency policy is.
+    Emergency(EmergencySeen),
+
+    /// The servers.
+    Fleet(Box<FleetStatus>),
     /// Volume keys, newest first.
     Volumes(Vec<VolumeKey>),
+    /// What a sync did, or would do.
+    Synced(Box<SyncReport>),
+    /// A KEK's new state.
+    KekTurned(Box<KekTurned>),
+    /// What depends on a KEK.
+    Impact(Box<Impact>),
+    /// A rotation that was done, or is planned.
+    Rotated(Box<KekMove>),
+    /// Rollovers to come.
+    Rollovers(Box<Rollovers>),
+    /// A part of the history.
+    Found(VolumesFound),
+    /// Rekeys, newest first.
+    Rekeys(Vec<RekeySeen>),
+    /// How many rows of the history a rekey would look at; nothing was done.
+    RekeyWould {
+        /// How many.
+        rows: usize,
+        /// Whether that is all of them.
+        all: bool,
+    },
+
+    /// Drives, and what they showed.
+    DrivesSeen(Vec<DriveSeen>),
+    /// It takes a second person, and waits for one.
+    Waits(Box<Approval>),
+    /// Requests for approval, newest first.
+    Approvals(Vec<Approval>),
+    /// One of them, as it is now.
+    Approval(Box<Approval>),
     /// Nothing to show.
     Done,
 }
 
-/// Does what the operator asks.
+/// Does what the operator asks; [`perform`] is the way of those who may not.
 ///
 /// # Errors
 /// What is wrong and what to do.
@@ -355,13 +594,22 @@ pub async fn execute_with_pin(
                 speakers: Vec::new(),
                 state: DriveState::Active,
             };
-            put_drive(service, operator, "drive-add", fresh, *change).await
+            put_drive(service, operator, "drive-add", None, fresh, *change).await
         }
         Command::DriveMod { serial, change } => {
             let drive =
                 stored(service.store().drive(&serial).await)?.ok_or_else(|| no_drive(&serial))?;
             let former = drive.key.clone();
-            let put = put_drive(service, operator, "drive-mod", drive, *change).await?;
+            let before = drive.clone();
+            let put = put_drive(
+                service,
+                operator,
+                "drive-mod",
+                Some(&before),
+                drive,
+                *change,
+            )
+            .await?;
             trust::withdraw(service, operator, &serial, &former).await?;
             Ok(put)
         }
@@ -425,23 +673,21 @@ pub async fn execute_with_pin(
             // What is on a token that is starting is not known yet.
             service.tokens().started(STARTING).await;
             service.tokens().look_again().await;
-            Ok(Reply::Keks(service.directory().await?.keks().to_vec()))
+            let mut keks = service.directory().await?.keks().to_vec();
+            births::name(&stored(service.store().births().await)?, &mut keks);
+            kek_states::name(service, &mut keks).await?;
+            Ok(Reply::Keks(keks))
         }
-        Command::KekDefault { set } => {
-            if let Some(defaults) = set {
-                known(
-                    service,
-                    [&defaults.kek1, &defaults.kek2].into_iter().flatten(),
-                )
-                .await?;
-                let mut event = event("kek-default", operator);
-                event.kind = Kind::ConfigurationManagement;
-                event.keks = labels(&defaults.kek1, &defaults.kek2);
-                record(service, event).await?;
-                stored(service.store().set_defaults(&defaults).await)?;
-            }
+        Command::KekCleared { birth, objects } => {
+            births::cleared(service, operator, &birth, objects).await
+        }
+        Command::KekDefault { set: None, .. } => {
             stored(service.store().defaults().await).map(Reply::Defaults)
         }
+        Command::KekDefault {
+            set: Some(defaults),
+            anyway,
+        } => defaults::set(service, operator, defaults, anyway).await,
         Command::TokenStatus => Ok(Reply::Tokens(
             service.tokens().bridges().iter().map(status).collect(),
         )),
@@ -450,123 +696,66 @@ pub async fn execute_with_pin(
                 .await
                 .map(|unlocked| Reply::Unlocked(Box::new(unlocked)))
         }
-        Command::VolumeList { volser } => {
-            stored(service.store().volumes(volser.as_ref()).await).map(Reply::Volumes)
+        Command::EedkFailures { forgive } => eedks::failures(service, operator, forgive).await,
+        Command::BackupBegin { id, file } => backups::begin(service, operator, &id, &file).await,
+        Command::BackupMade { id, ended } => backups::end(service, operator, &id, ended).await,
+        Command::BackupStatus => backups::status(service).await,
+        Command::TablesExport => tables::give(service, operator).await,
+        Command::TablesImport { dump, mode, apply } => {
+            tables::take(service, operator, &dump, mode, apply).await
         }
-    }
-}
+        Command::VolumesExport { after, most } => tables::give_volumes(service, after, most).await,
+        Command::VolumesImport { keys, apply } => {
+            tables::take_volumes(service, operator, &keys, apply).await
+        }
+        Command::AlarmList => Ok(Reply::Alarms(status::alarms(service))),
 
-async fn put_drive(
-    service: &Service,
-    operator: &str,
-    action: &str,
-    mut drive: Drive,
-    change: DriveChange,
-) -> Result<Reply, Problem> {
-    let DriveChange {
-        wwn,
-        kek1,
-        kek2,
-        key,
-        form,
-        custody,
-        speakers,
-        accept,
-    } = change;
-    let named: Vec<KekRef> = [&kek1, &kek2]
-        .into_iter()
-        .filter_map(|kek| match kek {
-            Change::Set(kek) => Some(kek.clone()),
-            Change::Keep | Change::Clear => None,
-        })
-        .collect();
-    drive.wwn = wwn.or(drive.wwn);
-    drive.kek1 = kek1.of(drive.kek1);
-    drive.kek2 = kek2.of(drive.kek2);
-    drive.key = key.unwrap_or(drive.key);
-    drive.form = form.unwrap_or(drive.form);
-    drive.custody = custody.unwrap_or(drive.custody);
-    drive.speakers = speakers.unwrap_or(drive.speakers);
-    let mut named = named;
-    if accept {
-        drive.state = DriveState::Active;
-        // What its row names was not looked at while it waited.
-        named = [&drive.kek1, &drive.kek2]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-    }
-    check(service, &drive, &named).await?;
-    let mut event = event(action, operator);
-    event.drive = Some(drive.serial.to_string());
-    event.keks = labels(&drive.kek1, &drive.kek2);
-    event.custody = Some(drive.custody.to_string());
-    if let DriveKey::Pinned(spki) = &drive.key {
-        event.drive_key = Some(KekHash::of_spki(spki).to_string());
-    }
-    record(service, event).await?;
-    stored(service.store().put_drive(&drive).await)?;
-    Ok(Reply::Drives(vec![drive]))
-}
+        Command::Sync(ask) => sync::sync(service, operator, &ask).await,
+        Command::AuditSeal { accept } => {
+            let sealed = service.seal_audit(accept).await?;
+            Ok(Reply::Sealed(Box::new(sealed)))
+        }
+        Command::AuditKey { generate, token } => {
+            evidence::keys(service, operator, generate, token).await
+        }
+        Command::AuditAnchors => evidence::anchors(service).await,
+        Command::AuditEmergency { switch } => service
+            .emergency(operator, switch)
+            .await
+            .map(Reply::Emergency),
+        Command::FleetStatus => fleet::status(service).await,
+        Command::FleetForget { node } => fleet::forget(service, operator, &node).await,
+        Command::VolumeList { volser } => volumes::list(service, volser.as_ref()).await,
 
-/// A row that could never serve is refused now, not at three in the morning.
-async fn check(service: &Service, drive: &Drive, named: &[KekRef]) -> Result<(), Problem> {
-    let refuse = |reason: &str| {
-        Err(conflict(
-            EkmCode::EE25,
-            format!("drive {}: {reason}", drive.serial),
-        ))
-    };
-    match (&drive.key, drive.form) {
-        (DriveKey::None, SedkForm::T10Plain) => {}
-        (DriveKey::None, _) => {
-            return refuse(
-                "give its public key with --key PEM, or --ca for a drive with a certificate",
-            );
+        Command::KekTurn { label, to, reason } => {
+            kek_states::turn(service, operator, &label, to, reason).await
         }
-        (DriveKey::Pinned(spki), form) => {
-            let bits = crate::bridge::rsa_bits(spki);
-            match (bits, form) {
-                (None, _) => {
-                    return refuse("its public key is not an RSA key of 2048 to 8192 bits");
-                }
-                (Some(bits), SedkForm::T10Wrapped) if bits != 2048 => {
-                    return refuse("form t10-02h takes RSA-2048 only (parameter set 0000h)");
-                }
-                (Some(_), _) => {}
-            }
+        Command::KekDelete {
+            label,
+            tapes_elsewhere,
+        } => kek_states::delete(service, operator, &label, tapes_elsewhere).await,
+        Command::KekImpact { label, limit } => volumes::impact(service, &label, limit)
+            .await
+            .map(|impact| Reply::Impact(Box::new(impact))),
+        Command::KekRotate(wanted) => rotation::rotate(service, operator, wanted).await,
+        Command::KekSchedule(act) => rotation::schedule(service, operator, act).await,
+        Command::VolumeFind { filter, limit } => volumes::find(service, &filter, limit).await,
+        Command::VolumeWriteOff { volser, reason } => {
+            volumes::write_off(service, operator, &volser, reason).await
         }
-        (DriveKey::Certified, _) => {}
+        Command::VolumeRekey(act) => rekey::act(service, operator, act).await,
+        Command::DrivePending => pending::list(service).await,
+        Command::DriveAccept {
+            serial,
+            fingerprint,
+            change,
+        } => pending::accept(service, operator, &serial, fingerprint, *change).await,
+        Command::DriveReject { serial } => pending::reject(service, operator, &serial).await,
+        Command::ApprovalList { all } => approvals::list(service, all).await,
+        Command::ApprovalDecide { .. } => Err(perform::prohibited(
+            "only a person decides about a request, and nobody is named here".to_owned(),
+        )),
     }
-    if drive.form == SedkForm::T10Plain && drive.custody != Custody::Host {
-        return refuse("form t10-00h is the key in clear; say so with --custody host");
-    }
-    if drive.form == SedkForm::T10Wrapped && drive.wwn.is_none() {
-        return refuse(
-            "form t10-02h binds the key to the drive's WWN; give it with --wwn, or choose --form rsa-oaep-sha1",
-        );
-    }
-    // Two rows with one key, or one name: what is wrapped for the one opens in the other.
-    for other in stored(service.store().drives().await)? {
-        // One that waits has nothing but its own word for them.
-        if other.serial == drive.serial || other.state == DriveState::Pending {
-            continue;
-        }
-        if matches!(drive.key, DriveKey::Pinned(_)) && other.key == drive.key {
-            return refuse(&format!(
-                "its public key is that of drive {}; no two drives have one: is it the right file?",
-                other.serial
-            ));
-        }
-        if drive.wwn.is_some() && other.wwn == drive.wwn {
-            return refuse(&format!(
-                "its WWN is that of drive {}; no two drives have one",
-                other.serial
-            ));
-        }
-    }
-    known(service, named).await
 }
 
 /// That each label names one KEK. Tokens that are starting are waited for: what is on them is not
@@ -593,167 +782,6 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
     Ok(())
 }
 
-/// That no key has or had the label.
-async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
-    if crate::bridge::trust::reserved(label.as_str()) {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "the label {label} begins as those of the keys that a token's security officer blesses (ekm drive trust); choose another"
-            ),
-        ));
-    }
-    service.tokens().look_again().await;
-    let directory = service.directory().await?;
-    if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
-                kek.label,
-                kek.hash,
-                match &kek.partner {
-                    Some(_) => "(a partner's)".to_owned(),
-                    None => kek.tokens.join(", "),
-                }
-            ),
-        ));
-    }
-    if let Some(row) = stored(service.store().keks().await)?
-        .iter()
-        .find(|row| row.label.same_as(label))
-    {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "the label {} is registered for the key {}, which no token shows now; choose another label",
-                row.label, row.hash
-            ),
-        ));
-    }
-    Ok(())
-}
-
-async fn generate(
-    service: &Service,
-    operator: &str,
-    label: KeyLabel,
-    bits: u32,
-    token: Option<String>,
-    (custody, sign): (Custody, bool),
-) -> Result<Reply, Problem> {
-    if !KEK_BITS.contains(&bits) {
-        return Err(conflict(
-            EkmCode::EE31,
-            format!("a KEK has {KEK_BITS:?} bits, got {bits}"),
-        ));
-    }
-    vacant(service, &label).await?;
-    let mut event = event("kek-generate", operator);
-    event.outcome = Outcome::Intent;
-    event.keks = vec![label.to_string()];
-    event.token.clone_from(&token);
-    record(service, event.clone()).await?;
-    let made = service
-        .tokens()
-        .generate(token.as_deref(), &label, bits, custody, sign)
-        .await;
-    let (token, kek) = match made {
-        Ok(made) => made,
-        Err(fault) => {
-            event.outcome = Outcome::Failure;
-            event.detail = Some(fault.to_string());
-            record(service, event).await?;
-            return Err(Problem::from(&fault));
-        }
-    };
-    let provenance = match kek.private {
-        crate::bridge::message::PrivateHalf::Serves { provenance, .. } => provenance,
-        crate::bridge::message::PrivateHalf::Absent
-        | crate::bridge::message::PrivateHalf::Refused { .. } => {
-            return Err(Problem::internal(format!(
-                "token {token} made KEK {label} so that it cannot serve"
-            )));
-        }
-    };
-    event.outcome = Outcome::Success;
-    event.token = Some(token.clone());
-    event.custody = Some(custody.to_string());
-    event.detail = Some(format!(
-        "RSA-{bits}, {provenance}, public-key hash {}{}",
-        kek.hash,
-        if sign {
-            ", may sign its own request"
-        } else {
-            ""
-        }
-    ));
-    record(service, event).await?;
-    stored(
-        service
-            .store()
-            .register_kek(&RegisteredKek {
-                label: kek.label.clone(),
-                hash: kek.hash,
-                spki: kek.spki.clone(),
-                bits: kek.bits,
-                token,
-                custody,
-                provenance,
-            })
-            .await,
-    )?;
-    let directory = service.directory().await?;
-    let made = directory
-        .keks()
-        .iter()
-        .filter(|known| known.hash == kek.hash)
-        .cloned()
-        .collect();
-    Ok(Reply::Keks(made))
-}
-
-fn status(bridge: &Bridge) -> TokenStatus {
-    let state = bridge.state();
-    let time = |at: time::OffsetDateTime| {
-        at.truncate_to_second()
-            .format(&time::format_description::well_known::Rfc3339)
-            .ok()
-    };
-    let next = match &state {
-        TokenState::Failed { next, .. } => time(*next),
-        TokenState::Starting { .. }
-        | TokenState::Ready { .. }
-        | TokenState::Degraded { .. }
-        | TokenState::Locked { .. } => None,
-    };
-    let ready = state.found().filter(|_| state.serves());
-    TokenStatus {
-        name: bridge.name().to_owned(),
-        state: state.word().to_owned(),
-        why: state.why(),
-        since: time(state.since()),
-        next,
-        bridges: state.bridges().to_vec(),
-        sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
-        heard: bridge.proof_age().map(|age| age.as_secs_f64()),
-        pin: ready
-            .filter(|_| bridge.key_file().is_none())
-            .map(|ready| ready.token.pin_words().to_owned()),
-        pin_source: bridge.pin_source().map(ToString::to_string),
-        uri: match bridge.key_file() {
-            Some(file) => Some(format!("file:{}", file.display())),
-            None => ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
-        },
-        keks: ready.map_or(0, |ready| ready.keks.len()),
-        forms: ready
-            .and_then(|ready| ready.probe.clone())
-            .map(|probe| probe.forms)
-            .unwrap_or_default(),
-        trusted: ready.map_or_else(Vec::new, |ready| ready.trusted.clone()),
-    }
-}
-
 fn event(action: &str, operator: &str) -> Event {
     let mut event = Event::new(Kind::ResourceManagement, action, Outcome::Success);
     event.peer = Some(operator.to_owned());
@@ -775,10 +803,15 @@ async fn record(service: &Service, event: Event) -> Result<(), Problem> {
 
 fn stored<T>(outcome: Result<T, StoreError>) -> Result<T, Problem> {
     outcome.map_err(|error| match error {
-        StoreError::LabelTaken { .. } => conflict(EkmCode::EE31, error.to_string()),
+        StoreError::LabelTaken { .. }
+        | StoreError::Changed { .. }
+        | StoreError::KekClosed { .. } => conflict(EkmCode::EE31, error.to_string()),
+        StoreError::Outage { .. } => Problem::unavailable(error.to_string()),
         StoreError::Database { .. }
         | StoreError::Migrate { .. }
+        | StoreError::Unconfigured { .. }
         | StoreError::Damaged { .. }
+        | StoreError::NoRandom
         | StoreError::Directory { .. } => Problem::internal(error.to_string()),
     })
 }

@@ -3,8 +3,10 @@
 //!
 //! An alarm is told once when it rises and once when it is over, as a log
 //! event with the field `alarm`. What is raised stands on `/readyz` and in
-//! `/metrics`. The list below is what `ekm config alarms` prints.
+//! `/metrics`, and a command of the site's may be told (`alarms::command`). The list
+//! below is what `ekm alarm list` prints.
 
+mod command;
 mod sight;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use command::{Happened, Runner};
+
+pub use command::AlarmsConfig;
 pub use sight::{Disk, Gate, Sight, Token, found};
 
 /// What may be wrong.
@@ -44,6 +49,30 @@ pub enum Alarm {
     KekCertificate,
     /// The seal of a partner's KEK does not verify.
     PartnerSeal,
+    /// Too many EEDKs by PKCS#1 v1.5 did not open.
+    PaddingBudget,
+    /// A KEK was never backed up or copied.
+    NoBackup,
+    /// Another server's tables could not be taken in, or not in time.
+    SyncFailed,
+    /// Another server holds keys, labels or defaults that this one does not.
+    SyncDiffers,
+    /// A KEK was not rotated when that was due.
+    Rotation,
+    /// The audit chain was not sealed, or its seal not anchored, when that was due.
+    SealLate,
+    /// The audit chain is not the one that is anchored.
+    ChainMismatch,
+    /// The emergency policy of the audit log is on.
+    Emergency,
+    /// Audit records do not reach a receiver.
+    Outlet,
+    /// Servers that share a state are not the same.
+    PeerDiffers,
+    /// What was given out is on this server's disk only.
+    HistoryBacklog,
+    /// The database that servers share is out of reach.
+    DatabaseDown,
 }
 
 /// How much it matters.
@@ -89,7 +118,7 @@ const fn entry(
 }
 
 /// All alarms.
-pub const ALARMS: [Entry; 13] = [
+pub const ALARMS: [Entry; 25] = [
     entry(
         Alarm::TokenDown,
         "EKM-A01",
@@ -108,8 +137,8 @@ pub const ALARMS: [Entry; 13] = [
         Alarm::TokenDegraded,
         "EKM-A03",
         Severity::Warning,
-        "a token works, but sessions or processes that its profile wants are missing, or it does not answer just now",
-        "`ekm token status` says what: where sessions are missing, look for other programs that hold them; a call that does not return is ended by itself",
+        "a token or keystore works, but not as it should: sessions or processes that its profile wants are missing, it does not answer just now, or its key file cannot be read any more",
+        "`ekm token status` says what: where sessions are missing, look for other programs that hold them; a call that does not return is ended by itself; restore a key file before the server stops",
     ),
     entry(
         Alarm::PinLow,
@@ -158,7 +187,7 @@ pub const ALARMS: [Entry; 13] = [
         "EKM-A10",
         Severity::Error,
         "an audit record could not be made durable, so no key is served",
-        "mend the disk, then restart the server",
+        "mend the disk, then restart the server; to have cartridges read meanwhile: `ekm audit emergency on`",
     ),
     entry(
         Alarm::Busy,
@@ -180,6 +209,90 @@ pub const ALARMS: [Entry; 13] = [
         Severity::Error,
         "the seal of a partner's KEK does not verify, so nothing is written under it",
         "find out who changed the state or the token, then remove the partner's KEK and confirm its certificate anew",
+    ),
+    entry(
+        Alarm::PaddingBudget,
+        "EKM-A14",
+        Severity::Error,
+        "too many EEDKs by PKCS#1 v1.5 that were not issued here did not open, so no more of them are opened",
+        "`ekm eedk failures` says whose; find out in the audit log what was sent, and whether somebody probes paddings, then `ekm eedk failures --forgive-peer` or `--forgive-kek`",
+    ),
+    entry(
+        Alarm::NoBackup,
+        "EKM-A15",
+        Severity::Warning,
+        "KEKs were never backed up or copied",
+        "`ekm backup status` says which; make a backup (`ekm backup FILE`), or say of an HSM that its maker's means have done it (`ekm kek copy confirm LABEL`)",
+    ),
+    entry(
+        Alarm::SyncFailed,
+        "EKM-A16",
+        Severity::Warning,
+        "the sync from another server failed or is late, so a drive that was deleted there may still get keys here",
+        "the detail says what to mend; it is tried again by itself, and `ekm sync --from PEER --dry-run` tries it now",
+    ),
+    entry(
+        Alarm::SyncDiffers,
+        "EKM-A17",
+        Severity::Warning,
+        "after a sync, the other server has KEKs that no token here holds, a label that means another key here, a KEK of another state, other defaults, or an audit chain that is not the one whose seal was kept here",
+        "`ekm sync --from PEER --dry-run` lists them; bring the KEKs here (docs/kek-copies.md), rename one of two keys of one label, retire a KEK on both, set the defaults alike; find out why the log there is another (docs/audit.md)",
+    ),
+    entry(
+        Alarm::Rotation,
+        "EKM-A18",
+        Severity::Warning,
+        "a KEK was not rotated when that was due, so the old one is still written under",
+        "`ekm kek schedule list` says why; once that is mended it is done by itself within a minute",
+    ),
+    entry(
+        Alarm::SealLate,
+        "EKM-A19",
+        Severity::Warning,
+        "the audit chain was not sealed, or its seal not anchored, when that was due",
+        "the detail says why; it is done by itself once a token that has the key is back; where there is no key: `ekm audit key --generate`",
+    ),
+    entry(
+        Alarm::ChainMismatch,
+        "EKM-A20",
+        Severity::Error,
+        "the audit chain is not the one that is anchored, so it is not sealed",
+        "find out who cut it off or put an older copy back; then go on with `ekm audit seal --accept`, which is recorded",
+    ),
+    entry(
+        Alarm::Emergency,
+        "EKM-A21",
+        Severity::Error,
+        "the emergency policy of the audit log is on: cartridges are read, nothing new is keyed",
+        "make room on the disk of the audit log, then `ekm audit emergency off`",
+    ),
+    entry(
+        Alarm::Outlet,
+        "EKM-A22",
+        Severity::Warning,
+        "audit records do not reach a syslog or journal, or not all of them",
+        "mend the receiver or the way to it; what it missed is in the log: `ekm audit export --since`",
+    ),
+    entry(
+        Alarm::PeerDiffers,
+        "EKM-A23",
+        Severity::Warning,
+        "servers that share a state hold different KEKs, copies or defaults, or one of them is missing",
+        "`ekm fleet status` says what differs; bring the KEK to the token that lacks it, start the server, or take one that is gone for good out (`ekm fleet forget`)",
+    ),
+    entry(
+        Alarm::HistoryBacklog,
+        "EKM-A24",
+        Severity::Error,
+        "what was given out is on this server's disk only, not in the history that servers share",
+        "bring the state database back, and lose this disk by no means before: it comes into the history by itself; a line that does not verify stays in `fleet-queue.jsonl` of the state directory",
+    ),
+    entry(
+        Alarm::DatabaseDown,
+        "EKM-A25",
+        Severity::Error,
+        "the state database is out of reach, and what is served comes from the cached table",
+        "bring it back before the table is too old (`ekm fleet status`), at which nothing is served any more; the server finds it by itself",
     ),
 ];
 
@@ -220,11 +333,23 @@ type Known = BTreeMap<(Alarm, String), Raised>;
 
 /// What is raised now.
 #[derive(Debug, Default)]
-pub struct Alarms(Mutex<Known>);
+pub struct Alarms {
+    known: Mutex<Known>,
+    command: Option<Runner>,
+}
 
 impl Alarms {
+    /// That tell the site's command, where there is one.
+    #[must_use]
+    pub fn telling(config: &AlarmsConfig, node: &str) -> Self {
+        Self {
+            known: Mutex::default(),
+            command: Runner::new(config, node),
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an alarm is raised.
@@ -254,16 +379,33 @@ impl Alarms {
         {
             let key = (alarm, subject);
             let since = before.get(&key).map(|raised| raised.since);
-            if since.is_none() {
-                tell(alarm, &key.1, &detail);
-            }
+            let new = since.is_none();
             let since = since.unwrap_or_else(OffsetDateTime::now_utc);
+            if new {
+                tell(alarm, &key.1, &detail);
+                self.run(Happened::new(true, alarm, &key.1, &detail, since));
+            }
             known.insert(key, Raised { since, detail });
         }
         for ((alarm, subject), raised) in before {
             if !known.contains_key(&(alarm, subject.clone())) {
                 over(alarm, &subject, &raised);
+                self.run(Happened::new(
+                    false,
+                    alarm,
+                    &subject,
+                    &raised.detail,
+                    raised.since,
+                ));
             }
+        }
+    }
+}
+
+impl Alarms {
+    fn run(&self, happened: Happened) {
+        if let Some(command) = &self.command {
+            command.tell(happened);
         }
     }
 }
@@ -349,7 +491,7 @@ mod tests {
 
     #[test]
     fn the_readme_lists_every_alarm() {
-        let readme = include_str!("../README.md");
+        let page = include_str!("../docs/operating.md");
         for Entry {
             code,
             title,
@@ -358,7 +500,10 @@ mod tests {
         } in ALARMS
         {
             let row = format!("| `{code}` | {title} | {action} |");
-            assert!(readme.contains(&row), "README.md lacks the line\n{row}");
+            assert!(
+                page.contains(&row),
+                "docs/operating.md lacks the line\n{row}"
+            );
         }
     }
 }

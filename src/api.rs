@@ -11,6 +11,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::drive::DriveSerial;
+use crate::job::JobName;
 use crate::key::{DataKeyId, Eedk, Encoding, KekRef, KeyLabel, Sedk};
 use crate::store::EedkState;
 use crate::volser::Volser;
@@ -112,6 +113,10 @@ pub struct CreateRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<KekNamed>)]
     pub kek2: Option<KekRef>,
+    /// The host's name of the job that writes, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub job: Option<JobName>,
 }
 
 /// `POST /v1/keys/resolve`
@@ -126,8 +131,14 @@ pub struct ResolveRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub volser: Option<Volser>,
-    /// The cartridge's EEDKs, DER.
+    /// The cartridge's EEDKs, DER; there may be none where `dki` is given.
+    #[serde(default)]
     pub eedks: Vec<Base64>,
+    /// The data key that the cartridge's blocks name (A-KAD). Then EEDKs of another one are left aside,
+    /// and those that the server has in its history for it are tried too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub dki: Option<DataKeyId>,
     /// Whether the drive wants to append under the key.
     #[serde(default)]
     pub append: bool,
@@ -220,9 +231,18 @@ pub struct ResolveAnswer {
     /// The data key's identifier.
     #[schema(value_type = String)]
     pub dki: DataKeyId,
-    /// Those of the cartridge's EEDKs that can be read, with their labels here where they are known.
+    /// The EEDKs that were tried, of the cartridge and of the history, with their labels here where they are known.
     pub eedks: Vec<EedkInAnswer>,
-    /// Which EEDK of the request opened, from 0.
+    /// Those that the server's history has for the data key that the request named: what the
+    /// cartridge should carry. Empty where none was named or nothing is known of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub catalog: Vec<EedkInAnswer>,
+    /// EEDKs of a rekey that the cartridge has not got yet: to be stored in place of its own when it
+    /// may be written, read back, and confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newer: Option<NewerEedks>,
+    /// Which EEDK opened, from 0: those of the request, without any of another data key than the one
+    /// that it names, then those of the history.
     pub opened: usize,
     /// Whether the one that opened was issued here.
     pub issued_here: bool,
@@ -232,6 +252,15 @@ pub struct ResolveAnswer {
     /// The whole SPOUT 0010h parameter list, for the forms that T10 knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spout: Option<SecretBytes>,
+}
+
+/// EEDKs that are to be stored on a cartridge in place of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NewerEedks {
+    /// The request to confirm, once they are read back from the cartridge.
+    pub request_id: Uuid,
+    /// All that the cartridge is to carry.
+    pub eedks: Vec<EedkInAnswer>,
 }
 
 /// Answer to a rekey.
@@ -295,6 +324,7 @@ impl CreateRequest {
             volser,
             kek1,
             kek2,
+            job: _,
         } = self;
         digest(&[&"create", &drive.serial, volser, kek1, kek2])
     }
@@ -319,11 +349,11 @@ impl RekeyRequest {
 /// Reads the EEDKs of a request, each for itself.
 ///
 /// # Errors
-/// There are none, or too many.
-pub fn eedks(from: &[Base64]) -> Result<Vec<Result<Eedk, String>>, String> {
-    if from.is_empty() || from.len() > MAX_EEDKS {
+/// There are fewer than the least, or too many.
+pub fn eedks(from: &[Base64], least: usize) -> Result<Vec<Result<Eedk, String>>, String> {
+    if from.len() < least || from.len() > MAX_EEDKS {
         return Err(format!(
-            "a cartridge has 1 or {MAX_EEDKS} EEDKs, got {}",
+            "expected {least} to {MAX_EEDKS} EEDKs of the cartridge, got {}",
             from.len()
         ));
     }

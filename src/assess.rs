@@ -224,6 +224,12 @@ fn drive_verdict(site: &Site, drive: &Drive, model: Option<&Model>) -> (Word, St
     }
     let mut forms = site.tokens.iter().flat_map(|(token, _)| &token.forms);
     let made = forms.any(|made| *made == drive.form);
+    if let Some(kek) = keks.iter().find(|kek| kek.is_away()) {
+        return (
+            Word::Unknown,
+            format!("its KEK {} is out of reach: {}", kek.label, kek.place()),
+        );
+    }
     let of = |custody| keks.iter().find(move |kek| kek.custody == Some(custody));
     match (drive.custody, made) {
         (Custody::Token, true) => match of(Custody::Host) {
@@ -321,7 +327,7 @@ fn keks_of<'a>(site: &'a Site, drive: &Drive) -> Result<Vec<&'a KnownKek>, Strin
         .into_iter()
         .map(|label| {
             keks.iter()
-                .find(|kek| kek.label.same_as(label))
+                .find(|kek| kek.missing.is_none() && kek.label.same_as(label))
                 .ok_or_else(|| format!("its KEK {label} is on no token: writing gets EE31"))
         })
         .collect()
@@ -413,6 +419,16 @@ fn key_row(kek: &KnownKek) -> Row {
             Word::Works,
             "a partner's: cartridges can carry an EEDK for them, which nobody here reads",
         ),
+        (None, _) if kek.is_away() => row(
+            name,
+            Word::Unknown,
+            format!("it is out of reach: {}", kek.place()),
+        ),
+        (None, _) if kek.missing.is_some() => row(
+            name,
+            Word::No,
+            format!("{}; cartridges under it alone cannot be read", kek.place()),
+        ),
         (None, _) if kek.refused.is_empty() => row(
             name,
             Word::No,
@@ -480,13 +496,26 @@ fn tapes(site: &Site) -> Tapes {
             volser: key.volser.to_string(),
             since: key.created.date().to_string(),
             keks,
-            why: "none of its KEKs is on a token".to_owned(),
+            why: match out_of_reach(site, key) {
+                Some(place) => format!("not before a token is up that has its KEK: {place}"),
+                None => "none of its KEKs is on a token".to_owned(),
+            },
         });
     }
     tapes
         .unreadable
         .extend(keyed_by_ekm(&site.ekm21, |volser| seen.contains(volser)));
     tapes
+}
+
+/// Where one of its KEKs is, if on a token that has not been up.
+fn out_of_reach(site: &Site, key: &VolumeKey) -> Option<String> {
+    site.keks
+        .iter()
+        .flatten()
+        .filter(|kek| kek.is_away())
+        .find(|kek| key.eedks.iter().any(|eedk| eedk.kek_hash == kek.hash))
+        .map(KnownKek::place)
 }
 
 /// The cartridges that EKM keyed, by volume serial, without those that have been written here since.

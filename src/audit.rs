@@ -11,20 +11,34 @@
 //! A record is acknowledged only after its `fdatasync`, by a [`Receipt`]. Nothing else makes an
 //! [`Audited`] value, so an answer that is typed `Audited` cannot leave before its record.
 //!
-//! What the chain is not: a signature. Whoever can write the directory can cut records off its end,
-//! or make the chain anew from some point on. [`Verified::head_hash`], kept elsewhere, shows both.
+//! What the chain alone is not: a signature. Whoever can write the directory can cut records off
+//! its end, or make the chain anew from some point on. Seals ([`Seal`]) and what is kept of them
+//! elsewhere ([`Anchor`]) show both.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+mod check;
 mod log;
+pub mod outlet;
 mod record;
+mod reserve;
+mod retention;
+mod seal;
 mod verify;
 
-pub use log::{AuditLog, Options, Pending, Stats};
+pub use check::{Expected, Sealed};
+pub use log::{AuditLog, GapSeen, Options, Pending, Stats, is_written};
 pub use record::{EedkMark, Event, Kind, Outcome, Receipt, Record};
-pub use verify::{Records, Verified, read, verify};
+pub use reserve::Reserve;
+pub use retention::{Keep, Removal, removable, remove};
+pub use seal::{
+    Anchor, Begins, ChainMark, Gap, HeadMark, NoAnchor, NoSealKey, Seal, SealKey, statement,
+};
+pub use verify::{
+    Records, SealFound, Verified, hash_at, lines, newest_seal, read, verify, verify_against,
+};
 
 /// A value that may leave the process, because a durable record of it exists.
 ///
@@ -130,22 +144,29 @@ pub enum AuditError {
         file: PathBuf,
     },
     /// A line is not a record as this log writes it.
-    #[error("{file} line {line} is not an audit record: it was altered after it was written")]
+    #[error(
+        "{file} line {line}{} is not an audit record: it was altered after it was written",
+        of_record(*.seq)
+    )]
     Malformed {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: u64,
+        /// The sequence number that should stand there, where that is known.
+        seq: Option<u64>,
     },
     /// A line's own hash does not fit its bytes.
     #[error(
-        "{file} line {line} was altered: it should hash to {expected}, its bytes hash to {got}"
+        "{file} line {line} (record {seq}) was altered: it should hash to {expected}, its bytes hash to {got}"
     )]
     Altered {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: u64,
+        /// The sequence number that should stand there.
+        seq: u64,
         /// The hash in the line.
         expected: String,
         /// The hash of the line's bytes.
@@ -181,17 +202,93 @@ pub enum AuditError {
     },
     /// A record does not name the one before it.
     #[error(
-        "{file} line {line}: the record before hashes to {expected}, but this one follows {got}; one of the two was written anew"
+        "{file} line {line} (record {seq}): the record before hashes to {expected}, but this one follows {got}; one of the two was written anew"
     )]
     Unchained {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: u64,
+        /// The record's sequence number.
+        seq: u64,
         /// The hash of the record before.
         expected: String,
         /// What the line says it is.
         got: String,
+    },
+    /// A seal does not fit the records that it covers.
+    #[error(
+        "{file} line {line} (record {seq}): seal {number} {reason}; {}",
+        between(*.after, *.seq)
+    )]
+    WrongSeal {
+        /// The file.
+        file: PathBuf,
+        /// The line of the seal, counted from 1.
+        line: u64,
+        /// Its record's sequence number.
+        seq: u64,
+        /// The seal's number.
+        number: u64,
+        /// What is wrong.
+        reason: String,
+        /// The last record that a good seal before it covers; 0 where there is none.
+        after: u64,
+    },
+    /// A record is not the one that is known from elsewhere.
+    #[error(
+        "{file} line {line} (record {seq}): it hashes to {got}, and the {what} known from elsewhere to {expected}; {}",
+        between(*.after, *.seq)
+    )]
+    Another {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// The record's sequence number.
+        seq: u64,
+        /// `seal 7` or `record 7`.
+        what: String,
+        /// The hash known from elsewhere.
+        expected: String,
+        /// The record's.
+        got: String,
+        /// The last record that a good seal before it covers; 0 where there is none.
+        after: u64,
+    },
+    /// What is known from elsewhere is not there: the end was cut off.
+    #[error(
+        "{file} line {line} (record {seq}) is the end, and {what}, which is known from elsewhere, is missing: the end of the log was cut off, or written anew without it"
+    )]
+    CutOff {
+        /// The last file with a record.
+        file: PathBuf,
+        /// The last line, counted from 1.
+        line: u64,
+        /// The last record's sequence number.
+        seq: u64,
+        /// `seal 7` or `record 7`.
+        what: String,
+    },
+    /// What is known from elsewhere is of a time before the oldest file.
+    #[error(
+        "{what} was in a file that the retention has removed: verify against a newer one, or the archive"
+    )]
+    TooOld {
+        /// `seal 7` or `record 7`.
+        what: String,
+    },
+    /// Records follow the last seal.
+    #[error(
+        "{file} line {line} (record {seq}): no seal covers it and what follows; whoever can write the directory can have made it. Seal the log (ekm audit seal) before it is copied"
+    )]
+    Unsealed {
+        /// The file.
+        file: PathBuf,
+        /// The line of the first such record, counted from 1.
+        line: u64,
+        /// Its sequence number.
+        seq: u64,
     },
     /// The last line is unfinished. Such a record was never acknowledged.
     #[error(
@@ -205,6 +302,17 @@ pub enum AuditError {
         /// The bytes after the last whole line.
         bytes: u64,
     },
+}
+
+fn of_record(seq: Option<u64>) -> String {
+    seq.map_or_else(String::new, |seq| format!(" (record {seq})"))
+}
+
+fn between(after: u64, seq: u64) -> String {
+    format!(
+        "a record from {} to {seq} was written anew",
+        after.saturating_add(1)
+    )
 }
 
 impl AuditError {

@@ -12,11 +12,14 @@
 
 pub mod adopt;
 mod attend;
+mod carry;
 mod catalog;
 pub mod ceremony;
 pub mod certify;
 pub mod doctor;
+pub mod evidence;
 pub mod faults;
+pub mod guard;
 mod host;
 pub mod import;
 mod in_host;

@@ -2,22 +2,33 @@
 //!
 //! Exit codes: 0 done; 1 it failed, and standard error says why and what to
 //! do; 2 the command line itself is wrong; 3 something was checked and found
-//! wrong (`config check`, `audit verify`, `slot doctor`).
+//! wrong (`config check`, `audit verify`, `slot doctor`, `proxy display --verify`); 4 it waits for a
+//! second person.
 
+mod alarm;
+mod approval;
 mod assess;
 mod audit;
+mod backup;
 mod config;
 mod demo;
 mod drive;
 mod eedk;
+mod elsewhere;
+mod export;
+mod fleet;
 mod kek;
 mod migrate;
 mod output;
+mod proxy;
+mod restore;
 mod serve;
 mod site;
 mod slot;
 mod softdrive;
+mod sync;
 mod tape;
+mod times;
 mod tls;
 mod token;
 mod volume;
@@ -42,6 +53,48 @@ impl std::fmt::Display for Found {
 
 impl std::error::Error for Found {}
 
+/// The command waits for a second person.
+#[derive(Debug)]
+struct Waits(Box<crate::store::Approval>);
+
+impl std::fmt::Display for Waits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let crate::store::Approval {
+            id, words, permit, ..
+        } = &*self.0;
+        write!(
+            f,
+            "nothing is done yet: this takes a second person, and waits as request {id} ({words}). Another operator: ekm approval approve {id}"
+        )?;
+        if *permit {
+            f.write_str(". Then give this command again")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Waits {}
+
+/// A job's command ended so, and this program does too.
+#[derive(Debug)]
+struct Ended(u8);
+
+impl From<std::process::ExitStatus> for Ended {
+    fn from(status: std::process::ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        let code = status.code().or_else(|| Some(128 + status.signal()?));
+        Self(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the command ended with {}", self.0)
+    }
+}
+
+impl std::error::Error for Ended {}
+
 /// Encryption key management for tape drives. The keys that protect the
 /// cartridges live in a hardware security module (or a software token for
 /// trying) and never leave it; ekm drives the token over PKCS#11.
@@ -57,19 +110,16 @@ impl std::error::Error for Found {}
     arg_required_else_help = true
 )]
 struct Cli {
-    /// The configuration file; for `ekm tape` the host's, which is otherwise `EKM_HOST_CONFIG` or host.toml.
-    #[arg(
-        long,
-        global = true,
-        env = "EKM_CONFIG",
-        value_name = "FILE",
-        default_value = "ekm.toml"
-    )]
-    config: PathBuf,
+    /// The configuration file, without this ekm.toml; for `ekm tape` and `ekm proxy` the host's, without this that of `EKM_HOST_CONFIG`, else host.toml.
+    #[arg(long, global = true, env = "EKM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Prints JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
+
+    #[command(flatten)]
+    elsewhere: elsewhere::Elsewhere,
 
     #[command(subcommand)]
     noun: Noun,
@@ -94,12 +144,18 @@ enum Noun {
     /// The drive table: which drives get keys, wrapped for which public key.
     #[command(subcommand)]
     Drive(drive::DriveCommand),
+    /// What waits for a second person: list, approve, reject.
+    #[command(subcommand)]
+    Approval(approval::Approvals),
     /// The volume history: which cartridge was keyed with what.
     #[command(subcommand)]
     Volume(volume::Volume),
     /// What a host decides of its tapes' keys: data classes, DD statements, volume ranges.
     #[command(subcommand)]
     Tape(tape::Tape),
+    /// The host's daemon, which asks a list of key servers for its drives: run, display, set.
+    #[command(subcommand)]
+    Proxy(proxy::Proxy),
     /// A small certificate authority for the doors, for sites without one.
     #[command(subcommand)]
     Tls(tls::Tls),
@@ -114,9 +170,25 @@ enum Noun {
     Migrate(migrate::Migrate),
     /// What of a site will work: each drive, token, key and cartridge.
     Assess(assess::Assess),
+    /// Takes in the drive table, defaults or history of a server that shares no database with this one.
+    Sync(sync::SyncCommand),
+    /// The servers that share one PostgreSQL database, and how that is.
+    #[command(subcommand)]
+    Fleet(fleet::FleetCommand),
     /// The audit records: verify the chain, show.
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Everything outside the HSMs in one encrypted file, made beside a running server.
+    Backup(backup::BackupCommand),
+    /// Brings a backup back, here or on an empty machine.
+    Restore(restore::Restore),
+    /// Writes the drive table, the defaults, the KEKs or the history into a file (EKM's export).
+    Export(export::Export),
+    /// Takes such a file in, after it was shown what that changes (EKM's import).
+    Import(export::Import),
+    /// Alarms: what each code means, and which are raised.
+    #[command(subcommand)]
+    Alarm(alarm::AlarmCommand),
     /// Writes a cartridge and reads it back, with real processes and real TLS.
     Demo(demo::Demo),
     /// Prints completions for a shell.
@@ -141,9 +213,21 @@ struct Context {
     /// Whether --config was on the command line, and so names the file that this command wants.
     config_named: bool,
     json: bool,
+    /// The server that operators' commands go to, where it is not that of the configuration.
+    site: Option<elsewhere::Site>,
 }
 
 impl Context {
+    /// The server's configuration on its own host, for commands that work with a token themselves.
+    fn own_config(&self) -> anyhow::Result<crate::config::Config> {
+        if let Some(elsewhere::Site::Door { server, .. }) = &self.site {
+            anyhow::bail!(
+                "this works with a token itself, and not through the server at {server}: run it on the token's host, without --site (EKM_SITE)"
+            );
+        }
+        Ok(crate::config::Config::load(&self.config)?)
+    }
+
     /// The host's file. A server's, by its variable or by default, is never taken for it.
     fn host_config(&self) -> PathBuf {
         if self.config_named {
@@ -158,16 +242,35 @@ impl Context {
 pub fn run() -> ExitCode {
     let matches = Cli::command().get_matches();
     let config_named = matches.value_source("config") == Some(ValueSource::CommandLine);
-    let Cli { config, json, noun } =
-        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let context = Context {
+    let Cli {
         config,
+        json,
+        elsewhere,
+        noun,
+    } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let site = match elsewhere.site() {
+        Ok(site) => site,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "ekm: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let context = Context {
+        config: config.unwrap_or_else(|| "ekm.toml".into()),
         config_named,
         json,
+        site,
     };
     match dispatch(&context, noun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Found>() => ExitCode::from(3),
+        Err(error) if error.is::<Waits>() => {
+            let _ = writeln!(std::io::stderr(), "ekm: {error}");
+            ExitCode::from(4)
+        }
+        Err(error) if error.is::<Ended>() => {
+            ExitCode::from(error.downcast::<Ended>().map_or(1, |Ended(code)| code))
+        }
         Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed too; there is nobody left to tell.
@@ -187,6 +290,10 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
             log(LevelFilter::INFO);
             serve.run(context)
         }
+        Noun::Proxy(proxy) if proxy.serves() => {
+            log(LevelFilter::INFO);
+            proxy.run(context)
+        }
         other => {
             // What matters of it comes back as the command's own error.
             log(LevelFilter::OFF);
@@ -196,14 +303,23 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
                 Noun::Token(token) => token.run(context),
                 Noun::Kek(kek) => kek.run(context),
                 Noun::Drive(drive) => drive.run(context),
+                Noun::Approval(approvals) => approvals.run(context),
                 Noun::Volume(volume) => volume.run(context),
                 Noun::Tape(tape) => tape.run(context),
+                Noun::Proxy(proxy) => proxy.run(context),
                 Noun::Tls(tls) => tls.run(context),
                 Noun::Softdrive(softdrive) => softdrive.run(context),
                 Noun::Eedk(eedk) => eedk.run(context),
                 Noun::Migrate(migrate) => migrate.run(context),
                 Noun::Assess(assess) => assess.run(context),
+                Noun::Sync(sync) => sync.run(context),
+                Noun::Fleet(fleet) => fleet.run(context),
                 Noun::Audit(audit) => audit.run(context),
+                Noun::Backup(backup) => backup.run(context),
+                Noun::Restore(restore) => restore.run(context),
+                Noun::Export(export) => export.run(context),
+                Noun::Import(import) => import.run(context),
+                Noun::Alarm(alarm) => alarm.run(context),
                 Noun::Demo(demo) => demo.run(),
                 Noun::Completions { shell } => {
                     // It panics where writing fails.

@@ -1,19 +1,15 @@
 //! A key server's client: what a drive, a proxy or a test speaks to `/v1/keys/…`.
 
+mod wire;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::body::Bytes;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::api::{
     ChallengeAnswer, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, RekeyAnswer,
@@ -22,8 +18,7 @@ use crate::api::{
 use crate::problem::Problem;
 use crate::tls::TlsError;
 
-/// Largest answer, bytes.
-const ANSWER: usize = 1 << 20;
+pub(crate) use wire::{Wire, WireError};
 
 /// Time for one exchange, connecting included; drives wait for 300 s.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -60,7 +55,7 @@ pub enum ClientError {
 pub struct KeyClient {
     server: String,
     tls: Arc<ClientConfig>,
-    open: Option<SendRequest<Full<Bytes>>>,
+    open: Option<Wire>,
 }
 
 impl KeyClient {
@@ -133,8 +128,7 @@ impl KeyClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn get(&mut self, path: &str) -> Result<(u16, Bytes), ClientError> {
-        let request = hyper::Request::get(path);
-        self.send(request, Bytes::new()).await
+        self.send(path, None).await
     }
 
     /// A `POST` of any body: status and body.
@@ -142,8 +136,7 @@ impl KeyClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn post_raw(&mut self, path: &str, body: Bytes) -> Result<(u16, Bytes), ClientError> {
-        let request = hyper::Request::post(path).header("content-type", "application/json");
-        self.send(request, body).await
+        self.send(path, Some(body)).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -162,17 +155,9 @@ impl KeyClient {
         }
     }
 
-    async fn send(
-        &mut self,
-        request: hyper::http::request::Builder,
-        body: Bytes,
-    ) -> Result<(u16, Bytes), ClientError> {
-        let request = request
-            .header("host", &self.server)
-            .body(Full::new(body))
-            .map_err(|error| self.answer(error))?;
+    async fn send(&mut self, path: &str, body: Option<Bytes>) -> Result<(u16, Bytes), ClientError> {
         let server = self.server.clone();
-        tokio::time::timeout(PATIENCE, self.exchange(request))
+        tokio::time::timeout(PATIENCE, self.exchange(path, body))
             .await
             .unwrap_or_else(|_| {
                 Err(ClientError::Reach {
@@ -184,63 +169,26 @@ impl KeyClient {
 
     async fn exchange(
         &mut self,
-        request: hyper::Request<Full<Bytes>>,
+        path: &str,
+        body: Option<Bytes>,
     ) -> Result<(u16, Bytes), ClientError> {
         // A server may end a connection that waits, so the first failure on
         // one that was used before tells nothing. Requests carry their id:
         // asking again is safe.
         if let Some(mut used) = self.open.take()
-            && used.ready().await.is_ok()
-            && let Ok(response) = used.send_request(request.clone()).await
+            && let Ok(answer) = over(&mut used, path, body.clone()).await
         {
-            return self.take(used, response).await;
+            self.open = Some(used);
+            return Ok(answer);
         }
-        let mut fresh = self.connect().await?;
-        fresh.ready().await.map_err(|error| self.reach(error))?;
-        let response = fresh
-            .send_request(request)
+        let mut fresh = Wire::open(&self.server, Arc::clone(&self.tls), ())
+            .await
+            .map_err(|reason| self.reach(reason))?;
+        let answer = over(&mut fresh, path, body)
             .await
             .map_err(|error| self.reach(error))?;
-        self.take(fresh, response).await
-    }
-
-    async fn take(
-        &mut self,
-        open: SendRequest<Full<Bytes>>,
-        response: hyper::Response<Incoming>,
-    ) -> Result<(u16, Bytes), ClientError> {
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), ANSWER)
-            .collect()
-            .await
-            .map_err(|error| self.answer(error))?
-            .to_bytes();
-        self.open = Some(open);
-        Ok((status, body))
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
-        let stream = TcpStream::connect(&self.server)
-            .await
-            .map_err(|error| self.reach(error))?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| self.reach(error))?;
-        let host = self
-            .server
-            .rsplit_once(':')
-            .map_or(self.server.as_str(), |(host, _)| host);
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|error| self.reach(error))?;
-        let stream = TlsConnector::from(Arc::clone(&self.tls))
-            .connect(name, stream)
-            .await
-            .map_err(|error| self.reach(error))?;
-        let (open, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.reach(error))?;
-        tokio::spawn(connection);
-        Ok(open)
+        self.open = Some(fresh);
+        Ok(answer)
     }
 
     fn reach(&self, reason: impl std::fmt::Display) -> ClientError {
@@ -255,5 +203,12 @@ impl KeyClient {
             server: self.server.clone(),
             reason: reason.to_string(),
         }
+    }
+}
+
+async fn over(wire: &mut Wire, path: &str, body: Option<Bytes>) -> Result<(u16, Bytes), WireError> {
+    match body {
+        Some(body) => wire.post(path, body).await,
+        None => wire.get(path).await,
     }
 }

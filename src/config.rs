@@ -3,7 +3,10 @@
 //! Relative paths are relative to the file. Unknown keys are refused, and a
 //! check names every fault at once with its key.
 
+mod fleet;
 mod keystore;
+mod operators;
+mod records;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,16 +15,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alarms::AlarmsConfig;
 use crate::bridge::message::{Hello, Task};
-use crate::bridge::pin::PinSource;
+use crate::bridge::pin::{PinError, PinSource};
 use crate::bridge::profile::HsmProfile;
 use crate::bridge::supervisor::Rank;
 use crate::bridge::uri::TokenUri;
 use crate::keystore::Tokens;
-use crate::policy::PolicyConfig;
+use crate::policy::{Pkcs1V15Eedks, PolicyConfig};
 use crate::service::{Bounds, Gates};
+use crate::store::DatabaseConfig;
+use crate::sync::SyncConfig;
 
+pub use fleet::FleetConfig;
 pub use keystore::KeystoreConfig;
+pub use operators::{ApprovalConfig, OperatorsConfig, PersonConfig};
+pub use records::{RecordsConfig, SyslogConfig};
 
 /// The configuration that `ekm config example` prints.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
@@ -38,6 +47,12 @@ pub struct Config {
     pub node: String,
     /// Directory of the state database, the operators' socket and the PIN ledgers.
     pub state: PathBuf,
+    /// The PostgreSQL database that this server shares with others, in the place of SQLite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseConfig>,
+    /// What this server expects of those that share the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetConfig>,
     /// Directory of the audit records.
     pub audit: PathBuf,
     /// The door for drives and proxies.
@@ -45,15 +60,27 @@ pub struct Config {
     /// The door for Prometheus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfig>,
+    /// Who operators are, and how they come.
+    #[serde(default, skip_serializing_if = "nobody_named")]
+    pub operators: OperatorsConfig,
     /// The tokens.
     #[serde(default)]
     pub tokens: Vec<TokenConfig>,
+    /// How audit records are sealed, kept and sent.
+    #[serde(default)]
+    pub records: RecordsConfig,
     /// The software keystores.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keystores: Vec<KeystoreConfig>,
+    /// Servers beside this one that share no database with it.
+    #[serde(default, skip_serializing_if = "SyncConfig::is_none")]
+    pub sync: SyncConfig,
     /// What is allowed.
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// What is run when an alarm is raised, and when it is over.
+    #[serde(default, skip_serializing_if = "AlarmsConfig::is_none")]
+    pub alarms: AlarmsConfig,
 }
 
 /// `[server]`
@@ -138,6 +165,10 @@ pub struct TokenConfig {
     /// Environment variables of the bridge besides the profile's.
     #[serde(default)]
     pub environment: std::collections::BTreeMap<String, String>,
+}
+
+fn nobody_named(operators: &OperatorsConfig) -> bool {
+    *operators == OperatorsConfig::default()
 }
 
 fn default_node() -> String {
@@ -279,11 +310,22 @@ impl Config {
         let text = crate::files::read_limited(path, MAX_FILE).map_err(read)?;
         let text = String::from_utf8(text)
             .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        let mut config: Self = toml::from_str(&text).map_err(|source| ConfigError::Syntax {
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a configuration as if it stood in that file.
+    ///
+    /// # Errors
+    /// It is not of this shape.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text).map_err(|source| ConfigError::Syntax {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        let here = std::path::absolute(path).map_err(read)?;
+        let here = std::path::absolute(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         config.settle(here.parent().unwrap_or(Path::new("/")));
         Ok(config)
     }
@@ -292,13 +334,24 @@ impl Config {
         let Self {
             node: _,
             state,
+            database,
+            fleet: _,
             audit,
             server,
             metrics: _,
+            operators,
             tokens,
+            records,
             keystores,
+            sync,
             policy: _,
+            alarms: _,
         } = self;
+        sync.settle(folder);
+        if let Some(socket) = &mut operators.socket {
+            *socket = folder.join(&*socket);
+        }
+        records.settle(folder);
         let ServerConfig {
             listen: _,
             certificate,
@@ -322,6 +375,13 @@ impl Config {
         for keystore in keystores {
             keystore.settle(folder);
         }
+        if let Some(DatabaseConfig {
+            password: Some(PinSource::File(path)),
+            ..
+        }) = database
+        {
+            *path = folder.join(&*path);
+        }
         for token in tokens {
             if let Some(directory) = &mut token.directory {
                 *directory = folder.join(&*directory);
@@ -341,15 +401,28 @@ impl Config {
         let Self {
             node,
             state: _,
+            database,
+            fleet,
             audit: _,
             server,
             metrics: _,
+            operators,
             tokens,
+            records,
             keystores,
-            policy: _,
+            sync,
+            policy,
+            alarms,
         } = self;
+        faults.extend(alarms.faults());
+        faults.extend(operators.faults());
+        faults.extend(policy.approval.faults(operators));
+        faults.extend(records.faults());
         if node.is_empty() || node.len() > 64 {
             faults.push("node: give the server a name of 1 to 64 bytes".to_owned());
+        }
+        if node.starts_with("server:") {
+            faults.push("node: a name that begins with server: is a peer's".to_owned());
         }
         for (name, path) in [
             ("certificate", Some(&server.certificate)),
@@ -387,7 +460,7 @@ impl Config {
         // Most bytes of a Unix socket's name (unix(7)), its final zero not counted.
         if self.socket().as_os_str().len() > 107 {
             faults.push(format!(
-                "state: {} is longer than the 107 bytes that a socket's name may have; choose a shorter directory",
+                "state: the operators' socket {} is longer than the 107 bytes that its name may have; choose a shorter directory",
                 self.socket().display()
             ));
         }
@@ -418,6 +491,13 @@ impl Config {
             }
         }
         faults.extend(keystores.iter().flat_map(KeystoreConfig::faults));
+        faults.extend(sync.faults());
+        faults.extend(database.iter().flat_map(DatabaseConfig::faults));
+        faults.extend(
+            fleet
+                .iter()
+                .flat_map(|fleet| fleet.faults(database.is_some())),
+        );
         for token in tokens {
             let name = &token.name;
             if token.serials.iter().any(String::is_empty) {
@@ -437,6 +517,15 @@ impl Config {
                     if let Err(error) = profile.serves() {
                         faults.push(format!("tokens {name}: {error}"));
                     }
+                    if profile.wrap_algorithm().is_v15()
+                        && self.policy.pkcs1_v15_eedks == Pkcs1V15Eedks::Refuse
+                    {
+                        let refused = TokenConfigError::Pkcs1V15 {
+                            token: name.clone(),
+                            profile: profile.name.clone(),
+                        };
+                        faults.push(refused.to_string());
+                    }
                     if profile.wants_directory() && token.directory.is_none() {
                         faults.push(format!(
                             "tokens {name}: profile {} needs directory = \"…\"",
@@ -449,24 +538,69 @@ impl Config {
         faults
     }
 
-    /// What is wrong with the files that PINs and passwords come from, one sentence each. A server
-    /// starts all the same, and such a token is ready once its file is put right.
+    /// The tokens whose profile wraps EEDKs by RSAES-PKCS1-v1_5.
+    pub fn v15_tokens(&self) -> impl Iterator<Item = &str> {
+        self.tokens
+            .iter()
+            .filter(|token| {
+                HsmProfile::load(&token.profile)
+                    .is_ok_and(|profile| profile.wrap_algorithm().is_v15())
+            })
+            .map(|token| token.name.as_str())
+    }
+
+    /// That the policy allows what a token's profile needs.
+    ///
+    /// # Errors
+    /// [`TokenConfigError::Pkcs1V15`]
+    pub fn allows(&self, token: &Hello) -> Result<(), TokenConfigError> {
+        if token.profile.wrap_algorithm().is_v15()
+            && self.policy.pkcs1_v15_eedks == Pkcs1V15Eedks::Refuse
+        {
+            return Err(TokenConfigError::Pkcs1V15 {
+                token: token.name.clone(),
+                profile: token.profile.name.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the files of tokens and keystores, and with those that PINs and passwords
+    /// come from, one sentence each. A server starts all the same, and such a token is ready once
+    /// its file is put right.
     #[must_use]
-    pub fn pin_file_faults(&self) -> Vec<String> {
-        let tokens = self.tokens.iter().map(|token| (&token.name, &token.pin));
+    pub fn file_faults(&self) -> Vec<String> {
+        let keystores = self.keystores.iter().filter(|one| !one.file.is_file());
+        let gone = keystores.map(|keystore| {
+            format!(
+                "keystores {}: there is no file {}",
+                keystore.name,
+                keystore.file.display()
+            )
+        });
+        let tokens = self.tokens.iter().filter_map(|token| {
+            let mut profile = HsmProfile::load(&token.profile).ok()?;
+            profile.settle(token.directory.as_deref()?);
+            let reason = profile.there().err()?;
+            Some(format!("tokens {}: {reason}", token.name))
+        });
+        gone.chain(tokens).chain(self.pin_file_faults()).collect()
+    }
+
+    fn pin_file_faults(&self) -> Vec<String> {
+        let tokens = self.tokens.iter().filter_map(|token| {
+            let error = file_fault(&token.name, &token.pin)?;
+            Some(format!("{}: {error}", token.name))
+        });
         let keystores = self.keystores.iter().flat_map(|keystore| {
             std::iter::once(&keystore.password)
                 .chain(&keystore.key_password)
-                .map(|source| (&keystore.name, source))
+                .filter_map(|source| {
+                    let error = file_fault(&keystore.name, source)?;
+                    Some(format!("{}: {}", keystore.name, error.of_password()))
+                })
         });
-        tokens
-            .chain(keystores)
-            .filter(|(_, source)| matches!(source, PinSource::File(_)))
-            .filter_map(|(name, source)| {
-                let error = source.read(name).err()?;
-                Some(format!("{name}: {error}"))
-            })
-            .collect()
+        tokens.chain(keystores).collect()
     }
 
     /// The environment variables that PINs come in.
@@ -486,7 +620,10 @@ impl Config {
     /// The operators' socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.state.join("ekm.sock")
+        self.operators
+            .socket
+            .clone()
+            .unwrap_or_else(|| self.state.join("ekm.sock"))
     }
 
     /// Gates before the tokens.
@@ -507,9 +644,26 @@ impl Config {
     }
 }
 
+/// What is wrong with the file of a source that is one.
+fn file_fault(name: &str, source: &PinSource) -> Option<PinError> {
+    matches!(source, PinSource::File(_))
+        .then(|| source.read(name).err())
+        .flatten()
+}
+
 /// Why a token's profile could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenConfigError {
+    /// The profile wraps EEDKs by PKCS#1 v1.5, and the policy does not allow it.
+    #[error(
+        "token {token} is not used: profile {profile} wraps EEDKs by RSAES-PKCS1-v1_5, whose padding can be probed (Bleichenbacher); take a token that has OAEP, or, knowing what docs/pkcs1-v15.md says, set policy.pkcs1_v15_eedks = \"allow\""
+    )]
+    Pkcs1V15 {
+        /// The token.
+        token: String,
+        /// Its profile.
+        profile: String,
+    },
     /// The profile.
     #[error(transparent)]
     Profile(#[from] crate::bridge::profile::ProfileError),
@@ -553,13 +707,17 @@ impl TokenConfig {
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
         let directory = directory.clone().unwrap_or_default();
-        profile
-            .settle(&directory)
-            .map_err(|source| TokenConfigError::Directory {
-                token: name.clone(),
-                path: directory,
-                source,
-            })?;
+        profile.settle(&directory);
+        // Where there is no token the bridge says so, again and again until there is one.
+        if profile.there().is_ok() {
+            profile
+                .make(&directory)
+                .map_err(|source| TokenConfigError::Directory {
+                    token: name.clone(),
+                    path: directory,
+                    source,
+                })?;
+        }
         Ok(profile)
     }
 
@@ -624,15 +782,46 @@ mod tests {
     fn a_product_that_cannot_serve_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ekm.toml");
-        let icsf = EXAMPLE.replace("profile = \"embedded\"", "profile = \"opencryptoki-icsf\"");
-        assert_ne!(icsf, EXAMPLE);
-        std::fs::write(&path, icsf).unwrap();
+        let unsupported = include_str!("../hsm-profiles/softhsm2.toml").replacen(
+            "[module]",
+            "unsupported = \"it has no RSA\"\n\n[module]",
+            1,
+        );
+        std::fs::write(dir.path().join("none.toml"), unsupported).unwrap();
+        let none = EXAMPLE.replace("profile = \"embedded\"", "profile = \"none.toml\"");
+        assert_ne!(none, EXAMPLE);
+        std::fs::write(&path, none).unwrap();
         let error = Config::load(&path).unwrap_err().to_string();
         assert!(
-            error.contains("tokens main: profile opencryptoki-icsf: ekm cannot use this product"),
+            error.contains("tokens main: profile softhsm2: ekm cannot use this product"),
             "{error}"
         );
-        assert!(error.contains("no CKM_RSA_PKCS_OAEP"), "{error}");
+        assert!(error.contains("it has no RSA"), "{error}");
+    }
+
+    #[test]
+    fn a_token_without_oaep_is_used_only_where_the_policy_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ekm.toml");
+        let icsf = EXAMPLE.replace("profile = \"embedded\"", "profile = \"opencryptoki-icsf\"");
+        assert_ne!(icsf, EXAMPLE);
+        std::fs::write(&path, &icsf).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("token main is not used"), "{error}");
+        assert!(
+            error.contains("set policy.pkcs1_v15_eedks = \"allow\""),
+            "{error}"
+        );
+        let allowed = icsf.replace(
+            "pkcs1_v15_eedks = \"refuse\"",
+            "pkcs1_v15_eedks = \"allow\"",
+        );
+        assert_ne!(allowed, icsf);
+        std::fs::write(&path, allowed).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(!error.contains("is not used"), "{error}");
+        let draft = Config::draft(&path).unwrap();
+        assert_eq!(draft.v15_tokens().collect::<Vec<_>>(), ["main"]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum CopyKind {
     Restored,
     /// An operator says that the vendor's tools have cloned it.
     Stated,
+    /// It is in a backup, with the token's database or the key file that has it.
+    Backup,
 }
 
 impl std::fmt::Display for CopyKind {
@@ -48,6 +50,7 @@ impl std::fmt::Display for CopyKind {
             Self::Ceremony => "ceremony",
             Self::Restored => "restored",
             Self::Stated => "stated",
+            Self::Backup => "backup",
         })
     }
 }
@@ -60,7 +63,8 @@ impl std::str::FromStr for CopyKind {
             "ceremony" => Ok(Self::Ceremony),
             "restored" => Ok(Self::Restored),
             "stated" => Ok(Self::Stated),
-            _ => Err("a copy is ceremony, restored or stated"),
+            "backup" => Ok(Self::Backup),
+            _ => Err("a copy is ceremony, restored, stated or backup"),
         }
     }
 }
@@ -109,6 +113,10 @@ impl KekCopy {
                 self.note
                     .as_deref()
                     .unwrap_or("cloned by the vendor's tool")
+            ),
+            CopyKind::Backup => format!(
+                "in the backup of {date}, {}",
+                self.note.as_deref().unwrap_or("?")
             ),
         }
     }

@@ -9,8 +9,10 @@
 use futures_util::future::try_join_all;
 
 use crate::key::{DataKeyId, Eedk, Sedk};
-use crate::keystore::{Custody, Fault, Keystore, Place, Wrapped};
-use crate::policy::{CreateGrant, RekeyGrant, ResolveGrant};
+use crate::keystore::{
+    Custody, Fault, Guard, Guarded, Keystore, Opened, Opening, Place, ThrowAway, Wrapped,
+};
+use crate::policy::{CreateGrant, Readable, RekeyGrant, ResolveGrant};
 
 /// Fresh random numbers for one create or rekey.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +67,8 @@ pub struct Resolved {
     pub place: Place,
     /// What was wrong with the EEDKs tried before.
     pub failures: Vec<Fault>,
+    /// What came of the EEDK, where nobody may learn of it.
+    pub guarded: Option<Guarded>,
 }
 
 /// An existing data key under other KEKs, proved.
@@ -110,6 +114,21 @@ pub enum ExchangeError {
     /// The operating system gives no random numbers.
     #[error("the operating system gives no random numbers")]
     NoRandom,
+}
+
+impl ExchangeError {
+    /// Whether a token may have looked at an EEDK: it failed in a call, or in time.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        let asked = |fault: &Fault| matches!(fault, Fault::Call { .. } | Fault::Deadline { .. });
+        match self {
+            Self::Token(fault) => asked(fault),
+            Self::NoneOpens(faults) => faults.iter().any(asked),
+            Self::Unprovable { fault, .. } => asked(fault),
+            Self::NotProved { .. } => true,
+            Self::NoRandom => false,
+        }
+    }
 }
 
 fn list(faults: &[Fault]) -> String {
@@ -159,34 +178,27 @@ pub async fn create(
 /// every EEDK was tried: the other may open at once. Then those are waited for
 /// whose fault may pass; what is settled, such as a bad EEDK, is not asked again.
 ///
+/// An EEDK that is guarded always gives some key, so it is tried only where
+/// every other has failed for good.
+///
 /// # Errors
 /// None opens.
 pub async fn resolve(
     keystore: &dyn Keystore,
     grant: &ResolveGrant,
+    guard: &Guard,
 ) -> Result<Resolved, ExchangeError> {
     let mut failures = grant.unreadable().to_vec();
-    let mut left: Vec<_> = grant.readable().iter().collect();
+    let (last, mut left): (Vec<&Readable>, Vec<&Readable>) =
+        grant.readable().iter().partition(|one| one.guarded);
     for &waits in rounds(left.len()) {
         let mut passing = Vec::new();
         let mut patient = waits;
         for readable in std::mem::take(&mut left) {
-            let asked = keystore.resolve(
-                &readable.eedk,
-                &readable.kek,
-                grant.drive(),
-                grant.custody(),
-                patient,
-            );
-            match asked.await {
-                Ok((sedk, place)) => {
+            match open(keystore, grant, readable, patient, None).await {
+                Ok(opened) => {
                     failures.extend(passing);
-                    return Ok(Resolved {
-                        opened: readable.index,
-                        sedk,
-                        place,
-                        failures,
-                    });
+                    return Ok(opened.into_resolved(readable, failures));
                 }
                 Err(fault) if !waits && fault.passes() => {
                     left.push(readable);
@@ -198,7 +210,41 @@ pub async fn resolve(
             patient = false;
         }
     }
+    // Later, with the right key, is better than now with one that may be useless.
+    if !failures.iter().any(Fault::passes) {
+        for readable in last {
+            let instead = Some(guard.throw_away(&readable.kek, &readable.eedk));
+            match open(keystore, grant, readable, true, instead).await {
+                Ok(opened) => return Ok(opened.into_resolved(readable, failures)),
+                Err(fault) => failures.push(fault),
+            }
+        }
+    }
     Err(ExchangeError::NoneOpens(failures))
+}
+
+async fn open(
+    keystore: &dyn Keystore,
+    grant: &ResolveGrant,
+    readable: &Readable,
+    patient: bool,
+    instead: Option<ThrowAway>,
+) -> Result<Opened, Fault> {
+    let opening = opening(readable, patient);
+    let asked = keystore.resolve(opening, grant.drive(), grant.custody(), instead);
+    asked.await
+}
+
+impl Opened {
+    fn into_resolved(self, readable: &Readable, failures: Vec<Fault>) -> Resolved {
+        Resolved {
+            opened: readable.index,
+            sedk: self.sedk,
+            place: self.place,
+            failures,
+            guarded: self.guarded,
+        }
+    }
 }
 
 /// Puts a data key under other KEKs.
@@ -222,12 +268,10 @@ pub async fn rekey(
         let mut patient = waits;
         for readable in std::mem::take(&mut left) {
             let asked = keystore.rekey(
-                &readable.eedk,
-                &readable.kek,
+                opening(readable, patient),
                 &keks,
                 grant.custody(),
                 fresh.block,
-                patient,
             );
             match asked.await {
                 Ok(wrapped) => {
@@ -264,6 +308,15 @@ pub async fn rekey(
     Err(ExchangeError::NoneOpens(failures))
 }
 
+const fn opening(readable: &Readable, patient: bool) -> Opening<'_> {
+    Opening {
+        eedk: &readable.eedk,
+        kek: &readable.kek,
+        software: readable.software,
+        patient,
+    }
+}
+
 /// Whether each round waits for a token to come back. Where there are two EEDKs, both are tried
 /// before either is waited for.
 const fn rounds(eedks: usize) -> &'static [bool] {
@@ -286,10 +339,7 @@ async fn prove(
                     return Ok((false, Custody::Token));
                 }
                 let kek = granted.kek.label.to_string();
-                match keystore
-                    .prove(eedk, &granted.kek.hash, custody, block)
-                    .await
-                {
+                match keystore.prove(eedk, &granted.kek, custody, block).await {
                     Ok((proof, custody)) if proof == expected => Ok((true, custody)),
                     Ok(_) => Err(ExchangeError::NotProved { kek }),
                     Err(fault) => Err(ExchangeError::Unprovable {

@@ -16,7 +16,7 @@ mod label;
 mod sedk;
 
 pub use dki::{DataKeyId, DataKeyIdError};
-pub use eedk::{Eedk, EedkError, OaepHash, WrapAlgorithm, foreign};
+pub use eedk::{Eedk, EedkError, OaepHash, Padding, WrapAlgorithm, foreign};
 pub use label::{
     Encoding, EncodingError, KekHash, KekHashError, KekId, KekRef, KeyLabel, KeyLabelError,
 };

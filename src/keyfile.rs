@@ -151,7 +151,14 @@ pub enum Content {
         /// Its length, where that can be told.
         bits: Option<u32>,
     },
-    /// An entry that cannot be used, while the others can.
+    /// A key that reads well and is no KEK: RSA of another length, or of another kind.
+    Unfit {
+        /// What it is: `RSA-1024`, `EC`.
+        what: String,
+        /// Why it is not taken.
+        reason: String,
+    },
+    /// An entry that cannot be read, while the others can.
     Unreadable {
         /// Why, and what to do.
         reason: String,

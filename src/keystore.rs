@@ -7,15 +7,20 @@
 
 mod certify;
 mod directory;
+mod evidence;
+mod known;
 mod tokens;
 
 use async_trait::async_trait;
 
 pub use crate::bridge::faults::Fault;
+pub use crate::bridge::guard::{Guard, Guarded, ThrowAway};
 pub use crate::bridge::message::{Custody, Recipient};
 use crate::key::{DataKeyId, Eedk, Encoding, KekHash, KekId, KeyLabel, Sedk};
 pub use certify::SealSeen;
-pub use directory::{Directory, KekError, KnownKek, PartnerKek};
+pub use directory::{Directory, KekError};
+pub use evidence::{NotKept, SealKeyMade, TokenAnchor};
+pub use known::{Holder, KnownKek, PartnerKek};
 pub use tokens::Tokens;
 
 /// A KEK to wrap a data key under.
@@ -29,6 +34,22 @@ pub struct WrapKek {
     pub hash: KekHash,
     /// Its `SubjectPublicKeyInfo`, DER.
     pub spki: Vec<u8>,
+    /// The tokens that may take part in writing under it, by configured name: those that hold
+    /// its private half in a way that the rules let write. They alone prove its EEDKs.
+    pub writers: Vec<String>,
+}
+
+/// An EEDK that is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// The EEDK.
+    pub eedk: &'a Eedk,
+    /// The KEK that opens it.
+    pub kek: &'a KekHash,
+    /// Whether a software keystore may open it.
+    pub software: bool,
+    /// Whether a token that is down or silent is waited for.
+    pub patient: bool,
 }
 
 impl WrapKek {
@@ -62,11 +83,23 @@ pub struct Wrapped {
     pub place: Place,
 }
 
+/// A data key that came out of an EEDK, or what was given in its place.
+#[derive(Debug)]
+pub struct Opened {
+    /// For the drive.
+    pub sedk: Sedk,
+    /// Where.
+    pub place: Place,
+    /// What came of the EEDK, where its opening was guarded.
+    pub guarded: Option<Guarded>,
+}
+
 /// What the exchange needs of the keys. Drives can cause every call of it.
 #[async_trait]
 pub trait Keystore: Send + Sync {
     /// A new data key for a drive, under one or two KEKs, and `block`
-    /// encrypted under it (AES-256, one block).
+    /// encrypted under it (AES-256, one block). A software keystore makes one
+    /// only where it is a writer of one of the KEKs.
     async fn create(
         &self,
         dki: DataKeyId,
@@ -76,35 +109,31 @@ pub trait Keystore: Send + Sync {
         block: [u8; 16],
     ) -> Result<(Wrapped, Sedk), Fault>;
 
-    /// The data key of an EEDK, for a drive. With `patient` a token that is
-    /// down or silent is waited for.
+    /// The data key of an EEDK, for a drive. With a `guard` the drive gets that
+    /// key where the EEDK does not open.
     async fn resolve(
         &self,
-        eedk: &Eedk,
-        kek: &KekHash,
+        opening: Opening<'_>,
         drive: &Recipient,
         custody: Custody,
-        patient: bool,
-    ) -> Result<(Sedk, Place), Fault>;
+        guard: Option<ThrowAway>,
+    ) -> Result<Opened, Fault>;
 
-    /// The data key of an EEDK, under other KEKs, and `block` encrypted under
-    /// it. With `patient` a token that is down or silent is waited for.
+    /// The data key of an EEDK, under other KEKs, and `block` encrypted under it.
     async fn rekey(
         &self,
-        eedk: &Eedk,
-        kek: &KekHash,
+        opening: Opening<'_>,
         keks: &[WrapKek],
         custody: Custody,
         block: [u8; 16],
-        patient: bool,
     ) -> Result<Wrapped, Fault>;
 
-    /// `block` encrypted under the data key that an EEDK holds, and where that
-    /// key was in clear.
+    /// `block` encrypted under the data key that an EEDK holds, by a writer of
+    /// its KEK, and where that key was in clear.
     async fn prove(
         &self,
         eedk: &Eedk,
-        kek: &KekHash,
+        kek: &WrapKek,
         custody: Custody,
         block: [u8; 16],
     ) -> Result<([u8; 16], Custody), Fault>;

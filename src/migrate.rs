@@ -14,7 +14,7 @@ pub mod keys;
 pub mod metadata;
 pub mod plan;
 pub mod properties;
-mod steps;
+pub mod steps;
 pub mod stores;
 mod toml;
 

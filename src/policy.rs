@@ -10,26 +10,34 @@
 //! Nothing here does I/O: what the drive table, the registry and the tokens
 //! say comes in [`Known`].
 
+mod backups;
 mod copies;
 mod drive_key;
 mod grant;
+mod open;
 mod rules;
+mod write;
 
 use std::collections::HashSet;
 
 use time::OffsetDateTime;
 
-use crate::bridge::faults::Fault;
 use crate::bridge::message::{Custody, Recipient};
 use crate::drive::DriveSerial;
-use crate::key::{Eedk, KekId, KekRef, KeyLabel, SedkForm};
-use crate::keystore::{Directory, KekError, KnownKek, WrapKek};
-use crate::store::{Defaults, Drive, DriveKey, DriveState, Origin};
+use crate::key::{DataKeyId, Eedk, KekRef, KeyLabel, SedkForm};
+use crate::keystore::{Directory, KekError};
+use crate::store::{Defaults, Drive, DriveKey, DriveState, KekStates, Origin};
 use crate::tls::{PeerId, Role};
+
+use open::open_by;
+use write::write_keks;
 
 pub use drive_key::{KeyClaim, SessionKeyClaim, certified};
 pub use grant::{CreateGrant, GrantedKek, Readable, RekeyGrant, ResolveGrant};
-pub use rules::{AcceptUnknown, ExpiredKeks, PeerRule, PolicyConfig, RequireCopy, UnprovedKeks};
+pub use rules::{
+    AcceptUnknown, BackupBeforeServing, ExpiredKeks, PeerRule, Pkcs1V15Eedks, PolicyConfig,
+    RequireCopy, UnprovedKeks,
+};
 
 /// What is known when a request is judged.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +54,8 @@ pub struct Known<'a> {
     pub drive_ca: Option<&'a [u8]>,
     /// The rows of partners whose seal was verified, by what it is over.
     pub sealed: &'a HashSet<[u8; 32]>,
+    /// What operators said of KEKs.
+    pub states: &'a KekStates,
     /// The time by which certificates are judged.
     pub now: OffsetDateTime,
 }
@@ -95,7 +105,7 @@ pub enum Refusal {
     },
     /// The drive waits for an operator.
     #[error(
-        "drive {serial} waits for an operator; compare its key's fingerprint and run: ekm drive mod {serial} --accept"
+        "drive {serial} waits for an operator; compare its key's fingerprint with the drive's own and run: ekm drive accept {serial} --fingerprint F"
     )]
     PendingDrive {
         /// The drive.
@@ -160,6 +170,30 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// An operator has revoked a KEK.
+    #[error(
+        "KEK {label} is not used: it was {words}; nothing is read or written under it any more (ekm kek activate {label} takes that back)"
+    )]
+    Revoked {
+        /// The label.
+        label: KeyLabel,
+        /// When, by whom, why.
+        words: String,
+    },
+    /// A KEK may not be written under as it is known now, and a token that was never up since the
+    /// start may hold it otherwise.
+    #[error(
+        "KEK {label} cannot be written under now: {reason}; but {} not been up since the start, and may hold it (ekm token status)",
+        tokens(.away)
+    )]
+    OutOfReach {
+        /// The label.
+        label: String,
+        /// Why not.
+        reason: String,
+        /// The tokens.
+        away: Vec<String>,
+    },
     /// The seal of a partner's row was not verified yet.
     #[error("the seal of the partner's KEK {label} was not verified")]
     Unverified {
@@ -180,6 +214,14 @@ pub enum Refusal {
         /// What to do.
         advice: &'static str,
     },
+    /// A KEK was never backed up.
+    #[error(
+        "nothing is written under {labels}: policy.backup_before_serving = \"require\", and it was never backed up or copied since it is here (ekm backup status); make a backup (ekm backup FILE), or, where the HSM is backed up by its maker's means, say so with ekm kek copy confirm LABEL"
+    )]
+    NoBackup {
+        /// The KEKs' labels.
+        labels: String,
+    },
     /// No EEDK of the cartridge can be opened here.
     #[error("no EEDK of the cartridge can be opened here: {0}")]
     Unreadable(String),
@@ -188,9 +230,21 @@ pub enum Refusal {
         "{0}; the cartridge memory may be damaged, or the cartridge was keyed by another product"
     )]
     NoEedk(String),
+    /// The request names a data key, shows no EEDK of it, and the history does not know it.
+    #[error(
+        "the data key {0} is not in this server's history, and the cartridge shows no EEDK of it; ask the server that made it (ekm volume list)"
+    )]
+    UnknownDataKey(DataKeyId),
     /// An EEDK was not issued here and the rules want it to be.
     #[error("data key {0}: the EEDK is not used: {1}")]
     NotIssued(String, &'static str),
+}
+
+fn tokens(names: &[String]) -> String {
+    match names {
+        [only] => format!("token {only} has"),
+        many => format!("tokens {} have", many.join(", ")),
+    }
 }
 
 /// Judges a create.
@@ -272,12 +326,29 @@ pub fn authorize_rekey(
     };
     let (readable, unreadable) = open_by(known, presented, purpose)?;
     let keks = write_keks(known, [Some(labels.0), labels.1], custody)?;
+    // What a token has is not opened beside it to be written anew.
+    let mut readable = readable;
+    for one in &mut readable {
+        one.software = open::may_rekey_in_software(known, &one.kek);
+    }
     Ok(RekeyGrant {
         custody,
         keks,
         readable,
         unreadable,
     })
+}
+
+/// Whether these KEKs may be written under for a drive of that custody.
+///
+/// # Errors
+/// Why not.
+pub fn may_write(
+    known: Known<'_>,
+    labels: [Option<&KekRef>; 2],
+    custody: Custody,
+) -> Result<(), Refusal> {
+    write_keks(known, labels, custody).map(drop)
 }
 
 /// Whether the peer may tell what became of that drive's keys.
@@ -360,230 +431,6 @@ fn receiver<'a>(
             wwn: drive.wwn,
         },
     ))
-}
-
-/// The KEKs to write under, each fit for it.
-fn write_keks(
-    known: Known<'_>,
-    labels: [Option<&KekRef>; 2],
-    custody: Custody,
-) -> Result<Vec<GrantedKek>, Refusal> {
-    let mut keks: Vec<GrantedKek> = Vec::new();
-    let mut chosen: Vec<&KnownKek> = Vec::new();
-    for label in labels.into_iter().flatten() {
-        let kek = known.directory.by_label(&label.label)?;
-        let provable = fit(known, kek, custody)?;
-        let granted = GrantedKek {
-            kek: WrapKek {
-                label: kek.label.clone(),
-                encoding: label.encoding,
-                hash: kek.hash,
-                spki: kek.spki.clone(),
-            },
-            provable,
-            sealed: kek.partner.is_some(),
-            registered: kek.registered,
-        };
-        if !keks.contains(&granted) {
-            keks.push(granted);
-            chosen.push(kek);
-        }
-    }
-    if !keks.iter().any(|granted| granted.provable) {
-        let labels: Vec<String> = keks
-            .iter()
-            .map(|granted| granted.kek.label.to_string())
-            .collect();
-        return Err(Refusal::KekUnfit {
-            label: labels.join(" and "),
-            reason: "no token here holds a private half, so nobody here could read the cartridge"
-                .to_owned(),
-        });
-    }
-    copies::required(known.config.require_copy, &chosen)?;
-    Ok(keks)
-}
-
-/// Whether an EEDK under this KEK can be proved; or why it may not be written.
-fn fit(known: Known<'_>, kek: &KnownKek, custody: Custody) -> Result<bool, Refusal> {
-    let config = known.config;
-    let unfit = |reason: String| Refusal::KekUnfit {
-        label: kek.label.to_string(),
-        reason,
-    };
-    if let Some(partner) = &kek.partner
-        && !known.sealed.contains(&partner.digest)
-    {
-        return Err(Refusal::Unverified {
-            label: kek.label.clone(),
-        });
-    }
-    let expired = kek.validity.and_then(|validity| validity.fault(known.now));
-    if let (Some(fault), ExpiredKeks::Refuse) = (expired, config.expired_keks) {
-        return Err(unfit(expired_words(kek, &fault)));
-    }
-    if kek.tokens.is_empty() {
-        if let Some((token, reason)) = kek.refused.first() {
-            return Err(unfit(format!("token {token} holds it, but {reason}")));
-        }
-        if kek.partner.is_some() {
-            return Ok(false);
-        }
-        return match config.unproved_keks {
-            UnprovedKeks::Allow => Ok(false),
-            UnprovedKeks::Refuse => Err(unfit(
-                "its private half is not on any token here, so the EEDK cannot be proved"
-                    .to_owned(),
-            )),
-        };
-    }
-    if kek.custody == Some(Custody::Host) && custody == Custody::Token {
-        return Err(unfit(
-            "it was made for custody host, and the drive is not enrolled for that".to_owned(),
-        ));
-    }
-    if let Some(provenance) = kek.provenance
-        && !config.write_provenance.contains(&provenance)
-    {
-        return Err(unfit(format!(
-            "its provenance is {provenance}, and policy.write_provenance does not list that"
-        )));
-    }
-    Ok(true)
-}
-
-/// An expired KEK reads for ever; who wants to write has three ways.
-fn expired_words(kek: &KnownKek, fault: &str) -> String {
-    let label = &kek.label;
-    let renew = if kek.partner.is_some() {
-        format!("ask the partner for a new one (ekm kek partner remove {label}, then add)")
-    } else {
-        format!("give it a new one (ekm kek cert import {label} FILE)")
-    };
-    format!(
-        "{fault}; cartridges under it are still read; {renew}, write under another KEK, or set policy.expired_keks = \"allow\""
-    )
-}
-
-/// Which EEDKs can be tried, and what is wrong with the others. One that can
-/// is enough.
-fn open_by(
-    known: Known<'_>,
-    presented: &[Presented],
-    purpose: Purpose,
-) -> Result<(Vec<Readable>, Vec<Fault>), Refusal> {
-    // Where the two are of different data keys, the one issued here is believed.
-    let dki = presented
-        .iter()
-        .filter(|one| one.origin.is_some())
-        .chain(presented)
-        .find_map(|one| one.eedk.as_ref().ok().map(Eedk::dki));
-    let Some(dki) = dki else {
-        let reasons: Vec<&str> = presented
-            .iter()
-            .filter_map(|one| one.eedk.as_ref().err().map(String::as_str))
-            .collect();
-        return Err(Refusal::NoEedk(reasons.join("; ")));
-    };
-    let mut readable = Vec::new();
-    let mut unreadable = Vec::new();
-    let mut forbidden = None;
-    for (index, one) in presented.iter().enumerate() {
-        let not_tried = |reason: String| Fault::NotTried {
-            number: index + 1,
-            reason,
-        };
-        let eedk = match &one.eedk {
-            Ok(eedk) if eedk.dki() == dki => eedk,
-            Ok(eedk) => {
-                unreadable.push(not_tried(format!(
-                    "it is of data key {}, not {dki}",
-                    eedk.dki()
-                )));
-                continue;
-            }
-            Err(reason) => {
-                unreadable.push(not_tried(reason.clone()));
-                continue;
-            }
-        };
-        if let Err(reason) = may_open(known.config, one.origin, purpose) {
-            forbidden = Some(reason);
-            unreadable.push(not_tried(reason.to_owned()));
-            continue;
-        }
-        match opener(known.directory, eedk) {
-            Ok(kek) => readable.push(Readable {
-                index,
-                eedk: eedk.clone(),
-                kek: kek.hash,
-            }),
-            Err(fault) => unreadable.push(fault),
-        }
-    }
-    if !readable.is_empty() {
-        return Ok((readable, unreadable));
-    }
-    if let Some(reason) = forbidden {
-        return Err(Refusal::NotIssued(dki.to_string(), reason));
-    }
-    let reasons: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-    Err(Refusal::Unreadable(reasons.join("; ")))
-}
-
-/// Anyone with a KEK's public key can make an EEDK that opens, so one that
-/// was not issued here, or holds a data key that was not made here, is read
-/// at most.
-fn may_open(
-    config: &PolicyConfig,
-    origin: Option<Origin>,
-    purpose: Purpose,
-) -> Result<(), &'static str> {
-    match (purpose, origin) {
-        (Purpose::Read, Some(_))
-        | (Purpose::Append | Purpose::Rekey { .. }, Some(Origin::Ours)) => Ok(()),
-        (Purpose::Append, Some(Origin::Foreign) | None) => {
-            Err("its data key was not made here; it may be read, but nothing is appended under it")
-        }
-        (
-            Purpose::Rekey {
-                known: Some(Origin::Ours),
-            },
-            None,
-        ) => Err("it was never issued here and yet names a data key made here; it may be forged"),
-        (Purpose::Read | Purpose::Rekey { .. }, _) if config.read_unissued_eedks => Ok(()),
-        (Purpose::Read | Purpose::Rekey { .. }, _) => {
-            Err("it was never issued here, and policy.read_unissued_eedks forbids reading it")
-        }
-    }
-}
-
-fn opener<'a>(directory: &'a Directory, eedk: &Eedk) -> Result<&'a KnownKek, Fault> {
-    let missing = |kek: String| Fault::NoKek { token: None, kek };
-    let kek = match eedk.kek() {
-        KekId::Label(label) => directory.by_label(label).map_err(|error| match error {
-            KekError::Unknown { label } => missing(label),
-            KekError::Ambiguous { .. } | KekError::Changed { .. } => Fault::Refused {
-                token: "of any name".to_owned(),
-                label: label.to_string(),
-                reason: error.to_string(),
-            },
-        })?,
-        KekId::Hash(hash) => directory
-            .by_hash(hash)
-            .ok_or_else(|| missing(format!("with public-key hash {hash}")))?,
-    };
-    if kek.tokens.is_empty() {
-        return Err(match kek.refused.first() {
-            Some((token, reason)) => Fault::Refused {
-                token: token.clone(),
-                label: kek.label.to_string(),
-                reason: reason.clone(),
-            },
-            None => missing(kek.label.to_string()),
-        });
-    }
-    Ok(kek)
 }
 
 #[cfg(test)]

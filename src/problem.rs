@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::exchange::ExchangeError;
+use crate::keystore::KekError;
 use crate::policy::Refusal;
 
 /// An EKM code.
@@ -86,6 +87,10 @@ pub struct Problem {
     /// Seconds after which trying again may help.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u32>,
+    /// Whether another key server may answer otherwise: what is missing is knowledge of this one's,
+    /// such as a KEK or a cartridge's history, and not permission.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
 }
 
 impl Problem {
@@ -100,6 +105,7 @@ impl Problem {
             code,
             request_id: None,
             retry_after: None,
+            elsewhere: code == EkmCode::EE32,
         }
     }
 
@@ -139,21 +145,35 @@ impl std::error::Error for Problem {}
 impl From<&Refusal> for Problem {
     fn from(refusal: &Refusal) -> Self {
         let (code, status) = match refusal {
+            Refusal::OutOfReach { .. } => return Self::unavailable(refusal.to_string()),
             Refusal::UnknownDrive { .. } | Refusal::PendingDrive { .. } => (EkmCode::EF01, 403),
-            Refusal::NotItsDrive { .. } | Refusal::NotItsKek { .. } | Refusal::NotIssued(..) => {
-                (EkmCode::EE30, 403)
-            }
+            Refusal::NotItsDrive { .. }
+            | Refusal::NotItsKek { .. }
+            | Refusal::NotIssued(..)
+            | Refusal::Revoked { .. } => (EkmCode::EE30, 403),
             Refusal::DriveKey { .. } => (EkmCode::EE2B, 403),
             Refusal::DriveTable { .. } => (EkmCode::EE25, 409),
             Refusal::NoLabel { .. }
             | Refusal::Kek(_)
             | Refusal::KekUnfit { .. }
             | Refusal::Unverified { .. }
-            | Refusal::NoCopy { .. } => (EkmCode::EE31, 409),
+            | Refusal::NoCopy { .. }
+            | Refusal::NoBackup { .. } => (EkmCode::EE31, 409),
             Refusal::Unreadable(_) => (EkmCode::EE32, 422),
+            Refusal::UnknownDataKey(_) => (EkmCode::EE32, 404),
             Refusal::NoEedk(_) => (EkmCode::EE23, 400),
         };
-        Self::new(code, status, refusal.to_string())
+        // A drive that is not in the table is none of these: it may have been taken out of it.
+        let unknown_here = matches!(
+            refusal,
+            Refusal::NotIssued(..)
+                | Refusal::Unreadable(_)
+                | Refusal::Kek(KekError::Unknown { .. })
+        );
+        Self {
+            elsewhere: unknown_here,
+            ..Self::new(code, status, refusal.to_string())
+        }
     }
 }
 
@@ -172,6 +192,7 @@ impl From<&Fault> for Problem {
             } => Self::internal(detail),
             Fault::Call { .. }
             | Fault::Operator { .. }
+            | Fault::WrongPin { .. }
             | Fault::Down { .. }
             | Fault::Deadline { .. } => Self::unavailable(detail),
         }

@@ -10,21 +10,35 @@
 //! - Encryption is decided when the first file is written at load point. Later files, and what
 //!   DISP=MOD adds, follow the cartridge.
 //!
-//! No I/O but reading the host's file, and no key server is asked.
+//! None of that does I/O but reading the host's file, and no key server is asked. [`KeyService`] asks
+//! them.
 
 mod config;
+pub mod control;
+mod daemon;
 mod dd;
 mod decision;
+pub mod ibmekm;
+pub mod keying;
 mod labels;
 mod servers;
+mod service;
 #[cfg(test)]
 mod tests;
 
 pub use config::{
-    ClassName, ClassNameError, DataClass, Generation, HOST_EXAMPLE, HostConfig, HostConfigError,
-    HostDrive, KeyPath, NoSuchWord, RecordingFormat, VolumeRange,
+    AppendInClear, ClassName, ClassNameError, DataClass, Device, DeviceError, Generation,
+    HOST_EXAMPLE, HostConfig, HostConfigError, HostDrive, InBand, KeyPath, ListedIn, NoSuchWord,
+    RecordingFormat, VolumeRange,
 };
-pub use dd::{Dd, DdError, DdFault, Disp};
+pub use daemon::{Daemon, DaemonError, Host, ServiceKeys, check_certificates};
+pub use dd::{Dd, DdError, DdFault, Disp, DispTwice};
 pub use decision::{Asks, Decision, Job, JobError, LabelLevel, Loaded, Place, Reason};
 pub use labels::{At, LabelFault, Labels};
-pub use servers::{KeyServers, ServerAddress, ServerAddressError};
+pub use servers::{
+    KeyServer, KeyServers, KeyServersError, ServerAddress, ServerAddressError, ServerRole,
+};
+pub use service::{
+    Confirmed, Failure, Issuer, KeyService, Seen, Served, ServerSeen, ServerState, ServiceError,
+    SessionKeys, Times, VERDICTS, Verdict, Verified, Which,
+};

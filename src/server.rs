@@ -8,13 +8,16 @@
 //! no longer be so.
 
 mod desk;
+mod keeper;
 mod listener;
 mod monitor;
 mod operator;
 mod passing;
+mod remote;
 mod routes;
 mod scrape;
 mod seats;
+mod sync;
 
 use std::io;
 use std::sync::Arc;
@@ -24,21 +27,26 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::audit::outlet::{Identity, Outlets};
 use crate::audit::{AuditError, AuditLog, Event, Kind, Options, Outcome};
 use crate::bridge::supervisor::{Bridge, Program};
 use crate::config::{Config, TokenConfigError};
 use crate::keystore::Tokens;
-use crate::service::Service;
-use crate::store::{Remembered, Sqlite, StoreError};
+use crate::service::{self, STARTING, Service};
+use crate::store::{Fleet, Remembered, Sql, Store, StoreError};
 use crate::tls::{ServerTls, TlsError};
 use desk::Desk;
 use monitor::Monitor;
 
 pub use operator::{OperatorError, ask, ask_with_pin};
+pub use remote::ask_remote;
 pub use routes::openapi;
 
 /// How often certificates are looked at for a change.
 const RELOAD: Duration = Duration::from_secs(2);
+
+/// How long a server that stops waits for the last seal of its records.
+const SEALING: Duration = Duration::from_secs(5);
 
 /// How long a server goes by what it has read of the state. Its own changes
 /// count at once.
@@ -59,6 +67,12 @@ pub enum ServerError {
     /// A token's configuration.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
+    /// Records cannot be sent anywhere besides.
+    #[error("records.syslog: {source}")]
+    Outlets {
+        /// The cause.
+        source: io::Error,
+    },
     /// A door cannot be opened.
     #[error("cannot listen on {place}: {source}")]
     Listen {
@@ -75,21 +89,76 @@ pub enum ServerError {
 /// # Errors
 /// What cannot be opened.
 pub async fn open(config: &Config, program: &Program) -> Result<Service, ServerError> {
-    let store = Sqlite::open(&config.state).await?;
-    let store = Arc::new(Remembered::new(store, REMEMBERED));
-    let audit = AuditLog::open(&config.audit, &config.node, Options::default())?;
+    open_with(config, program, false).await
+}
+
+/// The same for a server: where the database that it shares is out of reach, it goes on with what
+/// it has of it.
+///
+/// # Errors
+/// What cannot be opened.
+pub async fn open_serving(config: &Config, program: &Program) -> Result<Service, ServerError> {
+    open_with(config, program, true).await
+}
+
+async fn open_with(
+    config: &Config,
+    program: &Program,
+    from_cache: bool,
+) -> Result<Service, ServerError> {
+    // First: its lock is also that of what the state directory has.
+    let audit = AuditLog::open(&config.audit, &config.node, log_options(config)?)?;
+    let fleet = match &config.database {
+        Some(database) => {
+            Some(Fleet::open(&config.state, &config.node, database, from_cache).await?)
+        }
+        None => None,
+    };
+    let store: Arc<dyn Store> = match &fleet {
+        Some(fleet) => Arc::new(Remembered::new(fleet.clone(), REMEMBERED)),
+        None => Arc::new(Remembered::new(
+            Sql::sqlite(&config.state).await?,
+            REMEMBERED,
+        )),
+    };
     let ledgers = config.state.join("pins");
     let bridges = config
         .tokens
         .iter()
-        .map(
-            |token| Ok(Bridge::start(program.clone(), token.hello(&ledgers)?).ranked(token.rank())),
-        )
+        .map(|token| {
+            let hello = token.hello(&ledgers)?;
+            config.allows(&hello)?;
+            Ok(Bridge::start(program.clone(), hello).ranked(token.rank()))
+        })
         .chain(config.keystores.iter().map(|keystore| {
             Ok(Bridge::start(program.clone(), keystore.hello()).ranked(keystore.rank()))
         }))
         .collect::<Result<Vec<_>, TokenConfigError>>()?;
-    Ok(Service::new(config, store, audit, Tokens::new(bridges)))
+    let tokens = Tokens::new(bridges);
+    if let Some(fleet) = fleet.as_ref().filter(|fleet| fleet.is_down()) {
+        // Without a token nobody can tell whether the cached table is as it was written.
+        tokens.started(STARTING).await;
+        service::derive(fleet, &tokens, &std::collections::HashSet::new()).await;
+        fleet.believe()?;
+    }
+    let service = Service::new(config, store, audit, tokens).await?;
+    Ok(match fleet {
+        Some(fleet) => service.with_fleet(fleet, config.fleet.clone()),
+        None => service,
+    })
+}
+
+/// How the log is kept, and where its records go besides.
+fn log_options(config: &Config) -> Result<Options, ServerError> {
+    let failed = |source| ServerError::Outlets { source };
+    let targets = config.records.targets();
+    let targets = targets.map_err(|reason| failed(io::Error::other(reason)))?;
+    let identity = Identity::of(&config.node);
+    Ok(Options {
+        outlets: Outlets::start(targets, &identity).map_err(failed)?,
+        emergency: service::was_on(config),
+        ..config.records.options()
+    })
 }
 
 /// A server that listens.
@@ -100,6 +169,7 @@ pub struct Server {
     door: TcpListener,
     desk: Arc<Desk>,
     operators: UnixListener,
+    remote: Option<TcpListener>,
     monitor: Arc<Monitor>,
     scrapes: Option<TcpListener>,
     limits: listener::Limits,
@@ -115,6 +185,7 @@ pub struct Door {
     listener: TcpListener,
     scrapes: Option<TcpListener>,
     operators: UnixListener,
+    remote: Option<TcpListener>,
 }
 
 impl Door {
@@ -136,12 +207,17 @@ impl Door {
             place: socket.display().to_string(),
             source,
         })?;
-        let operators = operator::listen(&socket)?;
+        let operators = operator::listen(&socket, &config.operators)?;
+        let remote = match config.operators.listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         Ok(Self {
             tls,
             listener,
             scrapes,
             operators,
+            remote,
         })
     }
 }
@@ -169,6 +245,7 @@ impl Server {
             scrapes: door.scrapes,
             desk,
             operators: door.operators,
+            remote: door.remote,
             limits: listener::Limits {
                 handshake: Duration::from_secs(server.handshake_seconds),
                 request: config.request_time(),
@@ -196,6 +273,7 @@ impl Server {
             door,
             desk,
             operators,
+            remote,
             monitor,
             scrapes,
             limits,
@@ -212,8 +290,22 @@ impl Server {
             Arc::clone(&tls),
             limits,
             stopped.clone(),
-            reloads,
+            reloads.clone(),
         ));
+        if let Some(remote) = remote {
+            if let Ok(address) = remote.local_addr() {
+                tracing::info!(%address, "operators are served at https://{address}");
+            }
+            tasks.spawn(listener::accept(
+                remote,
+                Arc::new(remote::desk()),
+                remote::router(Arc::clone(&service)),
+                Arc::clone(&tls),
+                limits,
+                stopped.clone(),
+                reloads,
+            ));
+        }
         if let Some(scrapes) = scrapes {
             if let Ok(address) = scrapes.local_addr() {
                 tracing::info!(%address, "metrics are at http://{address}/metrics");
@@ -224,8 +316,13 @@ impl Server {
         tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
         let mut watchers = JoinSet::new();
         watchers.spawn(watch_certificates(tls, reloaded));
+        watchers.spawn(Arc::clone(&service).keep_fleet());
         watchers.spawn(Arc::clone(&monitor).watch_certificates());
         watchers.spawn(monitor.watch());
+        watchers.spawn(crate::sync::schedule(Arc::clone(&service)));
+        watchers.spawn(keeper::rekeys(Arc::clone(&service)));
+        watchers.spawn(keeper::rotations(Arc::clone(&service)));
+        watchers.spawn(tend_audit(Arc::clone(&service)));
         stop.await;
         tracing::info!("stopping: requests in flight finish, no new ones are taken");
         stopping.send_replace(true);
@@ -239,8 +336,10 @@ impl Server {
                 "some requests did not finish in time and were ended"
             );
         }
-        watchers.abort_all();
-        record(&service, "stop").await
+        watchers.shutdown().await;
+        record(&service, "stop").await?;
+        service.seal_at_stop(SEALING).await;
+        Ok(())
     }
 }
 
@@ -258,6 +357,16 @@ async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServerErro
             place: address.to_string(),
             source,
         })
+}
+
+/// Seals the records, and what else they need now and then.
+async fn tend_audit(service: Arc<Service>) {
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        service.tend_audit().await;
+    }
 }
 
 /// Takes new certificates in.

@@ -6,17 +6,32 @@
 //! by the receipt of its outcome, or for a resolve by that of its intent.
 
 mod answer;
+mod cartridge;
 mod challenge;
+mod elsewhere;
+mod evidence;
+mod fleet;
 mod gates;
+mod guarded;
 mod known;
+mod openings;
+mod rekeying;
 mod seals;
+mod sighted;
 mod turns;
 
+pub(crate) use evidence::was_on;
+pub use evidence::{EmergencySeen, EvidenceSeen, SealMade};
+pub(crate) use fleet::derive;
+pub use fleet::{FleetStatus, ServerSeen};
 pub(crate) use known::STARTING;
+pub(crate) use sighted::from;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::admin::Act;
+use crate::alarms::Alarms;
 use crate::api::{
     ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, RekeyAnswer, RekeyRequest,
     ResolveAnswer, ResolveRequest,
@@ -26,22 +41,33 @@ use crate::config::Config;
 use crate::drive::DriveSerial;
 use crate::exchange::{self, Fresh};
 use crate::key::{Eedk, KekHash};
-use crate::keystore::{Custody, Directory, Tokens};
+use crate::keystore::{Custody, Directory, Guard, Tokens};
+use crate::operators::Roster;
 use crate::policy::{
-    DriveClaim, GrantedKek, KeyClaim, PolicyConfig, Presented, Purpose, Readable,
+    DriveClaim, GrantedKek, KeyClaim, PolicyConfig, Presented, Purpose, Readable, Refusal,
     authorize_confirm, authorize_create, authorize_rekey, authorize_resolve,
 };
 use crate::problem::{EkmCode, Problem};
-use crate::store::{Issuance, Origin, RequestKey, Store, StoreError, StoredEedk, VolumeKey};
-use crate::tls::PeerId;
-use answer::{create_answer, marks, presented_marks, rekey_answer, resolve_answer};
+use crate::store::{
+    Issuance, Issued, Origin, RequestKey, Store, StoreError, StoredEedk, VolumeKey,
+};
+use crate::sync::Peers;
+use crate::tls::{PeerId, Role};
+use answer::{create_answer, mark_opened, marks, presented_marks, rekey_answer, resolve_answer};
+use cartridge::Cartridge;
 use challenge::Challenges;
+use elsewhere::Elsewhere;
+use fleet::Part;
 pub(crate) use gates::Bounds;
 use gates::Caller;
 pub use gates::{GateSeen, Gates};
-use known::DriveCa;
+use known::{DriveCa, Traced};
+use openings::Openings;
+pub use openings::{BudgetSeen, OpeningsCounted, Whose};
+pub(crate) use rekeying::Rekeyed;
 use seals::Seals;
-use tokio::sync::RwLock;
+use sighted::Sighted;
+use tokio::sync::{Notify, RwLock};
 use turns::Turns;
 
 /// What a verb answers.
@@ -52,6 +78,8 @@ pub type Answer<T> = Result<Audited<T>, Problem>;
 pub struct Service {
     node: String,
     policy: PolicyConfig,
+    roster: Roster,
+    sighted: Sighted,
     drive_ca: DriveCa,
     store: Arc<dyn Store>,
     audit: AuditLog,
@@ -62,17 +90,36 @@ pub struct Service {
     challenges: Challenges,
     searched: Mutex<Option<Instant>>,
     seals: Seals,
+    chain: evidence::Chain,
+    elsewhere: Elsewhere,
+    guard: Guard,
+    openings: Openings,
+    alarms: Arc<Alarms>,
     under_way: Arc<RwLock<()>>,
+    peers: Peers,
+    work: Notify,
+    part: Option<Part>,
 }
 
 impl Service {
     /// A service over what is open already.
-    #[must_use]
-    pub fn new(config: &Config, store: Arc<dyn Store>, audit: AuditLog, tokens: Tokens) -> Self {
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        audit: AuditLog,
+        tokens: Tokens,
+    ) -> Result<Self, StoreError> {
         let gates = config.gates(&tokens);
-        Self {
+        let guard = guarded::guard(&*store).await?;
+        let failed = store.failed_openings().await?;
+        Ok(Self {
             node: config.node.clone(),
             policy: config.policy.clone(),
+            roster: Roster::new(&config.operators, &config.policy.approval),
+            sighted: Sighted::default(),
             drive_ca: DriveCa {
                 roots: config.server.drive_ca.clone(),
                 crl: config.server.crl.clone(),
@@ -86,8 +133,16 @@ impl Service {
             challenges: Challenges::default(),
             searched: Mutex::new(None),
             seals: Seals::default(),
+            chain: evidence::Chain::new(config),
+            elsewhere: Elsewhere::new(config),
+            guard,
+            openings: Openings::new(&config.policy, failed),
+            alarms: Arc::new(Alarms::telling(&config.alarms, &config.node)),
             under_way: Arc::default(),
-        }
+            peers: Peers::new(config),
+            work: Notify::new(),
+            part: None,
+        })
     }
 
     /// The server's name.
@@ -100,6 +155,36 @@ impl Service {
     #[must_use]
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// The rules.
+    #[must_use]
+    pub const fn policy(&self) -> &PolicyConfig {
+        &self.policy
+    }
+
+    /// What is raised now; a server that runs looks once a second.
+    #[must_use]
+    pub const fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
+    /// Servers beside this one that share no database with it.
+    #[must_use]
+    pub const fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// What is allowed here, as JSON: for a server that compares.
+    #[must_use]
+    pub fn policy_json(&self) -> serde_json::Value {
+        serde_json::to_value(&self.policy).unwrap_or_default()
+    }
+
+    /// The people of the configuration.
+    #[must_use]
+    pub const fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// The records.
@@ -151,6 +236,16 @@ impl Service {
         drop(self.under_way.write().await);
     }
 
+    /// Says that there is work for whoever works through what operators asked for.
+    pub(crate) fn wake(&self) {
+        self.work.notify_one();
+    }
+
+    /// Waits until there is.
+    pub(crate) async fn woken(&self) {
+        self.work.notified().await;
+    }
+
     /// A challenge for a drive's session key, good once.
     ///
     /// # Errors
@@ -183,6 +278,7 @@ impl Service {
         request: &CreateRequest,
         event: &mut Event,
     ) -> Result<CreateAnswer, Problem> {
+        self.all_is_served()?;
         let key = request_key(peer, &request.request_id);
         let digest = request.digest();
         let _turn = self.turns.take(key.clone()).await;
@@ -193,12 +289,14 @@ impl Service {
                 .create_again(looking, peer, request, &claim, &earlier, event)
                 .await;
         }
+        let place_to_keep = self.place_to_keep(&request.drive)?;
         let labels = (request.kek1.as_ref(), request.kek2.as_ref());
         let grant = self
             .judge(peer, &claim, |known| {
                 authorize_create(known, peer, &claim, labels)
             })
             .await?;
+        self.everywhere(grant.keks())?;
         self.register(grant.keks()).await?;
         event.keks = grant
             .keks()
@@ -206,9 +304,15 @@ impl Service {
             .map(|kek| kek.kek.label.to_string())
             .collect();
         event.drive_key = fingerprint(&grant.drive().spki);
-        let place = self
-            .place(looking, peer, grant.keks().iter().map(|kek| &kek.kek.hash))
-            .await?;
+        let mut barred = self.tokens.keystores();
+        barred.retain(|name| {
+            !grant
+                .keks()
+                .iter()
+                .any(|kek| kek.kek.writers.contains(name))
+        });
+        let hashes = grant.keks().iter().map(|kek| &kek.kek.hash);
+        let place = self.place(looking, peer, hashes, &barred).await?;
         let fresh = Fresh::new().map_err(|error| Problem::from(&error))?;
         // Here as in the others the token is asked first: it works while the record is written.
         let (issued, intent) = tokio::join!(
@@ -225,21 +329,30 @@ impl Service {
         event.token = Some(issued.place.token.clone());
         event.custody = Some(issued.place.custody.to_string());
         note_unproved(event, grant.keks(), &issued.proved);
-        self.store
-            .issue(&Issuance {
-                request: key,
-                digest,
-                dki: issued.dki,
-                volser: request.volser.clone(),
-                drive: request.drive.serial.clone(),
-                token: issued.place.token,
-                custody: issued.place.custody,
-                origin: Origin::Ours,
-                new: true,
-                eedks: eedks.clone(),
-            })
-            .await
-            .map_err(|error| unstored(&error))?;
+        let issuance = Issuance {
+            request: key.clone(),
+            digest,
+            dki: issued.dki,
+            volser: request.volser.clone(),
+            drive: request.drive.serial.clone(),
+            token: issued.place.token,
+            custody: issued.place.custody,
+            origin: Origin::Ours,
+            new: true,
+            eedks: eedks.clone(),
+            server: self.node.clone(),
+            job: request.job.clone().map(String::from),
+        };
+        let kept = self.keep(place_to_keep, &issuance, event).await?;
+        // Another server did the same request meanwhile: the data key made here is given to nobody.
+        if kept == Issued::Before
+            && let Some(earlier) = self.answered(&key, &digest).await?
+        {
+            let looking = self.gates.arrive(peer).await?;
+            return self
+                .create_again(looking, peer, request, &claim, &earlier, event)
+                .await;
+        }
         create_answer(
             request.request_id,
             issued.dki,
@@ -274,19 +387,20 @@ impl Service {
             .await?;
         event.dki = Some(earlier.dki.to_string());
         event.eedks = marks(&earlier.eedks);
+        event.keks = labels_of(earlier);
         event.drive_key = fingerprint(&grant.drive().spki);
         event.detail = Some("the same data key again for a repeated request".to_owned());
-        let place = self
-            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
-            .await?;
+        let keks = grant.readable().iter().map(|one| &one.kek);
+        let place = self.place(looking, peer, keks, &[]).await?;
         let (resolved, intent) = tokio::join!(
             biased;
-            exchange::resolve(&self.tokens, &grant),
+            exchange::resolve(&self.tokens, &grant, &self.guard),
             self.audit.submit(intended(event))
         );
         let resolved = resolved.map_err(|error| Problem::from(&error))?;
         drop(place);
         intent.await.map_err(|error| unrecorded(&error))?;
+        mark_opened(&mut event.eedks, &presented, resolved.opened);
         event.token = Some(resolved.place.token);
         event.custody = Some(resolved.place.custody.to_string());
         create_answer(
@@ -331,9 +445,19 @@ impl Service {
         event: &mut Event,
     ) -> Result<(ResolveAnswer, Receipt), Problem> {
         let looking = self.gates.arrive(peer).await?;
-        let presented = self.presented(&request.eedks).await?;
+        let Cartridge {
+            presented,
+            catalog,
+            untraced,
+        } = self.cartridge(request).await?;
         let claim = self.claim(&request.drive)?;
         event.eedks = presented_marks(&presented);
+        event.detail = catalog
+            .as_ref()
+            .map(|known| known.note(request.volser.as_ref()));
+        if untraced {
+            event.detail = joined(event.detail.take(), Some(fleet::UNTRACED.to_owned()));
+        }
         let purpose = if request.append {
             Purpose::Append
         } else {
@@ -341,28 +465,82 @@ impl Service {
         };
         let grant = self
             .judge(peer, &claim, |known| {
-                authorize_resolve(known, peer, &claim, &presented, purpose)
+                authorize_resolve(known, peer, &claim, &presented, purpose).map_err(|refusal| {
+                    match (refusal, request.dki) {
+                        // Only who may speak for the drive is told what is in the history.
+                        (Refusal::NoEedk(_), Some(dki)) if presented.is_empty() => {
+                            Refusal::UnknownDataKey(dki)
+                        }
+                        (refusal, _) => refusal,
+                    }
+                })
             })
-            .await?;
+            .await
+            .map_err(|problem| fleet::unless_untraced(problem, untraced))?;
+        let grant = fleet::without_guarded(grant, untraced)?;
         let directory = self.directory().await?;
         event.drive_key = fingerprint(&grant.drive().spki);
         event.dki = granted_dki(grant.readable());
         event.keks = opening(grant.readable(), &directory);
-        let place = self
-            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
-            .await?;
+        let dki = grant.readable().first().map(|one| one.eedk.dki());
+        let newer = match &dki {
+            Some(dki) => self.newer(dki).await?,
+            None => None,
+        };
+        event.detail = joined(
+            event.detail.take(),
+            newer.as_ref().map(|newer| {
+                format!(
+                    "EEDKs of generation {} are to be stored on the cartridge",
+                    newer.generation
+                )
+            }),
+        );
+        // Whoever waits for the rest of a budget holds nobody up.
+        drop(looking);
+        let (grant, budget) = self.within_budget(peer, grant).await?;
+        let keks = grant.readable().iter().map(|one| &one.kek);
+        let place = self.gates.enter(&self.tokens, keks, &[], peer).await?;
         let (resolved, intent) = tokio::join!(
             biased;
-            exchange::resolve(&self.tokens, &grant),
+            exchange::resolve(&self.tokens, &grant, &self.guard),
             self.audit.submit(intended(event))
         );
-        let resolved = resolved.map_err(|error| Problem::from(&error))?;
+        let resolved = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                self.note_unanswered(budget, &error).await?;
+                return Err(Problem::from(&error));
+            }
+        };
         drop(place);
+        if let Some(came) = &resolved.guarded {
+            self.note_opening(budget, came, resolved.opened, event)
+                .await?;
+        }
         let intent = intent.await.map_err(|error| unrecorded(&error))?;
+        mark_opened(&mut event.eedks, &presented, resolved.opened);
+        let opened = grant.readable().iter();
+        let mut opened = opened.filter(|one| one.index == resolved.opened);
+        let strange = presented.get(resolved.opened);
+        if let Some(one) = opened.next()
+            && strange.is_some_and(|one| one.origin.is_none())
+            && !untraced
+        {
+            self.note_foreign(&one.kek, request.volser.as_ref()).await;
+        }
         event.token = Some(resolved.place.token.clone());
         event.custody = Some(resolved.place.custody.to_string());
-        event.detail = failures(&resolved.failures);
-        let answer = resolve_answer(request.request_id, &presented, &directory, resolved)?;
+        event.detail = joined(event.detail.take(), failures(&resolved.failures));
+        let catalog = catalog.map(|known| known.key.eedks).unwrap_or_default();
+        let answer = resolve_answer(
+            request.request_id,
+            &presented,
+            &catalog,
+            newer,
+            &directory,
+            resolved,
+        )?;
         Ok((answer, intent))
     }
 
@@ -383,21 +561,22 @@ impl Service {
         request: &RekeyRequest,
         event: &mut Event,
     ) -> Result<RekeyAnswer, Problem> {
+        self.all_is_served()?;
         let key = request_key(peer, &request.request_id);
         let digest = request.digest();
         let _turn = self.turns.take(key.clone()).await;
         let looking = self.gates.arrive(peer).await?;
+        self.may_rekey(peer, request).await?;
         if let Some(earlier) = self.answered(&key, &digest).await? {
-            event.dki = Some(earlier.dki.to_string());
-            event.eedks = marks(&earlier.eedks);
-            event.detail = Some("the same EEDKs again for a repeated request".to_owned());
-            return Ok(rekey_answer(
-                request.request_id,
-                earlier.dki,
-                &earlier.eedks,
-            ));
+            return Ok(rekeyed_before(request, &earlier, event));
         }
-        let presented = self.presented(&request.eedks).await?;
+        let Traced {
+            presented,
+            untraced,
+        } = self.presented(&request.eedks).await?;
+        if untraced {
+            return Err(fleet::no_rekey());
+        }
         event.eedks = presented_marks(&presented);
         event.keks = [Some(&request.kek1), request.kek2.as_ref()]
             .into_iter()
@@ -417,9 +596,14 @@ impl Service {
                 authorize_rekey(known, peer, &request.serial, labels, &presented, purpose)
             })
             .await?;
-        let place = self
-            .place(looking, peer, grant.readable().iter().map(|one| &one.kek))
-            .await?;
+        self.everywhere(grant.keks())?;
+        let barred = if grant.readable().iter().any(|one| one.software) {
+            Vec::new()
+        } else {
+            self.tokens.keystores()
+        };
+        let keks = grant.readable().iter().map(|one| &one.kek);
+        let place = self.place(looking, peer, keks, &barred).await?;
         let made = Fresh::new().map_err(|error| Problem::from(&error))?;
         let (rekeyed, intent) = tokio::join!(
             biased;
@@ -437,6 +621,7 @@ impl Service {
             .first()
             .map(|stored| stored.eedk.dki())
             .ok_or_else(|| Problem::internal("the token made no EEDK"))?;
+        event.dki = Some(dki.to_string());
         event.eedks = marks(&fresh);
         for mark in &mut event.eedks {
             mark.foreign = source != Some(Origin::Ours);
@@ -445,9 +630,10 @@ impl Service {
         event.custody = Some(rekeyed.place.custody.to_string());
         event.detail = failures(&rekeyed.failures);
         note_unproved(event, grant.keks(), &rekeyed.proved);
-        self.store
+        let kept = self
+            .store
             .issue(&Issuance {
-                request: key,
+                request: key.clone(),
                 digest,
                 dki,
                 volser: request.volser.clone(),
@@ -457,10 +643,44 @@ impl Service {
                 origin: source.unwrap_or(Origin::Foreign),
                 new: false,
                 eedks: fresh.clone(),
+                server: self.node.clone(),
+                job: None,
             })
             .await
             .map_err(|error| unstored(&error))?;
+        if kept == Issued::Before
+            && let Some(earlier) = self.answered(&key, &digest).await?
+        {
+            return Ok(rekeyed_before(request, &earlier, event));
+        }
         Ok(rekey_answer(request.request_id, dki, &fresh))
+    }
+
+    /// Whether an operator's certificate is enough for this rekey; what other peers may is said by
+    /// the policy.
+    async fn may_rekey(&self, peer: &PeerId, request: &RekeyRequest) -> Result<(), Problem> {
+        if peer.role() != Role::Operator {
+            return Ok(());
+        }
+        let prohibited = |detail: String| Err(Problem::new(EkmCode::EE30, 403, detail));
+        if !self.roster.admits(peer, Act::Rekey) {
+            return prohibited(format!(
+                "{peer} has not the role key-admin, which a rekey takes (ekm config roles)"
+            ));
+        }
+        if self.roster.approval().wants(Act::RekeyPartner) {
+            let directory = self.directory().await?;
+            let mut targets = [Some(&request.kek1), request.kek2.as_ref()]
+                .into_iter()
+                .flatten()
+                .filter_map(|kek| directory.by_label(&kek.label).ok());
+            if targets.any(|kek| kek.partner.is_some()) {
+                return prohibited(
+                    "a rekey for a partner takes a second person (policy.approval), who cannot be asked at this door; use the command line".to_owned(),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// A place at a token that holds one of the KEKs, when it is this peer's
@@ -470,9 +690,10 @@ impl Service {
         looking: gates::Place,
         peer: &PeerId,
         keks: impl Iterator<Item = &'a KekHash> + Clone,
+        barred: &[String],
     ) -> Result<Option<gates::Place>, Problem> {
         drop(looking);
-        self.gates.enter(&self.tokens, keks, peer).await
+        self.gates.enter(&self.tokens, keks, barred, peer).await
     }
 
     /// What a drive says became of its newest EEDKs.
@@ -492,6 +713,7 @@ impl Service {
         request: &ConfirmRequest,
         event: &mut Event,
     ) -> Result<ConfirmAnswer, Problem> {
+        self.all_is_served()?;
         let looked = self.look(&request.serial, false).await?;
         authorize_confirm(self.known(&looked), peer, &request.serial)
             .map_err(|refusal| Problem::from(&refusal))?;
@@ -609,6 +831,20 @@ fn intended(event: &Event) -> Event {
     }
 }
 
+/// The answer to a rekey was lost: the same EEDKs.
+fn rekeyed_before(request: &RekeyRequest, earlier: &VolumeKey, event: &mut Event) -> RekeyAnswer {
+    event.dki = Some(earlier.dki.to_string());
+    event.eedks = marks(&earlier.eedks);
+    event.keks = labels_of(earlier);
+    event.detail = Some("the same EEDKs again for a repeated request".to_owned());
+    rekey_answer(request.request_id, earlier.dki, &earlier.eedks)
+}
+
+fn labels_of(key: &VolumeKey) -> Vec<String> {
+    let labels = key.eedks.iter().map(|stored| stored.kek_label.to_string());
+    labels.collect()
+}
+
 fn request_key(peer: &PeerId, id: &uuid::Uuid) -> RequestKey {
     RequestKey {
         peer: peer.clone(),
@@ -655,6 +891,13 @@ fn failures(faults: &[crate::keystore::Fault]) -> Option<String> {
     (!texts.is_empty()).then(|| format!("another EEDK does not open: {}", texts.join("; ")))
 }
 
+fn joined(one: Option<String>, other: Option<String>) -> Option<String> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(format!("{one}; {other}")),
+        (one, other) => one.or(other),
+    }
+}
+
 /// The labels of the KEKs that may open a cartridge; their hashes where a
 /// label is not known.
 fn opening(readable: &[Readable], directory: &Directory) -> Vec<String> {
@@ -674,7 +917,15 @@ fn granted_dki(readable: &[Readable]) -> Option<String> {
 }
 
 fn unstored(error: &StoreError) -> Problem {
+    if let StoreError::KekClosed { .. } = error {
+        return Problem::unavailable(error.to_string());
+    }
     tracing::error!(%error, "the state cannot be read or written");
+    if let StoreError::Outage { what, .. } = error {
+        return Problem::unavailable(format!(
+            "the key service cannot answer now: its state database is out of reach, and without it there is no {what}; the server's log says why"
+        ));
+    }
     Problem::unavailable("the key manager's state cannot be read or written; its log says why")
 }
 

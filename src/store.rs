@@ -1,13 +1,29 @@
 //! The state of a server: drive table, KEK registry, defaults, volume history.
 //!
-//! The trait is what the rest of the crate knows; `SQLite` is the embedded
-//! backend. What a create or rekey issued is committed, to the disk, before
+//! The trait is what the rest of the crate knows; [`Sql`] keeps it in `SQLite`
+//! or `PostgreSQL`. What a create or rekey issued is committed, to the disk, before
 //! its answer leaves. The history is never overwritten: an EEDK is issued,
 //! then confirmed, then superseded, each a row of its own.
 
+mod approvals;
+mod backups;
+mod birth;
+mod database;
+mod evidence;
+mod fleet;
+mod kek_state;
+pub mod merge;
+mod openings;
 mod partner;
+mod rekeys;
 mod remembered;
-mod sqlite;
+pub mod rows;
+mod servers;
+mod sightings;
+mod sql;
+pub mod sync;
+mod tables;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,19 +39,38 @@ use crate::key::{DataKeyId, Eedk, KekHash, KekRef, KeyLabel, SedkForm};
 use crate::tls::PeerId;
 use crate::volser::Volser;
 
+pub use approvals::{Approval, ApprovalState, Approvals, Decision, Kept};
+pub use backups::{Backup, Backups};
+pub use birth::Birth;
+pub use database::{DatabaseConfig, OutageCreates};
+pub use evidence::{Anchored, ChainStore, SealKeyRow};
+pub use fleet::{Brought, Fleet, FleetSeen, LocalKeys};
+pub use kek_state::{
+    Every, KekLife, KekMove, KekSchedule, KekStanding, KekState, KekStates, MoveState, Moved,
+    StateChange,
+};
+pub use openings::{FailedOpening, Forgiven, Opening};
 pub use partner::{Certificates, KekCertificate, Partner, Seal};
+pub use rekeys::{
+    RekeyAsked, RekeyCount, RekeyFailure, RekeyJob, RekeyPlace, RekeyState, Rekeys, Unstored,
+};
 pub use remembered::Remembered;
-pub use sqlite::Sqlite;
+pub use servers::{Difference, KekHeld, KeyServer, Servers, TokenHeld, differences, lacking};
+pub use sightings::{Discovered, OtherKey, Seen, Sighting, Sightings, Waiting};
+pub use sql::{Filling, Snapshot, Sql};
+pub use volumes::{
+    DataKeySets, OnMedium, Place, VolumeQuery, VolumeSet, Volumes, VolumesFound, WriteOff,
+};
 
 /// SHA-256 of an EEDK's DER.
 pub type EedkDigest = [u8; 32];
 
 /// How a drive's key is trusted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DriveKey {
     /// An operator compared this public key, `SubjectPublicKeyInfo` DER.
-    Pinned(Vec<u8>),
+    Pinned(#[serde(with = "crate::base64_bytes")] Vec<u8>),
     /// The drive CA vouches for it: its certificate carries the serial, and signs session keys.
     Certified,
     /// None: SEDK form `t10-00h`.
@@ -83,6 +118,7 @@ pub struct RegisteredKek {
     /// SHA-256 over its `SubjectPublicKeyInfo`.
     pub hash: KekHash,
     /// Its `SubjectPublicKeyInfo`, DER.
+    #[serde(with = "crate::base64_bytes")]
     pub spki: Vec<u8>,
     /// Modulus length, bits.
     pub bits: u32,
@@ -104,7 +140,7 @@ pub struct Defaults {
 }
 
 /// What makes two requests the same one: who asked, and the id it gave.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestKey {
     /// The TLS peer.
     pub peer: PeerId,
@@ -126,7 +162,8 @@ pub struct StoredEedk {
 }
 
 /// Where a data key comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// It was made here.
     Ours,
@@ -135,7 +172,7 @@ pub enum Origin {
 }
 
 /// What a create or rekey gave out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issuance {
     /// The request that caused it.
     pub request: RequestKey,
@@ -157,6 +194,21 @@ pub struct Issuance {
     pub new: bool,
     /// One or two EEDKs.
     pub eedks: Vec<StoredEedk>,
+    /// The server that gave it, by its node name.
+    pub server: String,
+    /// The job that it was for, where the host said so.
+    pub job: Option<String>,
+}
+
+/// What became of an [`Issuance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "nothing was kept where the request had an answer before"]
+pub enum Issued {
+    /// It is in the history.
+    Now,
+    /// The request had been given something already, by this server or
+    /// another: nothing was kept, and that is its answer.
+    Before,
 }
 
 /// How far an EEDK got.
@@ -204,6 +256,12 @@ pub struct VolumeKey {
     /// When these EEDKs were made.
     #[serde(with = "time::serde::rfc3339")]
     pub created: OffsetDateTime,
+    /// The server that gave them, by its node name; empty where that was not kept.
+    #[serde(default)]
+    pub server: String,
+    /// The job that they were for, where the host said so.
+    #[serde(default)]
+    pub job: Option<String>,
     /// Its EEDKs.
     pub eedks: Vec<StoredEedk>,
 }
@@ -212,26 +270,26 @@ pub struct VolumeKey {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database said no.
-    #[error("state database {path}: {source}")]
+    #[error("state database {name}: {source}")]
     Database {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the server and its database.
+        name: String,
         /// The cause.
         source: sqlx::Error,
     },
     /// The database's schema is not ours.
-    #[error("state database {path}: {source}; was it written by a newer ekm?")]
+    #[error("state database {name}: {source}; was it written by a newer ekm?")]
     Migrate {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the server and its database.
+        name: String,
         /// The cause.
         source: sqlx::migrate::MigrateError,
     },
     /// A row does not read as what was written.
-    #[error("state database {path}: {what} does not read back; restore the state from its backup")]
+    #[error("state database {name}: {what} does not read back; restore the state from its backup")]
     Damaged {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the server and its database.
+        name: String,
         /// Which value.
         what: String,
     },
@@ -247,6 +305,45 @@ pub enum StoreError {
         /// The hash that came.
         got: String,
     },
+    /// A row is not any more what it was when its change was decided.
+    #[error("{what} was changed by somebody else meanwhile; nothing was done, try again")]
+    Changed {
+        /// Whose row.
+        what: String,
+    },
+    /// Nothing may be written under the KEK any more; it could be when the request was judged.
+    #[error(
+        "KEK {label} was {state} meanwhile; ask again, and another KEK is taken where one is set"
+    )]
+    KekClosed {
+        /// The label.
+        label: String,
+        /// The state that it has now.
+        state: String,
+    },
+    /// The configuration does not say how to reach it.
+    #[error("state database {name}: {why}")]
+    Unconfigured {
+        /// The server and its database.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The database that several servers share is out of reach, and this cannot be had without it.
+    #[error(
+        "{what}: the state database {name} is out of reach ({why}); try again later, see ekm fleet status"
+    )]
+    Outage {
+        /// The server and its database.
+        name: String,
+        /// What cannot be had.
+        what: String,
+        /// Why it is out of reach.
+        why: String,
+    },
+    /// A secret cannot be made.
+    #[error("the operating system gives no random numbers")]
+    NoRandom,
     /// The files cannot be made.
     #[error("cannot use the state directory {path}: {source}")]
     Directory {
@@ -259,13 +356,32 @@ pub enum StoreError {
 
 /// The state, wherever it is.
 #[async_trait]
-pub trait Store: Send + Sync + std::fmt::Debug {
+pub trait Store:
+    merge::Tables
+    + Backups
+    + sync::SyncTables
+    + KekLife
+    + Volumes
+    + Rekeys
+    + Approvals
+    + Sightings
+    + ChainStore
+    + Servers
+    + Send
+    + Sync
+    + std::fmt::Debug
+{
     /// The row of a drive.
     async fn drive(&self, serial: &DriveSerial) -> Result<Option<Drive>, StoreError>;
     /// All drives, by serial.
     async fn drives(&self) -> Result<Vec<Drive>, StoreError>;
     /// Adds or replaces a drive.
     async fn put_drive(&self, drive: &Drive) -> Result<(), StoreError>;
+    /// [`put_drive`](Self::put_drive) where the row still is `before`; none: there is no such drive.
+    ///
+    /// # Errors
+    /// [`StoreError::Changed`] where it is another by now.
+    async fn change_drive(&self, before: Option<&Drive>, drive: &Drive) -> Result<(), StoreError>;
     /// Adds a drive that asked by itself, unless it has a row or was deleted
     /// before; false where nothing was added.
     async fn discover_drive(&self, drive: &Drive) -> Result<bool, StoreError>;
@@ -294,13 +410,21 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Adds a copy.
     async fn add_kek_copy(&self, copy: &KekCopy) -> Result<(), StoreError>;
 
+    /// Births that have begun and have not ended, oldest first.
+    async fn births(&self) -> Result<Vec<Birth>, StoreError>;
+    /// Notes that a birth begins. Durable when it returns.
+    async fn begin_birth(&self, birth: &Birth) -> Result<(), StoreError>;
+    /// Notes that nothing of a birth is left that is not whole.
+    async fn end_birth(&self, ceremony: &uuid::Uuid) -> Result<(), StoreError>;
+
     /// The global key labels.
     async fn defaults(&self) -> Result<Defaults, StoreError>;
     /// Sets the global key labels.
     async fn set_defaults(&self, defaults: &Defaults) -> Result<(), StoreError>;
 
-    /// Commits what is about to be given out. Durable when it returns.
-    async fn issue(&self, issuance: &Issuance) -> Result<(), StoreError>;
+    /// Commits what is about to be given out, unless the request was given
+    /// something before. Durable when it returns.
+    async fn issue(&self, issuance: &Issuance) -> Result<Issued, StoreError>;
     /// What an earlier request of that key was given, with its digest.
     async fn answered(
         &self,
@@ -320,6 +444,17 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         stored: bool,
         peer: &PeerId,
     ) -> Result<Option<VolumeKey>, StoreError>;
+    /// The EEDKs of a data key that its cartridge should carry: the newest that a drive confirmed,
+    /// else the newest of all.
+    async fn data_key(&self, dki: &DataKeyId) -> Result<Option<VolumeKey>, StoreError>;
+    /// Notes an opening of which nobody may learn whether it opened. Durable when it returns.
+    async fn note_opening(&self, opening: &Opening) -> Result<(), StoreError>;
+    /// Those that did not open and still count, oldest first.
+    async fn failed_openings(&self) -> Result<Vec<FailedOpening>, StoreError>;
+    /// Failures that count no longer.
+    async fn forgive_openings(&self, whose: &Forgiven) -> Result<(), StoreError>;
+    /// The secret of the throw-away keys, made at the first call.
+    async fn guard_secret(&self) -> Result<[u8; 32], StoreError>;
     /// The history, newest first, of one volume or of all.
     async fn volumes(&self, volser: Option<&Volser>) -> Result<Vec<VolumeKey>, StoreError>;
 }

@@ -142,14 +142,15 @@ async fn open(site: &Site, count: usize) -> anyhow::Result<Vec<Connection>> {
     Ok(open)
 }
 
-/// So many connections ask, each for itself, until the time is over. Number n
-/// begins with request number n and goes on to the next.
+/// So many connections ask, each for itself, until the time is over. Each
+/// begins at a place of its own, evenly spread, and goes on to the next.
 pub(crate) async fn window(
     site: &Site,
     connections: usize,
     requests: &[Template],
     length: Duration,
 ) -> anyhow::Result<Window> {
+    let all_of_them = connections.max(1);
     let mut connections = open(site, connections).await?;
     let over = AtomicBool::new(false);
     let before = Cpu::now(Some(site.pid()));
@@ -163,7 +164,7 @@ pub(crate) async fn window(
             async move {
                 let mut took = Vec::new();
                 let count = requests.len().max(1);
-                let mut next = number % count;
+                let mut next = number * count / all_of_them % count;
                 while !over.load(Ordering::Relaxed) {
                     let request = requests.get_mut(next).context("no request to send")?;
                     took.push(connection.ask(request).await?);

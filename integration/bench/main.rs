@@ -4,6 +4,8 @@
 //! bench run --ekm target/release/ekm [--quick] [--json FILE] [--table FILE] [--plot FILE]
 //! bench memory --ekm target/release/ekm --minutes 10
 //! bench storm --ekm target/release/ekm
+//! bench history --ekm target/release/ekm
+//! bench volumes --directory DIR [--postgres URL]
 //! ```
 //!
 //! Everything runs on this machine over loopback, in a directory that is
@@ -15,6 +17,7 @@
     reason = "its figures are what it is run for"
 )]
 
+mod history;
 mod load;
 mod memory;
 mod plan;
@@ -26,6 +29,7 @@ mod sample;
 mod site;
 mod storm;
 mod token;
+mod volumes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +55,10 @@ enum What {
     Memory(memory::Memory),
     /// 1,000 drives that mount in the same second.
     Storm(storm::Storm),
+    /// What the look into the history costs a resolve.
+    History(history::History),
+    /// The history at ten thousand volumes and at ten million.
+    Volumes(volumes::Volumes),
     /// The bare loop; the others start it with the module's environment.
     #[command(hide = true)]
     Raw(raw::Raw),
@@ -90,6 +98,8 @@ fn main() -> anyhow::Result<()> {
         What::Run(run) => run.run(),
         What::Memory(memory) => memory.run(),
         What::Storm(storm) => storm.run(),
+        What::History(history) => history.run(),
+        What::Volumes(volumes) => volumes.run(),
         What::Raw(raw) => raw.run(),
     }
 }

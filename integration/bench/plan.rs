@@ -282,6 +282,7 @@ fn resolve_op(eedk: &[u8], kek: KekHash, spki: &[u8]) -> anyhow::Result<Op> {
             wwn: None,
         },
         custody: Custody::Token,
+        guard: None,
     })
 }
 

@@ -226,6 +226,7 @@ impl Site {
         let mut client = KeyClient::new(&self.address, &self.ca.cert_path(), &certificate, &key)?;
         let answer = client.create(&create(drive)?).await?;
         let resolve = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: asking(drive),
             volser: Some("VOL001".parse()?),
@@ -272,6 +273,7 @@ fn asking(drive: &Drive) -> DriveInRequest {
 
 fn create(drive: &Drive) -> anyhow::Result<CreateRequest> {
     Ok(CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: asking(drive),
         volser: "VOL001".parse()?,

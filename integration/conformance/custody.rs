@@ -95,6 +95,7 @@ async fn hostkek_serves_drives(bench: &Bench, kind: Kind) {
         // Without the operator's word there is no host custody.
         bench.enrol(&a).await;
         let mut request = CreateRequest {
+            job: None,
             request_id: Uuid::new_v4(),
             drive: DriveInRequest {
                 serial: a.soft.serial().clone(),
@@ -127,6 +128,7 @@ async fn hostkek_serves_drives(bench: &Bench, kind: Kind) {
             .into_inner();
         let key = data_key(&a, &answer.sedk);
         let resolve = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: request.drive.clone(),
             volser: None,

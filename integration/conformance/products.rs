@@ -93,6 +93,7 @@ async fn a_tpm_keeps_no_data_key(stage: &Stage) {
     stage.bench.enrol(&inside).await;
     let written = stage.create(&["KEK1"]).await.unwrap();
     let request = CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: shown(&inside),
         volser: "VOL003".parse().unwrap(),

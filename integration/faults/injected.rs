@@ -276,6 +276,7 @@ async fn an_attempt_that_could_not_end_in_time_is_not_begun() {
             wwn: stage.drive.row.wwn,
         },
         custody: Custody::Token,
+        guard: None,
     };
     // A bridge that has known the token only as slow.
     let slow = Duration::from_millis(700);

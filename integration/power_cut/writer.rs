@@ -119,6 +119,7 @@ impl Writer {
         loop {
             let number = self.made.fetch_add(1, Ordering::Relaxed);
             let request = CreateRequest {
+                job: None,
                 request_id: Uuid::new_v4(),
                 drive: self.drive.clone(),
                 volser: format!("{:02}{:04}", self.round % 100, number % 10_000).parse()?,

@@ -174,6 +174,7 @@ async fn create(
     request_id: Uuid,
 ) -> Result<(), ClientError> {
     let request = CreateRequest {
+        job: None,
         request_id,
         drive: shown(drive),
         volser: "LOAD01".parse().unwrap(),
@@ -198,6 +199,7 @@ async fn resolve(
     eedks: Vec<Base64>,
 ) -> Result<(DataKeyId, [u8; 32]), ClientError> {
     let request = ResolveRequest {
+        dki: None,
         request_id,
         drive: shown(drive),
         volser: None,

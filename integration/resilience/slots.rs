@@ -56,6 +56,7 @@ async fn a_slot_number_that_shows_another_token_is_not_taken_for_the_old_one() {
         session_key: None,
     };
     let create = || CreateRequest {
+        job: None,
         request_id: Uuid::new_v4(),
         drive: shown(),
         volser: "SLOT01".parse().unwrap(),
@@ -72,6 +73,7 @@ async fn a_slot_number_that_shows_another_token_is_not_taken_for_the_old_one() {
     });
     for _ in 0..8 {
         let request = ResolveRequest {
+            dki: None,
             request_id: Uuid::new_v4(),
             drive: shown(),
             volser: None,

@@ -39,7 +39,16 @@ async fn own(service: &Service, label: &KeyLabel) -> Result<KnownKek, Problem> {
     }
     if kek.tokens.is_empty() {
         let why = kek.refused.first().map_or_else(
-            || "its private half is on no token here".to_owned(),
+            || {
+                if kek.away.is_empty() {
+                    "its private half is on no token here".to_owned()
+                } else {
+                    format!(
+                        "token {}, which has it, has not been up since the start (ekm token status)",
+                        kek.away.join(", ")
+                    )
+                }
+            },
             |(token, reason)| format!("token {token} holds it, but {reason}"),
         );
         return Err(conflict(EkmCode::EE31, format!("KEK {label}: {why}")));

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Reply, conflict, event, record, stored, vacant};
+use super::{Reply, births, conflict, event, record, stored, vacant};
 use crate::audit::Outcome;
 use crate::bridge::message::{Custody, Provenance};
 use crate::copies::{CopyKind, KekCopy};
@@ -85,7 +85,12 @@ pub(super) async fn ceremony(
     match ended {
         None => {
             match (asked.act, &asked.kek) {
-                (CopyAct::Birth, _) => vacant(service, &asked.label).await?,
+                (CopyAct::Birth, _) => {
+                    if let Some(birth) = births::left(service, operator, &asked).await? {
+                        return Ok(Reply::Left(Box::new(birth)));
+                    }
+                    vacant(service, &asked.label).await?;
+                }
                 (CopyAct::Restore, Some(kek)) => {
                     its_own(service, &asked.label, kek).await?;
                     missing_there(service, &asked.token, kek).await?;
@@ -95,12 +100,18 @@ pub(super) async fn ceremony(
             event.outcome = Outcome::Intent;
             event.detail = Some(told(&asked.detail));
             record(service, event).await?;
+            if asked.act == CopyAct::Birth {
+                births::begin(service, &asked).await?;
+            }
             Ok(Reply::Done)
         }
         Some(Err(failure)) => {
             event.outcome = Outcome::Failure;
             event.detail = Some(told(&failure));
             record(service, event).await?;
+            if asked.act == CopyAct::Birth {
+                births::failed(service, &asked).await?;
+            }
             Ok(Reply::Done)
         }
         Some(Ok(made)) => {
@@ -112,6 +123,9 @@ pub(super) async fn ceremony(
                 if made.proven { "proven" } else { "not proven" }
             )));
             record(service, event).await?;
+            if asked.act == CopyAct::Birth {
+                stored(service.store().end_birth(&asked.ceremony).await)?;
+            }
             register(service, &asked, &made).await
         }
     }
@@ -255,7 +269,7 @@ pub(super) async fn stated(
         return Err(conflict(
             EkmCode::EE31,
             format!(
-                "no token here has the private half of KEK {label}, so there is nothing to clone"
+                "no token that is up has the private half of KEK {label} (ekm kek show {label}), so there is nothing to clone"
             ),
         ));
     }

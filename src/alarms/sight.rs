@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Alarm, Alarms, Found};
 use crate::key::KekHash;
+use crate::service::EvidenceSeen;
 
 /// Days before its end at which a certificate is told of.
 const CERTIFICATE_DAYS: i64 = 30;
@@ -30,10 +31,13 @@ pub struct Token {
     pub why: Option<String>,
     /// Whether it has been so for long enough to be told of.
     pub lasts: bool,
-    /// Whether wrong PINs were given: `CKF_USER_PIN_COUNT_LOW` or worse.
-    pub pin_low: bool,
-    /// The KEKs whose private half it holds, as last read.
+    /// What says that wrong PINs were given: `CKF_USER_PIN_COUNT_LOW` or worse, or a login.
+    pub pin_low: Option<String>,
+    /// The KEKs whose private half it holds, as last read; of one that has not been up since the
+    /// start, as the registry has them.
     pub keks: Vec<(KekHash, String)>,
+    /// KEKs that it held since the start, and does not show any more.
+    pub lost: Vec<(KekHash, String)>,
 }
 
 /// The requests that wait at a gate.
@@ -77,6 +81,28 @@ pub struct Sight {
     pub kek_certificates: Vec<(String, String)>,
     /// Partners' KEKs whose seal does not verify, and why.
     pub broken_seals: Vec<(String, String)>,
+    /// Budgets of EEDKs that do not open which are spent: whose, and how.
+    pub spent: Vec<(String, String)>,
+    /// KEKs that were never backed up or copied, where the policy asks for that.
+    pub unbacked: Vec<String>,
+    /// KEKs of the registry that no token shows, and that nobody has destroyed.
+    pub gone: Vec<String>,
+    /// Peers whose tables could not be taken in, and why.
+    pub unsynced: Vec<(String, String)>,
+    /// Peers that differ after a sync, and in what.
+    pub unlike: Vec<(String, String)>,
+    /// KEKs that were not rotated when that was due, and why.
+    pub rotations: Vec<(String, String)>,
+    /// Bytes below which the audit log's free disk is told of, whatever its share.
+    pub floor: u64,
+    /// What is wrong with the audit chain's evidence.
+    pub evidence: EvidenceSeen,
+    /// What differs between servers that share a state, and how.
+    pub differences: Vec<(String, String)>,
+    /// What of the history is on this server's disk only.
+    pub backlog: Option<String>,
+    /// Why the state database is out of reach.
+    pub outage: Option<String>,
 }
 
 /// What is wrong. What is raised already is over a little later than it rose,
@@ -92,6 +118,17 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
         audit_failed,
         kek_certificates,
         broken_seals,
+        spent,
+        unbacked,
+        gone,
+        unsynced,
+        unlike,
+        rotations,
+        floor,
+        evidence,
+        differences,
+        backlog,
+        outage,
     } = sight;
     let mut all = Vec::new();
     let mut add = |alarm: Alarm, subject: &str, detail: String| {
@@ -109,15 +146,16 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
             "degraded" if token.lasts => add(Alarm::TokenDegraded, &token.name, why),
             _ => {}
         }
-        if token.pin_low {
-            add(
-                Alarm::PinLow,
-                &token.name,
-                "CKF_USER_PIN_COUNT_LOW".to_owned(),
-            );
+        if let Some(what) = &token.pin_low {
+            add(Alarm::PinLow, &token.name, what.clone());
         }
     }
-    let (last, none) = copies(tokens);
+    let (last, mut none) = copies(tokens);
+    for label in gone {
+        if !none.contains(&label.as_str()) {
+            none.push(label);
+        }
+    }
     if !last.is_empty() {
         add(Alarm::LastCopy, "", named(&last));
     }
@@ -139,6 +177,23 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
             }
         }
     }
+    if let Some(free) = audit_disk.map(|disk| disk.free)
+        && free < *floor
+        && !all.iter().any(|found| found.alarm == Alarm::AuditDisk)
+    {
+        all.push(Found {
+            alarm: Alarm::AuditDisk,
+            subject: String::new(),
+            detail: format!("{free} bytes free, less than records.floor_mib"),
+        });
+    }
+    let mut add = |alarm: Alarm, subject: &str, detail: String| {
+        all.push(Found {
+            alarm,
+            subject: subject.to_owned(),
+            detail,
+        });
+    };
     if *audit_failed {
         add(Alarm::AuditFailed, "", "see the log".to_owned());
     }
@@ -147,6 +202,49 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
     }
     for (label, reason) in broken_seals {
         add(Alarm::PartnerSeal, label, reason.clone());
+    }
+    for (whose, how) in spent {
+        add(Alarm::PaddingBudget, whose, how.clone());
+    }
+    if !unbacked.is_empty() {
+        let labels: Vec<&str> = unbacked.iter().map(String::as_str).collect();
+        add(Alarm::NoBackup, "", named(&labels));
+    }
+    for (peer, why) in unsynced {
+        add(Alarm::SyncFailed, peer, why.clone());
+    }
+    for (peer, what) in unlike {
+        add(Alarm::SyncDiffers, peer, what.clone());
+    }
+    for (label, why) in rotations {
+        add(Alarm::Rotation, label, why.clone());
+    }
+    let EvidenceSeen {
+        late,
+        mismatch,
+        emergency,
+        outlets,
+    } = evidence;
+    for (alarm, detail) in [
+        (Alarm::SealLate, late),
+        (Alarm::ChainMismatch, mismatch),
+        (Alarm::Emergency, emergency),
+    ] {
+        if let Some(detail) = detail {
+            add(alarm, "", detail.clone());
+        }
+    }
+    for (to, detail) in outlets {
+        add(Alarm::Outlet, to, detail.clone());
+    }
+    for (what, how) in differences {
+        add(Alarm::PeerDiffers, what, how.clone());
+    }
+    if let Some(what) = backlog {
+        add(Alarm::HistoryBacklog, "", what.clone());
+    }
+    if let Some(why) = outage {
+        add(Alarm::DatabaseDown, "", why.clone());
     }
     for gate in gates {
         let share = gate.waiting * 100 / gate.most.max(1);
@@ -192,6 +290,10 @@ fn copies(tokens: &[Token]) -> (Vec<&str>, Vec<&str>) {
             // One that is away for a moment only is started again, or renewed.
             *usable += usize::from(token.serves || !token.lasts);
         }
+        for (hash, label) in &token.lost {
+            let (_, all, _) = copies.entry(*hash.as_bytes()).or_insert((label, 0, 0));
+            *all += 1;
+        }
     }
     let with = |wanted: fn(usize, usize) -> bool| {
         copies
@@ -229,8 +331,9 @@ mod tests {
             serves: state == "ready",
             why: None,
             lasts: true,
-            pin_low: false,
+            pin_low: None,
             keks: keks.iter().map(|n| kek(*n)).collect(),
+            lost: Vec::new(),
         }
     }
 
@@ -244,6 +347,17 @@ mod tests {
             audit_failed: false,
             kek_certificates: Vec::new(),
             broken_seals: Vec::new(),
+            spent: Vec::new(),
+            unbacked: Vec::new(),
+            gone: Vec::new(),
+            unsynced: Vec::new(),
+            unlike: Vec::new(),
+            rotations: Vec::new(),
+            floor: 0,
+            evidence: EvidenceSeen::default(),
+            differences: Vec::new(),
+            backlog: None,
+            outage: None,
         }
     }
 
@@ -272,6 +386,24 @@ mod tests {
                 (Alarm::NoCopy, String::new()),
             ]
         );
+    }
+
+    #[test]
+    fn a_key_that_is_gone_from_a_token_that_is_up_leaves_last_copies_and_lost_ones() {
+        let mut emptied = token("b", "ready", &[]);
+        emptied.lost = vec![kek(1), kek(2)];
+        let mut sight = well(vec![token("a", "ready", &[1]), emptied]);
+        let told = found(&sight, &Alarms::default());
+        let said = |alarm| {
+            let one = told.iter().find(|found| found.alarm == alarm);
+            one.map(|found| found.detail.as_str())
+        };
+        assert_eq!(said(Alarm::LastCopy), Some("KEK1"));
+        assert_eq!(said(Alarm::NoCopy), Some("KEK2"));
+        // And one that the registry alone knows.
+        sight.tokens.clear();
+        sight.gone = vec!["KEK3".to_owned()];
+        assert_eq!(alarms(&sight), [(Alarm::NoCopy, String::new())]);
     }
 
     #[test]
@@ -313,15 +445,62 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_below_its_floor_is_told_of_whatever_its_share() {
+        let mut sight = well(Vec::new());
+        sight.audit_disk = Some(Disk {
+            size: 1000,
+            free: 900,
+        });
+        sight.floor = 900;
+        assert!(alarms(&sight).is_empty());
+        sight.floor = 901;
+        assert_eq!(alarms(&sight), [(Alarm::AuditDisk, String::new())]);
+        // Both reasons are one alarm.
+        sight.audit_disk = Some(Disk {
+            size: 1000,
+            free: 100,
+        });
+        assert_eq!(alarms(&sight), [(Alarm::AuditDisk, String::new())]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_audit_chain_is_told_of_each_by_its_own() {
+        let mut sight = well(Vec::new());
+        sight.evidence = EvidenceSeen {
+            late: Some("no token".to_owned()),
+            mismatch: Some("cut off".to_owned()),
+            emergency: Some("on".to_owned()),
+            outlets: vec![("udp://log:514".to_owned(), "away".to_owned())],
+        };
+        assert_eq!(
+            alarms(&sight),
+            [
+                (Alarm::SealLate, String::new()),
+                (Alarm::ChainMismatch, String::new()),
+                (Alarm::Emergency, String::new()),
+                (Alarm::Outlet, "udp://log:514".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
     fn the_rest_is_told_of_each_by_its_own() {
         let mut sight = well(vec![Token {
-            pin_low: true,
+            pin_low: Some("CKF_USER_PIN_COUNT_LOW".to_owned()),
             ..token("a", "ready", &[])
         }]);
         sight.certificate = time::Duration::days(29);
         sight.audit_failed = true;
         sight.kek_certificates = vec![("KEK1".to_owned(), "in 3 days".to_owned())];
         sight.broken_seals = vec![("PARTNER".to_owned(), "changed".to_owned())];
+        sight.unbacked = vec!["KEK2".to_owned()];
+        sight.spent = vec![("drive:000000000001".to_owned(), "10 of 10".to_owned())];
+        sight.unsynced = vec![("server:a".to_owned(), "no route".to_owned())];
+        sight.unlike = vec![("server:b".to_owned(), "KEK1".to_owned())];
+        sight.rotations = vec![("KEK2".to_owned(), "no token".to_owned())];
+        sight.differences = vec![("KEK1".to_owned(), "on no token of b".to_owned())];
+        sight.backlog = Some("1 create".to_owned());
+        sight.outage = Some("it does not answer".to_owned());
         sight.gates = vec![Gate {
             name: "a".to_owned(),
             waiting: 0,
@@ -336,6 +515,14 @@ mod tests {
                 (Alarm::AuditFailed, String::new()),
                 (Alarm::KekCertificate, "KEK1".to_owned()),
                 (Alarm::PartnerSeal, "PARTNER".to_owned()),
+                (Alarm::PaddingBudget, "drive:000000000001".to_owned()),
+                (Alarm::NoBackup, String::new()),
+                (Alarm::SyncFailed, "server:a".to_owned()),
+                (Alarm::SyncDiffers, "server:b".to_owned()),
+                (Alarm::Rotation, "KEK2".to_owned()),
+                (Alarm::PeerDiffers, "KEK1".to_owned()),
+                (Alarm::HistoryBacklog, String::new()),
+                (Alarm::DatabaseDown, String::new()),
                 (Alarm::Busy, "a".to_owned()),
             ]
         );

@@ -8,22 +8,13 @@ use crate::key::{DataKeyId, Eedk, KekId, KekRef, OaepHash, WrapAlgorithm};
 use crate::store::StoredEedk;
 
 fn kek(label: &str, hash: u8, custody: Option<Custody>) -> KnownKek {
+    let (label, hash) = (label.parse().unwrap(), KekHash::from([hash; 32]));
     KnownKek {
-        label: label.parse().unwrap(),
-        hash: KekHash::from([hash; 32]),
-        spki: Vec::new(),
-        bits: 2048,
         custody,
         provenance: custody.map(|_| Provenance::Imported),
         tokens: custody.map(|_| "main".to_owned()).into_iter().collect(),
-        refused: Vec::new(),
-        attributes: Vec::new(),
-        certificate: None,
-        validity: None,
-        partner: None,
         registered: true,
-        serials: Vec::new(),
-        copies: Vec::new(),
+        ..KnownKek::bare(label, hash, Vec::new(), 2048)
     }
 }
 
@@ -50,12 +41,11 @@ fn token(state: &str, forms: &[SedkForm]) -> (TokenStatus, bool) {
 fn volume(volser: &str, dki: u8, hash: u8, state: EedkState) -> VolumeKey {
     let dki = DataKeyId::from_random([dki; 9]);
     let kek_hash = KekHash::from([hash; 32]);
-    let wrap = WrapAlgorithm {
-        hash: OaepHash::Sha256,
-        labelled: false,
-    };
+    let wrap = WrapAlgorithm::oaep(OaepHash::Sha256, false);
     let eedk = Eedk::new(dki, KekId::Hash(kek_hash), wrap, vec![1; 256]).unwrap();
     VolumeKey {
+        server: "ekm1".to_owned(),
+        job: None,
         volser: volser.parse().unwrap(),
         dki,
         generation: 1,

@@ -1,5 +1,7 @@
 //! The writer: one thread that shares each sync among all the records that wait for it.
 
+mod stand_in;
+
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::future::Future;
@@ -11,30 +13,44 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::outlet::{OutletSeen, Outlets};
 use super::record::Head;
 use super::verify::{file_path, log_files, walk};
-use super::{AuditError, Event, Kind, Outcome, Receipt};
+use super::{AuditError, Event, HeadMark, Kind, Outcome, Receipt};
 use crate::metrics::{Histogram, Latency};
+use stand_in::StandIn;
 
 /// How a log is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// A file that has reached this many bytes is followed by a new one.
     pub rotate_at: u64,
+    /// A file whose first record is older than this is followed by a new one.
+    pub rotate_after: Option<Duration>,
     /// How many records may wait for the writer before [`AuditLog::submit`] waits too.
     pub queue: usize,
+    /// Where each record goes besides.
+    pub outlets: Outlets,
+    /// Whether the emergency policy is on from the start.
+    pub emergency: bool,
+    /// How many records are kept in memory while it is on and the disk takes none.
+    pub memory: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             rotate_at: 64 * 1024 * 1024,
+            rotate_after: None,
             queue: 1024,
+            outlets: Outlets::default(),
+            emergency: false,
+            memory: 10_000,
         }
     }
 }
@@ -72,8 +88,8 @@ impl AuditLog {
     /// [`AuditError::Locked`] when another process writes it, [`AuditError::Damaged`] when it is
     /// not what was written, [`AuditError::File`] when a file cannot be handled.
     pub fn open(dir: &Path, node: &str, options: Options) -> Result<Self, AuditError> {
-        let Options { rotate_at, queue } = options;
-        let writer = Writer::open(dir, node, rotate_at)?;
+        let queue = options.queue;
+        let writer = Writer::open(dir, node, options)?;
         let shared = Arc::clone(&writer.shared);
         // A channel of no places would panic.
         let (sender, receiver) = mpsc::channel(queue.max(1));
@@ -153,9 +169,39 @@ impl AuditLog {
         self.0.shared.took.read()
     }
 
-    /// Whether a write or sync has failed, so that no record can be made any more.
+    /// Whether a write or sync has failed, so that no record can be made any more: keys are
+    /// served again after a restart, or while the emergency policy is on.
     pub fn has_failed(&self) -> bool {
-        self.0.shared.failed.load(Ordering::Relaxed)
+        self.0.shared.failed.load(Ordering::Relaxed) && !self.in_emergency()
+    }
+
+    /// Whether the emergency policy is on: nothing but what a resolve needs is served.
+    pub fn in_emergency(&self) -> bool {
+        self.0.shared.emergency.load(Ordering::Relaxed)
+    }
+
+    /// Switches the emergency policy. The record of it tells the writer to try the disk again.
+    pub fn set_emergency(&self, on: bool) {
+        self.0.shared.emergency.store(on, Ordering::Relaxed);
+    }
+
+    /// What is kept in memory, because the disk takes no record.
+    pub fn gap(&self) -> Option<GapSeen> {
+        *hold(&self.0.shared.gap)
+    }
+
+    /// The newest durable record: its sequence number and its hash. None before the first.
+    pub fn head(&self) -> Option<HeadMark> {
+        let head = *hold(&self.0.shared.head);
+        (head.seq > 0).then(|| HeadMark {
+            seq: head.seq,
+            hash: head.hash.to_string(),
+        })
+    }
+
+    /// Where records go besides, and how that is.
+    pub fn outlets(&self) -> Vec<OutletSeen> {
+        self.0.shared.outlets.seen()
     }
 }
 
@@ -174,6 +220,15 @@ impl Future for Pending {
     }
 }
 
+/// One record that has its place in the batch.
+#[derive(Debug)]
+struct Written {
+    event: Event,
+    reply: Option<oneshot::Sender<Result<Receipt, AuditError>>>,
+    now: OffsetDateTime,
+    head: Head,
+}
+
 /// One record on its way to the writer.
 #[derive(Debug)]
 struct Job {
@@ -182,13 +237,49 @@ struct Job {
     reply: Option<oneshot::Sender<Result<Receipt, AuditError>>>,
 }
 
-#[derive(Debug, Default)]
+/// Records that are in memory only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GapSeen {
+    /// When the first of them came.
+    pub since: OffsetDateTime,
+    /// How many there are.
+    pub kept: u64,
+    /// How many there was no room for.
+    pub lost: u64,
+}
+
+#[derive(Debug)]
 struct Shared {
     records: AtomicU64,
     syncs: AtomicU64,
     took: Latency,
     failed: AtomicBool,
+    emergency: AtomicBool,
+    gap: Mutex<Option<GapSeen>>,
+    // The newest durable record.
+    head: Mutex<Head>,
     aside: Aside,
+    outlets: Outlets,
+}
+
+impl Shared {
+    fn new(head: Head, emergency: bool, outlets: Outlets) -> Self {
+        Self {
+            records: AtomicU64::default(),
+            syncs: AtomicU64::default(),
+            took: Latency::default(),
+            failed: AtomicBool::default(),
+            emergency: emergency.into(),
+            gap: Mutex::default(),
+            head: Mutex::new(head),
+            aside: Aside::default(),
+            outlets,
+        }
+    }
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Records that nobody waits for. They wake the writer only where he sleeps for good: each would
@@ -238,7 +329,7 @@ impl Aside {
     }
 
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        hold(&self.0)
     }
 }
 
@@ -266,13 +357,22 @@ struct Writer {
     dir: PathBuf,
     node: String,
     rotate_at: u64,
+    rotate_after: Option<Duration>,
     current: LogEnd,
     head: Head,
     shared: Arc<Shared>,
     /// Records that were written since the last sync.
     unsynced: u64,
+    /// Those of them that nobody waited for, until they are durable.
+    loose: Vec<(Event, OffsetDateTime)>,
+    /// The lines of all of them. They go out when they are durable: a receiver that had a line
+    /// which the disk lost would have another under the same number later.
+    unsent: Vec<u8>,
     /// When the first of them was.
     since: Instant,
+    /// Why nothing is written any more.
+    fault: Option<Arc<io::Error>>,
+    stand_in: StandIn,
     /// Held for its lock.
     _lock: File,
 }
@@ -287,10 +387,20 @@ struct LogEnd {
     written: u64,
     /// The length in bytes that is known to be on disk.
     durable: u64,
+    /// When its first record was written.
+    begun: SystemTime,
 }
 
 impl Writer {
-    fn open(dir: &Path, node: &str, rotate_at: u64) -> Result<Self, AuditError> {
+    fn open(dir: &Path, node: &str, options: Options) -> Result<Self, AuditError> {
+        let Options {
+            rotate_at,
+            rotate_after,
+            queue: _,
+            outlets,
+            emergency,
+            memory,
+        } = options;
         create_dir(dir)?;
         let lock = lock(dir)?;
         let damaged = |source| AuditError::Damaged {
@@ -335,11 +445,16 @@ impl Writer {
             dir: dir.into(),
             node: node.into(),
             rotate_at,
+            rotate_after,
             current,
             head,
-            shared: Arc::default(),
+            shared: Arc::new(Shared::new(head, emergency, outlets)),
             unsynced: 0,
+            loose: Vec::new(),
+            unsent: Vec::new(),
             since: Instant::now(),
+            fault: None,
+            stand_in: StandIn::new(memory),
             _lock: lock,
         };
         if let Some(torn) = recovered {
@@ -349,16 +464,20 @@ impl Writer {
                 torn.bytes,
                 torn.file.display()
             ));
+            let now = OffsetDateTime::now_utc();
             let mut bytes = Vec::new();
-            let head =
-                writer
-                    .head
-                    .append(&event, &writer.node, OffsetDateTime::now_utc(), &mut bytes)?;
-            writer
-                .write(&bytes)
-                .and_then(|()| writer.sync())
-                .map_err(AuditError::file("append to", &writer.current.path))?;
-            writer.head = head;
+            let head = writer.head.append(&event, &writer.node, now, &mut bytes)?;
+            writer.unsent.extend_from_slice(&bytes);
+            let before = std::mem::replace(&mut writer.head, head);
+            if let Err(error) = writer.write(&bytes).and_then(|()| writer.sync()) {
+                writer.head = before;
+                if !emergency {
+                    let path = &writer.current.path;
+                    return Err(AuditError::file("append to", path)(error));
+                }
+                writer.fail(Arc::new(error));
+                writer.keep(event, now);
+            }
         }
         Ok(writer)
     }
@@ -379,8 +498,12 @@ impl Writer {
         let mut quiet = true;
         loop {
             let more = queue.recv_many(&mut jobs, MAX_BATCH);
-            let rests = quiet && self.current.is_durable() && self.shared.aside.close();
-            let came = if rests {
+            let failed = self.fault.is_some();
+            let rests = (failed || quiet && self.current.is_durable()) && self.shared.aside.close();
+            let came = if failed {
+                // While the emergency policy is on the disk is tried again and again.
+                tokio::time::timeout(stand_in::AGAIN, more).await
+            } else if rests {
                 Ok(more.await)
             } else {
                 tokio::time::timeout(GATHER, more).await
@@ -388,36 +511,43 @@ impl Writer {
             let aside = self.shared.aside.take();
             quiet = jobs.is_empty() && aside.is_empty();
             let aside = aside.into_iter().map(|event| Job { event, reply: None });
-            let mut written = self.append(aside.chain(jobs.drain(..)));
             let over = matches!(came, Ok(0));
-            if written.is_ok() && (over || self.lingers()) {
-                written = self.sync().map_err(Arc::new);
-            }
-            let Err(error) = written else {
-                if over {
-                    return;
+            let jobs = aside.chain(jobs.drain(..)).collect();
+            if let Some(fault) = self.fault.clone() {
+                self.stand_in(jobs, &fault, over);
+            } else {
+                self.append(jobs);
+                if self.fault.is_none()
+                    && (over || self.lingers())
+                    && let Err(error) = self.sync()
+                {
+                    self.fail(Arc::new(error));
                 }
-                continue;
-            };
-            self.shared.failed.store(true, Ordering::Relaxed);
-            tracing::error!(file = %self.current.path.display(), %error, "the audit log has failed");
-            self.refuse(queue, error).await;
-            return;
+            }
+            if over {
+                return;
+            }
         }
     }
 
-    /// Writes one batch and answers it. An error has been told to the batch already.
-    fn append(&mut self, jobs: impl Iterator<Item = Job>) -> Result<(), Arc<io::Error>> {
+    /// Writes one batch and answers it.
+    fn append(&mut self, jobs: Vec<Job>) {
         let mut bytes = Vec::new();
         let mut head = self.head;
         let mut written = Vec::new();
         let mut awaited = false;
         for Job { event, reply } in jobs {
-            match head.append(&event, &self.node, OffsetDateTime::now_utc(), &mut bytes) {
+            let now = OffsetDateTime::now_utc();
+            match head.append(&event, &self.node, now, &mut bytes) {
                 Ok(next) => {
                     head = next;
                     awaited |= reply.is_some();
-                    written.push((reply, next));
+                    written.push(Written {
+                        event,
+                        reply,
+                        now,
+                        head,
+                    });
                 }
                 Err(error) => match reply {
                     // Whoever no longer waits for an answer has none.
@@ -427,48 +557,60 @@ impl Writer {
             }
         }
         if written.is_empty() {
-            return Ok(());
+            return;
         }
         if self.unsynced == 0 {
             self.since = Instant::now();
         }
+        self.head = head;
         self.unsynced += u64::try_from(written.len()).unwrap_or(u64::MAX);
+        if !self.shared.outlets.is_empty() {
+            self.unsent.extend_from_slice(&bytes);
+        }
         let done = self
             .write(&bytes)
             .and_then(|()| if awaited { self.sync() } else { Ok(()) });
         if let Err(error) = done {
             let error = Arc::new(error);
-            self.shared.failed.store(true, Ordering::Relaxed);
-            for reply in written.into_iter().filter_map(|(reply, _)| reply) {
-                drop(reply.send(Err(self.failed(&error))));
+            self.fail(Arc::clone(&error));
+            for Written {
+                event, reply, now, ..
+            } in written
+            {
+                match reply {
+                    // What it tells has happened: it is kept, or counted as lost.
+                    None => {
+                        self.shared.outlets.put_unchained(&event, &self.node, now);
+                        self.keep(event, now);
+                    }
+                    reply => self.wait_or_refuse(Job { event, reply }, &error),
+                }
             }
-            return Err(error);
+            return;
         }
-        self.head = head;
-        for (reply, head) in written {
-            if let Some(reply) = reply {
-                drop(reply.send(Ok(Receipt::new(head))));
+        let durable = self.current.is_durable();
+        for one in written {
+            match one.reply {
+                Some(reply) => drop(reply.send(Ok(Receipt::new(one.head)))),
+                None if durable => {}
+                None => self.loose.push((one.event, one.now)),
             }
         }
-        Ok(())
     }
 
     /// Writes whole lines, to a new file where the current one is long enough.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.current.written >= self.rotate_at {
+        let old = self.rotate_after.is_some_and(|after| {
+            self.current.written > 0 && self.current.begun.elapsed().unwrap_or_default() >= after
+        });
+        if old || self.current.written >= self.rotate_at {
             // What stands before the new file must not be lost after it.
             self.current.sync()?;
             let number = self.current.number.saturating_add(1);
             let path = file_path(&self.dir, number);
             let file = append_options().create_new(true).open(&path)?;
             File::open(&self.dir)?.sync_all()?;
-            self.current = LogEnd {
-                number,
-                path,
-                file,
-                written: 0,
-                durable: 0,
-            };
+            self.current = LogEnd::begun(number, path, file);
         }
         self.current.write(bytes)
     }
@@ -483,18 +625,30 @@ impl Writer {
         let begun = Instant::now();
         self.current.sync()?;
         self.shared.took.observe(begun.elapsed());
+        self.loose.clear();
+        for line in self.unsent.split_inclusive(|byte| *byte == b'\n') {
+            self.shared.outlets.put_line(line);
+        }
+        self.unsent.clear();
+        *hold(&self.shared.head) = self.head;
         let records = std::mem::take(&mut self.unsynced);
         self.shared.records.fetch_add(records, Ordering::Relaxed);
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Answers everything that comes with the error, until nobody is left to ask.
-    async fn refuse(&self, mut queue: mpsc::Receiver<Job>, error: Arc<io::Error>) {
-        while let Some(Job { reply, .. }) = queue.recv().await {
-            if let Some(reply) = reply {
-                drop(reply.send(Err(self.failed(&error))));
-            }
+    /// Nothing is written any more. What the disk may have lost is kept, for the day on which it
+    /// takes records again.
+    fn fail(&mut self, error: Arc<io::Error>) {
+        tracing::error!(file = %self.current.path.display(), %error, "the audit log has failed");
+        self.shared.failed.store(true, Ordering::Relaxed);
+        self.head = *hold(&self.shared.head);
+        self.unsynced = 0;
+        self.fault = Some(error);
+        self.unsent.clear();
+        for (event, at) in std::mem::take(&mut self.loose) {
+            self.shared.outlets.put_unchained(&event, &self.node, at);
+            self.keep(event, at);
         }
     }
 
@@ -519,10 +673,26 @@ impl LogEnd {
         Ok(Self {
             number,
             path,
-            file,
             written: durable,
             durable,
+            begun: file
+                .metadata()
+                .and_then(|file| file.created())
+                .unwrap_or_else(|_| SystemTime::now()),
+            file,
         })
+    }
+
+    /// A new file, that is empty.
+    fn begun(number: u32, path: PathBuf, file: File) -> Self {
+        Self {
+            number,
+            path,
+            file,
+            written: 0,
+            durable: 0,
+            begun: SystemTime::now(),
+        }
     }
 
     const fn is_durable(&self) -> bool {
@@ -586,6 +756,23 @@ fn sync_dir(dir: &Path) -> Result<(), AuditError> {
         .map_err(AuditError::file("sync directory", dir))
 }
 
+/// Whether a server or a command has the log in `dir` open for writing.
+///
+/// # Errors
+/// The lock cannot be looked at.
+pub fn is_written(dir: &Path) -> io::Result<bool> {
+    let file = match File::open(dir.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 fn lock(dir: &Path) -> Result<File, AuditError> {
     let path = dir.join("lock");
     let file = OpenOptions::new()
@@ -612,149 +799,4 @@ const LINGER: Duration = Duration::from_millis(50);
 const MAX_BATCH: usize = 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A log on a disk that is full.
-    fn full(dir: &Path) -> AuditLog {
-        let mut writer = Writer::open(dir, "a", u64::MAX).unwrap();
-        writer.current.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let shared = Arc::clone(&writer.shared);
-        let (sender, receiver) = mpsc::channel(1);
-        AuditLog(Arc::new(Inner {
-            queue: sender,
-            shared,
-            _writer: JoinOnDrop(Some(writer.start(receiver).unwrap())),
-        }))
-    }
-
-    #[test]
-    fn a_full_disk_poisons_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = full(dir.path());
-        for _ in 0..3 {
-            let event = Event::new(Kind::Runtime, "create", Outcome::Intent);
-            let Err(AuditError::Failed { source, .. }) = log.record_blocking(event) else {
-                panic!("a record on a full disk was acknowledged");
-            };
-            assert_eq!(source.kind(), io::ErrorKind::StorageFull);
-        }
-        assert!(log.has_failed());
-        assert_eq!(
-            log.stats(),
-            Stats {
-                records: 0,
-                syncs: 0
-            }
-        );
-    }
-
-    #[tokio::test]
-    async fn a_full_disk_met_by_a_record_that_nobody_waits_for_stops_the_next_answer() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = full(dir.path());
-        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-            .await;
-        let next = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
-        assert!(matches!(
-            log.record(next).await,
-            Err(AuditError::Failed { .. })
-        ));
-        assert!(log.has_failed());
-    }
-
-    #[tokio::test]
-    async fn a_record_that_nobody_waits_for_shares_the_sync_of_one_that_somebody_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
-        for _ in 0..3 {
-            log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-                .await;
-        }
-        let receipt = log
-            .record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
-            .await
-            .unwrap();
-        assert_eq!(receipt.seq(), 4);
-        assert_eq!(log.stats().records, 4);
-        assert!(log.stats().syncs <= 2, "{:?}", log.stats());
-    }
-
-    #[tokio::test]
-    async fn a_record_that_nobody_waits_for_becomes_durable_by_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
-        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-            .await;
-        let start = Instant::now();
-        while log.stats().records == 0 {
-            assert!(start.elapsed() < Duration::from_secs(10), "it never was");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert_eq!(
-            log.stats(),
-            Stats {
-                records: 1,
-                syncs: 1
-            }
-        );
-    }
-
-    #[tokio::test]
-    async fn a_record_that_nobody_waits_for_is_written_after_one_that_somebody_did() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
-        log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
-            .await
-            .unwrap();
-        // The writer is awake now, and comes for it without being called.
-        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-            .await;
-        let start = Instant::now();
-        while log.stats().records < 2 {
-            assert!(start.elapsed() < Duration::from_secs(10), "it never was");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        // And he is not there for ever: what comes later calls him.
-        tokio::time::sleep(10 * GATHER).await;
-        log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-            .await;
-        while log.stats().records < 3 {
-            assert!(start.elapsed() < Duration::from_secs(20), "it never was");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_log_that_is_closed_at_once_loses_no_record() {
-        let dir = tempfile::tempdir().unwrap();
-        for _ in 0..20 {
-            let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
-            log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
-                .await
-                .unwrap();
-            for _ in 0..3 {
-                log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-                    .await;
-            }
-        }
-        let records = crate::audit::read(dir.path()).unwrap();
-        assert_eq!(records.filter(Result::is_ok).count(), 80);
-    }
-
-    #[tokio::test]
-    async fn more_records_than_are_gathered_are_all_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
-        log.record(Event::new(Kind::Runtime, "resolve", Outcome::Intent))
-            .await
-            .unwrap();
-        for _ in 0..3 * MAX_BATCH {
-            log.follow(Event::new(Kind::Runtime, "resolve", Outcome::Success))
-                .await;
-        }
-        drop(log);
-        let records = crate::audit::read(dir.path()).unwrap();
-        assert_eq!(records.filter(Result::is_ok).count(), 1 + 3 * MAX_BATCH);
-    }
-}
+mod tests;

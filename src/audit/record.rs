@@ -7,13 +7,15 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::AuditError;
+use super::seal::ChainMark;
 
 /// The longest line, so that a reader's memory has a bound. A record with two EEDKs is about 1 kB.
 pub(super) const MAX_LINE: usize = 1024 * 1024;
 
 /// The field of work that an event belongs to (the five that tape key managers have always used).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Kind {
     /// A peer or a token login was recognised or refused.
     Authentication,
@@ -25,6 +27,20 @@ pub enum Kind {
     ConfigurationManagement,
     /// State was copied between servers, backed up or restored.
     DataSynchronization,
+}
+
+impl Kind {
+    /// Its name, as records have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Authentication => "authentication",
+            Self::Runtime => "runtime",
+            Self::ResourceManagement => "resource_management",
+            Self::ConfigurationManagement => "configuration_management",
+            Self::DataSynchronization => "data_synchronization",
+        }
+    }
 }
 
 /// How far the event came.
@@ -51,6 +67,9 @@ pub struct EedkMark {
     pub encoding: String,
     /// Whether this site never issued it.
     pub foreign: bool,
+    /// Whether it is the one that gave the data key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opened: bool,
 }
 
 /// One thing that happened. No field ever holds a key or a PIN.
@@ -98,6 +117,9 @@ pub struct Event {
     /// The full error, or what else a reader needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// What it says of the chain itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Box<ChainMark>>,
 }
 
 impl Event {
@@ -119,6 +141,7 @@ impl Event {
             custody: None,
             code: None,
             detail: None,
+            chain: None,
         }
     }
 }
@@ -141,24 +164,46 @@ pub struct Record {
     pub hash: String,
 }
 
-/// Proof that one record is on disk. Only the log's writer makes one.
+/// Proof that one record is on disk, or, while the emergency policy is on and the disk is full,
+/// that it is kept until the disk takes it ([`Receipt::is_durable`]). Only the log's writer makes
+/// one.
 ///
 /// ```compile_fail,E0451
-/// let receipt = ekm::audit::Receipt { seq: 1, hash: panic!() };
+/// let receipt = ekm::audit::Receipt { seq: 1, hash: panic!(), durable: true };
 /// ```
 #[derive(Debug, PartialEq, Eq)]
 pub struct Receipt {
     seq: u64,
     hash: Hash,
+    durable: bool,
 }
 
 impl Receipt {
     pub(super) fn new(head: Head) -> Self {
         let Head { seq, hash } = head;
-        Self { seq, hash }
+        Self {
+            seq,
+            hash,
+            durable: true,
+        }
     }
 
-    /// The record's sequence number.
+    /// Of a record that has no place in the chain yet.
+    pub(super) fn in_memory() -> Self {
+        let Head { seq, hash } = Head::GENESIS;
+        Self {
+            seq,
+            hash,
+            durable: false,
+        }
+    }
+
+    /// Whether the record is on disk.
+    pub fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    /// The record's sequence number; 0 where it is not on disk yet.
     pub fn seq(&self) -> u64 {
         self.seq
     }
@@ -300,7 +345,7 @@ fn split_field<'a>(bytes: &'a [u8], name: &[u8]) -> Option<(&'a [u8], Hash)> {
 }
 
 /// Always nine digits of a second, so that lines sort as text.
-fn rfc3339(now: OffsetDateTime) -> String {
+pub(super) fn rfc3339(now: OffsetDateTime) -> String {
     let (year, month, day) = now.to_offset(time::UtcOffset::UTC).to_calendar_date();
     let (hour, minute, second, nano) = now.to_offset(time::UtcOffset::UTC).to_hms_nano();
     format!(

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::*;
 
+mod mutations;
+
 const SMALL: u64 = 1000;
 
 fn event(action: &str) -> Event {
@@ -14,6 +16,7 @@ fn event(action: &str) -> Event {
         kek: "alpha".into(),
         encoding: "label".into(),
         foreign: false,
+        opened: false,
     }];
     event
 }

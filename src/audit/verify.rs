@@ -1,11 +1,13 @@
 //! Walking a log: over raw bytes, in constant memory, naming the first damage.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::AuditError;
+use super::check::{CHAIN_FIELD, Checker, holds};
 use super::record::{Head, Link, MAX_LINE, Record, parse_seq};
+use super::{AuditError, ChainMark, Expected, Sealed};
 
 /// A log without damage.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,6 +23,8 @@ pub struct Verified {
     pub head_hash: String,
     /// How many files there are.
     pub files: u64,
+    /// What its seals cover.
+    pub sealed: Sealed,
 }
 
 /// Walks the log in `dir` from its first record to its last.
@@ -29,16 +33,21 @@ pub struct Verified {
 ///
 /// The first damage, each kind by its own variant; [`AuditError::Empty`] without any record.
 pub fn verify(dir: &Path) -> Result<Verified, AuditError> {
+    verify_against(dir, &Expected::default())
+}
+
+/// The same, against what is known of the log from elsewhere. The log may begin with a later file
+/// where a record says that the retention removed those before.
+///
+/// # Errors
+///
+/// As for [`verify`], and what is not as it is known.
+pub fn verify_against(dir: &Path, expected: &Expected) -> Result<Verified, AuditError> {
     let files = log_files(dir)?;
-    match files.first() {
-        Some(first) if first.number > 1 => {
-            return Err(AuditError::MissingFile {
-                file: file_path(dir, 1),
-            });
-        }
-        Some(_) | None => {}
-    }
-    let walked = walk(&files)?;
+    let mut checker = Checker::new(expected);
+    let walked = walk_with(&files, &mut |raw, file, line, head| {
+        checker.record(raw, file, line, head)
+    })?;
     if let Some(torn) = walked.torn {
         return Err(AuditError::TornTail {
             file: torn.file,
@@ -49,12 +58,100 @@ pub fn verify(dir: &Path) -> Result<Verified, AuditError> {
     let (Some(first), Some(head)) = (walked.first, walked.head) else {
         return Err(AuditError::Empty { dir: dir.into() });
     };
+    let sealed = checker.end(dir, files.first().map_or(1, |file| file.number))?;
     Ok(Verified {
         records: walked.records,
         first,
         last: head.seq,
         head_hash: head.hash.to_string(),
         files: u64::try_from(files.len()).unwrap_or(u64::MAX),
+        sealed,
+    })
+}
+
+/// A seal in a log, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SealFound {
+    /// Its number.
+    pub number: u64,
+    /// The sequence number of its record.
+    pub seq: u64,
+    /// The hash of its record, 64 hexadecimal digits.
+    pub hash: String,
+    /// The sequence number of the last record that it covers.
+    pub covers: u64,
+    /// The fingerprint of its key.
+    pub key: String,
+}
+
+/// The newest seal in `dir`, and when it was made; found from the end, without verification.
+///
+/// # Errors
+///
+/// When a file cannot be read.
+pub fn newest_seal(dir: &Path) -> Result<Option<(SealFound, String)>, AuditError> {
+    for file in log_files(dir)?.iter().rev() {
+        let mut newest = None;
+        let mut lines = Lines::open(&file.path)?;
+        while let Line::Whole = lines.advance()? {
+            if holds(&lines.buffer, CHAIN_FIELD)
+                && let Ok(record) = serde_json::from_slice::<Record>(&lines.buffer)
+                && let Some(ChainMark::Seal(seal)) = record.event.chain.as_deref()
+            {
+                let found = SealFound {
+                    number: seal.number,
+                    seq: record.seq,
+                    hash: record.hash.clone(),
+                    covers: seal.seq,
+                    key: seal.key.clone(),
+                };
+                newest = Some((found, record.time));
+            }
+        }
+        if newest.is_some() {
+            return Ok(newest);
+        }
+    }
+    Ok(None)
+}
+
+/// The hash of the record in `dir` with that sequence number, without verification. None where there
+/// is none, or where its file was removed.
+///
+/// # Errors
+///
+/// When a file cannot be read.
+pub fn hash_at(dir: &Path, seq: u64) -> Result<Option<String>, AuditError> {
+    for file in log_files(dir)?.iter().rev() {
+        let mut first = None;
+        let mut lines = Lines::open(&file.path)?;
+        while let Line::Whole = lines.advance()? {
+            let Ok(record) = serde_json::from_slice::<Record>(&lines.buffer) else {
+                continue;
+            };
+            if record.seq == seq {
+                return Ok(Some(record.hash));
+            }
+            if *first.get_or_insert(record.seq) > seq {
+                break;
+            }
+        }
+        if first.is_some_and(|first| first < seq) {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
+/// The last record of a file.
+///
+/// # Errors
+///
+/// When the file cannot be read, or has none.
+pub(super) fn last_of(file: &LogFile) -> Result<Head, AuditError> {
+    let walked = walk(std::slice::from_ref(file))?;
+    walked.head.ok_or_else(|| AuditError::Empty {
+        dir: file.path.clone(),
     })
 }
 
@@ -101,13 +198,37 @@ impl Iterator for Records {
                 }
                 Ok(Line::Whole) => {
                     return Some(
-                        serde_json::from_slice(&lines.buffer).map_err(|_| lines.malformed()),
+                        serde_json::from_slice(&lines.buffer).map_err(|_| lines.malformed(None)),
                     );
                 }
                 Ok(Line::Torn | Line::End) => self.lines = None,
             }
         }
     }
+}
+
+/// The lines in `dir` with the records that they are, in order, without verification.
+///
+/// # Errors
+///
+/// When the directory cannot be read or holds no log; `each`'s own, and a line that is no record.
+pub fn lines(
+    dir: &Path,
+    mut each: impl FnMut(&[u8], Record) -> io::Result<()>,
+) -> Result<(), AuditError> {
+    let files = log_files(dir)?;
+    if files.is_empty() {
+        return Err(AuditError::Empty { dir: dir.into() });
+    }
+    for file in files {
+        let mut lines = Lines::open(&file.path)?;
+        while let Line::Whole = lines.advance()? {
+            let record =
+                serde_json::from_slice(&lines.buffer).map_err(|_| lines.malformed(None))?;
+            each(&lines.buffer, record).map_err(AuditError::file("copy from", &lines.path))?;
+        }
+    }
+    Ok(())
 }
 
 /// One file of a log.
@@ -187,6 +308,14 @@ fn file_number(name: &str) -> Option<u32> {
 ///
 /// The first damage. An unfinished line at the very end is no damage but part of the result.
 pub(super) fn walk(files: &[LogFile]) -> Result<Walked, AuditError> {
+    walk_with(files, &mut |_, _, _, _| Ok(()))
+}
+
+/// What is told each record that fits: its line, the file, the line's number, and its end.
+type Told<'a> = &'a mut dyn FnMut(&[u8], &Arc<Path>, u64, Head) -> Result<(), AuditError>;
+
+/// The same, telling of each record on the way.
+fn walk_with(files: &[LogFile], tell: Told<'_>) -> Result<Walked, AuditError> {
     let mut walked = Walked {
         records: 0,
         first: None,
@@ -198,10 +327,12 @@ pub(super) fn walk(files: &[LogFile]) -> Result<Walked, AuditError> {
     let mut rest = files;
     while let Some((file, later)) = rest.split_first() {
         let mut lines = Lines::open(&file.path)?;
+        let path: Arc<Path> = file.path.as_path().into();
         loop {
             match lines.advance()? {
                 Line::Whole => {
-                    let next = check(head, &mut lines, later)?;
+                    let (next, line) = (check(head, &mut lines, later)?, lines.number);
+                    tell(&lines.buffer, &path, line, next)?;
                     walked.records = walked.records.saturating_add(1);
                     walked.first.get_or_insert(next.seq);
                     walked.head = Some(next);
@@ -211,7 +342,7 @@ pub(super) fn walk(files: &[LogFile]) -> Result<Walked, AuditError> {
                     walked.torn = Some(lines.torn()?);
                     break;
                 }
-                Line::Torn => return Err(lines.malformed()),
+                Line::Torn => return Err(lines.malformed(head)),
                 Line::End => break,
             }
         }
@@ -222,7 +353,7 @@ pub(super) fn walk(files: &[LogFile]) -> Result<Walked, AuditError> {
 
 /// Checks the line that `lines` stands on against the chain so far.
 fn check(head: Option<Head>, lines: &mut Lines, later: &[LogFile]) -> Result<Head, AuditError> {
-    let link = Link::parse(&lines.buffer).ok_or_else(|| lines.malformed())?;
+    let link = Link::parse(&lines.buffer).ok_or_else(|| lines.malformed(head))?;
     let Link {
         seq,
         prev,
@@ -234,6 +365,7 @@ fn check(head: Option<Head>, lines: &mut Lines, later: &[LogFile]) -> Result<Hea
         return Err(AuditError::Altered {
             file,
             line,
+            seq: head.map_or(seq, |head| head.seq.saturating_add(1)),
             expected: stated.to_string(),
             got: computed.to_string(),
         });
@@ -260,6 +392,7 @@ fn check(head: Option<Head>, lines: &mut Lines, later: &[LogFile]) -> Result<Hea
             return Err(AuditError::Unchained {
                 file,
                 line,
+                seq,
                 expected: head.hash.to_string(),
                 got: prev.to_string(),
             });
@@ -340,7 +473,7 @@ impl Lines {
             return Ok(Line::Torn);
         }
         if length == limit {
-            return Err(self.malformed());
+            return Err(self.malformed(None));
         }
         Ok(Line::Torn)
     }
@@ -376,10 +509,11 @@ impl Lines {
         })
     }
 
-    fn malformed(&self) -> AuditError {
+    fn malformed(&self, before: Option<Head>) -> AuditError {
         AuditError::Malformed {
             file: self.path.clone(),
             line: self.number,
+            seq: before.map(|head| head.seq.saturating_add(1)),
         }
     }
 }

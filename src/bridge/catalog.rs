@@ -9,11 +9,10 @@ use std::collections::HashMap;
 
 use cryptoki_sys as ck;
 
-use super::host;
 use super::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
 use super::profile::{HsmProfile, Send, UnwrapTemplate};
-use super::trust;
+use super::{evidence, host, trust};
 use crate::certificates::Validity;
 use crate::key::{KekHash, KeyLabel};
 
@@ -209,9 +208,11 @@ struct Found {
 }
 
 impl Found {
-    /// Whether it may be a KEK by its label, and is no key of a drive or of the officer's.
+    /// Whether it may be a KEK by its label, and is no key of a drive or of the officer's, nor one
+    /// that seals the audit chain.
     fn is_kek(&self) -> bool {
-        !trust::reserved(self.label.as_str())
+        let label = self.label.as_str();
+        !trust::reserved(label) && !evidence::reserved(label)
     }
 
     /// `None` where the object has no usable label or numbers: it is no KEK of ours. An object
@@ -322,6 +323,38 @@ impl Certificates {
         }
         Ok(Vec::new())
     }
+}
+
+/// Every object of a KEK that is on the token: private halves first, then certificates and public
+/// halves.
+pub(super) fn objects_of(
+    module: &Module,
+    session: CK_SESSION_HANDLE,
+    kek: &KekHash,
+) -> Call<Vec<CK_OBJECT_HANDLE>> {
+    let certificates = Certificates::read(module, session)?;
+    let mut objects = Vec::new();
+    let mut beside = Vec::new();
+    for class in [ck::CKO_PRIVATE_KEY, ck::CKO_PUBLIC_KEY] {
+        for object in rsa_objects(module, session, class)? {
+            let found = Found::read(module, session, object, Some(&certificates))?;
+            let Some(found) = found.filter(|found| found.hash == *kek) else {
+                continue;
+            };
+            objects.push(object);
+            beside.extend(
+                certificates
+                    .0
+                    .iter()
+                    .filter(|certificate| certificate.is_of(&found.id, &found.spki))
+                    .map(|certificate| certificate.object),
+            );
+        }
+    }
+    beside.sort_unstable();
+    beside.dedup();
+    objects.extend(beside);
+    Ok(objects)
 }
 
 fn rsa_objects(
@@ -529,7 +562,11 @@ pub(super) fn undemanding(template: &[Attr], profile: &HsmProfile) -> Option<Vec
 }
 
 /// What a key is for and, unless the token refuses to hear it, what it is not for.
-fn uses(template: &mut Vec<Attr>, profile: &HsmProfile, flags: &[(ck::CK_ATTRIBUTE_TYPE, bool)]) {
+pub(super) fn uses(
+    template: &mut Vec<Attr>,
+    profile: &HsmProfile,
+    flags: &[(ck::CK_ATTRIBUTE_TYPE, bool)],
+) {
     let wanted = flags
         .iter()
         .filter(|(_, on)| *on || profile.kek.denied_uses == Send::Send);

@@ -95,6 +95,13 @@ pub enum Step {
         /// The `CKA_ID`.
         id: Vec<u8>,
     },
+    /// The same with what an interrupted ceremony left, unless its key was frozen.
+    Clear {
+        /// The KEK's label.
+        label: KeyLabel,
+        /// The `CKA_ID`.
+        id: Vec<u8>,
+    },
 }
 
 /// What came of a step.
@@ -199,6 +206,7 @@ impl Ceremony {
                 .restore(&copied)
                 .map(|restored| Stepped::Restored(Box::new(restored))),
             Step::Undo { id } => self.undo(&id).map(Stepped::Undone),
+            Step::Clear { label, id } => self.clear(&label, &id).map(Stepped::Undone),
         }
     }
 
@@ -272,6 +280,35 @@ impl Ceremony {
             }
         }
         Ok(destroyed)
+    }
+
+    /// Destroys what an interrupted ceremony left. A key that is not extractable any more may be
+    /// in use, and its ceremony have ended but for the record.
+    fn clear(&self, label: &KeyLabel, id: &[u8]) -> Result<usize, Fault> {
+        let template = [
+            Attr::ulong(ck::CKA_CLASS, ck::CKO_PRIVATE_KEY),
+            Attr::flag(ck::CKA_TOKEN, true),
+            Attr::bytes(ck::CKA_ID, id),
+        ];
+        let module = &self.token.module;
+        let found = module
+            .find(self.session, &template)
+            .map_err(|error| self.failed(error, "looking for what a ceremony left"))?;
+        for object in found {
+            let extractable = module
+                .flag(self.session, object, ck::CKA_EXTRACTABLE)
+                .map_err(|error| self.failed(error, "reading CKA_EXTRACTABLE"))?;
+            if extractable != Some(true) {
+                return Err(self.refused(
+                    label,
+                    format!(
+                        "the key that a ceremony left (CKA_ID {}) is not extractable, so it may be in use, and is not destroyed; see ekm kek show {label}",
+                        hex::encode(id)
+                    ),
+                ));
+            }
+        }
+        self.undo(id)
     }
 
     /// A fault after which nothing of that `CKA_ID` may stay; it says whether it did.

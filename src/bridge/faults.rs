@@ -371,6 +371,14 @@ pub enum Fault {
         /// What happened and what to do.
         reason: String,
     },
+    /// Wrong PINs were given, or the token says so: it is left alone until an operator acts.
+    #[error("token {token}: {reason}")]
+    WrongPin {
+        /// The token's configured name.
+        token: String,
+        /// What happened and what to do.
+        reason: String,
+    },
     /// The bridge ended, or is not up.
     #[error("token {token} is not available: {reason}")]
     Down {
@@ -416,7 +424,10 @@ impl Fault {
             Self::Call { class, .. } => {
                 !matches!(class, FaultClass::Request | FaultClass::Operator)
             }
-            Self::Operator { .. } | Self::Down { .. } | Self::Deadline { .. } => true,
+            Self::Operator { .. }
+            | Self::WrongPin { .. }
+            | Self::Down { .. }
+            | Self::Deadline { .. } => true,
             Self::BadEedk { .. }
             | Self::NotTried { .. }
             | Self::NoKek { .. }
@@ -438,6 +449,7 @@ impl Fault {
             | Self::Refused { .. }
             | Self::Unsupported { .. }
             | Self::Operator { .. }
+            | Self::WrongPin { .. }
             | Self::Down { .. }
             | Self::Deadline { .. } => true,
         }

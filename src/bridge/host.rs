@@ -8,14 +8,14 @@
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, UnboundCipherKey};
 use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OAEP_SHA512_MGF1SHA512,
-    OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey,
+    OaepAlgorithm, OaepPublicEncryptingKey, Pkcs1PublicEncryptingKey, PublicEncryptingKey,
 };
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey};
 use rsa::traits::PublicKeyParts;
 use rsa::{BigUint, RsaPublicKey};
 use secrecy::{ExposeSecret, SecretSlice};
 
-use crate::key::OaepHash;
+use crate::key::{OaepHash, WrapAlgorithm};
 
 /// An RSA public key as PKCS#11 takes it, both numbers big-endian and unsigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,30 @@ pub(super) fn spki(modulus: &[u8], exponent: &[u8]) -> Result<(Vec<u8>, u32), Ho
         .map_err(|_| HostError::PublicKey)?
         .into_vec();
     Ok((der, bits))
+}
+
+/// A data key under a public key, as the algorithm says; `dki` is the label where it has one.
+pub(super) fn wrap(
+    spki: &[u8],
+    algorithm: WrapAlgorithm,
+    dki: &[u8],
+    key: &SecretSlice<u8>,
+) -> Result<Vec<u8>, HostError> {
+    match algorithm {
+        WrapAlgorithm::Oaep { hash, .. } => oaep_wrap(spki, hash, algorithm.label(dki), key),
+        WrapAlgorithm::Pkcs1V15 => v15_wrap(spki, key),
+    }
+}
+
+/// RSAES-PKCS1-v1_5 (RFC 8017, 7.2.1).
+fn v15_wrap(spki: &[u8], key: &SecretSlice<u8>) -> Result<Vec<u8>, HostError> {
+    let public = PublicEncryptingKey::from_der(spki).map_err(|_| HostError::PublicKey)?;
+    let public = Pkcs1PublicEncryptingKey::new(public).map_err(|_| HostError::PublicKey)?;
+    let mut wrapped = vec![0_u8; public.ciphertext_size()];
+    public
+        .encrypt(key.expose_secret(), &mut wrapped)
+        .map_err(|_| HostError::Encrypt)?;
+    Ok(wrapped)
 }
 
 /// RSAES-OAEP with MGF1 over the same hash (RFC 8017, 7.1.1).

@@ -19,21 +19,17 @@ pub(super) struct InHost<'a> {
 }
 
 impl InHost<'_> {
-    /// The key under each KEK.
+    /// The key under each KEK, in this way or as the KEK needs it.
     pub(super) fn eedks(
         &self,
         dki: DataKeyId,
         keks: &[WrapUnder],
         algorithm: WrapAlgorithm,
     ) -> Result<Vec<Eedk>, Fault> {
-        let label: &[u8] = if algorithm.labelled {
-            dki.as_bytes()
-        } else {
-            &[]
-        };
         keks.iter()
             .map(|kek| {
-                let wrapped = host::oaep_wrap(&kek.spki, algorithm.hash, label, self.key)
+                let algorithm = kek.way(algorithm);
+                let wrapped = host::wrap(&kek.spki, algorithm, dki.as_bytes(), self.key)
                     .map_err(|error| fault(self.token, error, &format!("KEK {}", kek.id)))?;
                 eedk(self.token, dki, kek, algorithm, wrapped)
             })
@@ -46,7 +42,7 @@ impl InHost<'_> {
             return sedk(self.token, drive, self.key.expose_secret().to_vec());
         }
         let (algorithm, label) = drive_wrap(self.token, drive)?;
-        let wrapped = host::oaep_wrap(&drive.spki, algorithm.hash, &label, self.key)
+        let wrapped = host::wrap(&drive.spki, algorithm, &label, self.key)
             .map_err(|error| fault(self.token, error, "the drive's key"))?;
         sedk(self.token, drive, wrapped)
     }
@@ -66,21 +62,9 @@ pub(super) fn drive_wrap(
     match drive.form {
         SedkForm::T10Wrapped => {
             let label = t10_label(token, drive)?;
-            Ok((
-                WrapAlgorithm {
-                    hash: OaepHash::Sha256,
-                    labelled: true,
-                },
-                label.bytes(),
-            ))
+            Ok((WrapAlgorithm::oaep(OaepHash::Sha256, true), label.bytes()))
         }
-        SedkForm::RsaOaepSha1 => Ok((
-            WrapAlgorithm {
-                hash: OaepHash::Sha1,
-                labelled: false,
-            },
-            Vec::new(),
-        )),
+        SedkForm::RsaOaepSha1 => Ok((WrapAlgorithm::oaep(OaepHash::Sha1, false), Vec::new())),
         SedkForm::T10Plain => Err(Fault::Unsupported {
             token: token.to_owned(),
             reason: format!("form {} is the key in clear and is not wrapped", drive.form),

@@ -17,7 +17,9 @@ use super::ceremony::{Step, Stepped};
 use super::certify::{Certified, Certify};
 use super::doctor::findings::PairKind;
 use super::doctor::{Exam, Finding};
+use super::evidence::{Evidence, Evidenced};
 use super::faults::Fault;
+use super::guard::{Guarded, ThrowAway};
 use super::import::{Import, Imported};
 use super::pin::{Pin, PinSource};
 use super::pkcs11::TokenInfo;
@@ -27,7 +29,7 @@ use super::stats::Stats;
 use super::trust::{Trust, Trusted};
 use super::uri::TokenUri;
 use crate::drive::Wwn;
-use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm};
+use crate::key::{DataKeyId, Eedk, KekHash, KekId, KeyLabel, Sedk, SedkForm, WrapAlgorithm};
 
 /// Largest frame, bytes. A list of 1,000 KEKs fits.
 const MAX_FRAME: usize = 4 << 20;
@@ -203,6 +205,21 @@ pub struct WrapUnder {
     pub hash: KekHash,
     /// Its `SubjectPublicKeyInfo`, DER.
     pub spki: Vec<u8>,
+    /// How the token that holds it opens EEDKs.
+    pub wrap: WrapAlgorithm,
+}
+
+impl WrapUnder {
+    /// How to wrap under it, by a token whose own way is this one: what the KEK's token has the
+    /// padding for is wrapped with that padding.
+    #[must_use]
+    pub fn way(&self, own: WrapAlgorithm) -> WrapAlgorithm {
+        if own.padding() == self.wrap.padding() {
+            own
+        } else {
+            self.wrap
+        }
+    }
 }
 
 /// The drive that a data key goes to.
@@ -242,6 +259,9 @@ pub enum Op {
         drive: Recipient,
         /// How far from the token it may go.
         custody: Custody,
+        /// What the drive gets where the EEDK does not open, so that nobody can tell; none for an
+        /// EEDK of which it may be told.
+        guard: Option<ThrowAway>,
     },
     /// The data key of an EEDK, under other KEKs.
     Rekey {
@@ -289,6 +309,13 @@ pub enum Op {
     },
     /// Certificates of KEKs, and the seals of partners' KEKs.
     Certify(Certify),
+    /// A KEK is destroyed, with all its objects.
+    Destroy {
+        /// The KEK.
+        kek: KekHash,
+    },
+    /// Seals of the audit chain, and anchors.
+    Evidence(Evidence),
 }
 
 impl Op {
@@ -301,7 +328,8 @@ impl Op {
     /// | resolve, rekey, prove | they read what is there; the data key they open is an object of one session |
     /// | canary, look | they read what is there |
     /// | certify | a request is only read; a certificate takes the place of an older one, also of itself; a seal whose answer was lost seals nothing |
-    /// | distrust | a key that was destroyed is not there the second time |
+    /// | distrust, destroy | a key that was destroyed is not there the second time |
+    /// | evidence | a seal whose answer was lost seals nothing; of two anchors the higher number counts; a key that seals is made as a KEK is |
     /// | generate | **never**: a key pair that was made before the answer was lost stays on the token, and a second would be under the same label |
     #[must_use]
     pub const fn repeatable(&self) -> bool {
@@ -313,21 +341,34 @@ impl Op {
             | Self::Canary
             | Self::Look
             | Self::Certify(_)
+            | Self::Destroy { .. }
+            | Self::Evidence(Evidence::Sign { .. } | Evidence::Anchor { .. } | Evidence::Anchors)
             | Self::Distrust { .. } => true,
-            Self::Generate { .. } => false,
+            Self::Generate { .. } | Self::Evidence(Evidence::MakeKey { .. }) => false,
         }
     }
 
     /// Whether its answer comes soon where the token is well. Making an RSA key may take minutes.
     #[must_use]
     pub const fn prompt(&self) -> bool {
-        !matches!(self, Self::Generate { .. })
+        !matches!(
+            self,
+            Self::Generate { .. } | Self::Evidence(Evidence::MakeKey { .. })
+        )
     }
 
-    /// The EEDK that it opens, and under which KEK.
+    /// Whether it opens an EEDK of which nobody may learn whether it opened.
+    #[must_use]
+    pub const fn guarded(&self) -> bool {
+        matches!(self, Self::Resolve { guard: Some(_), .. })
+    }
+
+    /// The EEDK that it opens, and under which KEK. One that is guarded is none: whether it opens
+    /// must make no difference.
     #[must_use]
     pub const fn opened(&self) -> Option<(&Eedk, &KekHash)> {
         match self {
+            Self::Resolve { guard: Some(_), .. } => None,
             Self::Resolve { eedk, kek, .. }
             | Self::Rekey { eedk, kek, .. }
             | Self::Prove { eedk, kek, .. } => Some((eedk, kek)),
@@ -336,7 +377,9 @@ impl Op {
             | Self::Look
             | Self::Distrust { .. }
             | Self::Generate { .. }
-            | Self::Certify(_) => None,
+            | Self::Destroy { .. }
+            | Self::Certify(_)
+            | Self::Evidence(_) => None,
         }
     }
 }
@@ -363,6 +406,8 @@ pub enum Reply {
         sedk: Sedk,
         /// Where the key was in clear.
         custody: Custody,
+        /// What came of the EEDK, where that was asked for with a guard.
+        guarded: Option<Guarded>,
     },
     /// `Op::Rekey`
     Rekeyed {
@@ -389,6 +434,8 @@ pub enum Reply {
     Generated(KekOnToken),
     /// `Op::Certify`
     Certified(Certified),
+    /// `Op::Evidence`
+    Evidenced(Evidenced),
     /// `Task::List`
     Slots(Vec<SlotOnModule>),
     /// `Task::Init`
@@ -403,7 +450,7 @@ pub enum Reply {
     Measured(Measured),
     /// `Errand::Import`
     Imported(Box<Imported>),
-    /// `Errand::Undo`: how many objects were destroyed.
+    /// `Errand::Undo`, `Op::Destroy`: how many objects were destroyed.
     Undone(usize),
     /// `Errand::Adopt`
     Adopted(Box<Adopted>),
@@ -425,6 +472,8 @@ pub struct Ready {
     /// Workers that have a session; fewer than the profile wants where the
     /// token gives no more.
     pub sessions: usize,
+    /// What does not work although requests are answered.
+    pub trouble: Option<String>,
 }
 
 /// What the token showed that it does, on throw-away objects.
@@ -475,12 +524,16 @@ pub struct KekOnToken {
     #[schema(value_type = String)]
     pub hash: KekHash,
     /// Its `SubjectPublicKeyInfo`, DER.
+    #[serde(with = "crate::base64_bytes")]
+    #[schema(value_type = String, format = Byte)]
     pub spki: Vec<u8>,
     /// Modulus length, bits.
     pub bits: u32,
     /// Whether the private half is there and may serve.
     pub private: PrivateHalf,
     /// The certificate beside it, DER, where there is one.
+    #[serde(with = "crate::base64_bytes::maybe")]
+    #[schema(value_type = Option<String>, format = Byte)]
     pub certificate: Option<Vec<u8>>,
 }
 

@@ -114,10 +114,19 @@ pub enum PinError {
     Held {
         /// Why.
         why: String,
+        /// Whether the token refused it, or says that a wrong one was given: not where nobody
+        /// saw the answer.
+        wrong: bool,
     },
     /// The token itself warns.
     #[error("no login was tried: {what}")]
     Token {
+        /// What its flags say.
+        what: &'static str,
+    },
+    /// The token itself says that wrong PINs have used up its tries, all or all but one.
+    #[error("no login was tried: {what}")]
+    Spent {
         /// What its flags say.
         what: &'static str,
     },
@@ -142,6 +151,32 @@ pub enum PinError {
 }
 
 impl PinError {
+    /// The same said of a key file's password.
+    #[must_use]
+    pub fn of_password(&self) -> String {
+        match self {
+            Self::Read { path, source } => {
+                format!("cannot read the password from {}: {source}", path.display())
+            }
+            Self::Exposed { path, mode } => format!(
+                "the password file {path} is readable by others (mode {mode:03o}); run: chmod 600 {path}",
+                path = path.display()
+            ),
+            Self::Unusable { origin, problem } => {
+                format!("the password from {origin} is {problem}")
+            }
+            Self::Command { program, problem } => {
+                format!("the password command {program} {problem}; what it said is in the log")
+            }
+            Self::Missing { .. }
+            | Self::Held { .. }
+            | Self::Token { .. }
+            | Self::Spent { .. }
+            | Self::Led { .. }
+            | Self::Ledger { .. } => self.to_string(),
+        }
+    }
+
     /// Whether it may mend itself: no PIN was sent, and trying again later harms nothing.
     #[must_use]
     pub const fn passes(&self) -> bool {
@@ -152,6 +187,7 @@ impl PinError {
             | Self::Missing { .. }
             | Self::Unusable { .. }
             | Self::Held { .. }
+            | Self::Spent { .. }
             | Self::Token { .. } => false,
         }
     }

@@ -1,9 +1,10 @@
 //! A PKCS#11 module, called through its function list (PKCS#11 v2.40, section 5).
 //!
-//! This is the only file of the crate with `unsafe` in it. `cryptoki` cannot
-//! be given a function list that is linked into our own program, calls the
-//! wrap functions twice, and gives up on modules whose `C_GetInterface` says
-//! `CKR_FUNCTION_NOT_SUPPORTED`; so the bridge calls `cryptoki-sys` itself.
+//! One of the two files of the crate with `unsafe` in them; the other is
+//! `scsi/sg/ioctl.rs`. `cryptoki` cannot be given a function list that is
+//! linked into our own program, calls the wrap functions twice, and gives up on
+//! modules whose `C_GetInterface` says `CKR_FUNCTION_NOT_SUPPORTED`; so the
+//! bridge calls `cryptoki-sys` itself.
 //!
 //! Nothing here retries or caches: every function is one call to the module and
 //! comes back with its `CKR_` code, and with the class that the fault table
@@ -327,6 +328,20 @@ impl TokenInfo {
             "a wrong one was given since the last login"
         } else {
             "good"
+        }
+    }
+
+    /// The worst flag that says that wrong user PINs were given.
+    #[must_use]
+    pub const fn wrong_pins(&self) -> Option<&'static str> {
+        if self.user_pin_locked() {
+            Some("CKF_USER_PIN_LOCKED")
+        } else if self.user_pin_final_try() {
+            Some("CKF_USER_PIN_FINAL_TRY")
+        } else if self.user_pin_count_low() {
+            Some("CKF_USER_PIN_COUNT_LOW")
+        } else {
+            None
         }
     }
 

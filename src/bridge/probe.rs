@@ -13,7 +13,7 @@ use super::host;
 use super::message::{Custody, Probe};
 use super::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Mechanism};
 use super::profile::Sensitive;
-use super::token::{Token, oaep};
+use super::token::{Token, wrapping};
 use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
 const BLOCK: [u8; 16] = *b"ekm start-up try";
@@ -90,7 +90,7 @@ impl Tried<'_> {
         let born = self.generate(true)?;
         let expected = module.encrypt_block(self.session, &ecb, born, &BLOCK)?;
 
-        let eedk = oaep(self.token.profile.wrap_algorithm(), b"EKMprobe....");
+        let eedk = wrapping(self.token.profile.wrap_algorithm(), b"EKMprobe....");
         let opened = self.through(&eedk, public, born)?;
         if module.flag(self.session, opened, ck::CKA_SENSITIVE)? != Some(true) {
             return Ok(Err("an unwrapped key is not CKA_SENSITIVE; set data_key.sensitive = \"set-after\" in the profile".to_owned()));
@@ -116,25 +116,28 @@ impl Tried<'_> {
         let mut forms = Vec::new();
         for form in &self.token.profile.drive.forms {
             let algorithm = match form {
-                SedkForm::T10Wrapped => WrapAlgorithm {
-                    hash: OaepHash::Sha256,
-                    labelled: true,
-                },
-                SedkForm::RsaOaepSha1 => WrapAlgorithm {
-                    hash: OaepHash::Sha1,
-                    labelled: false,
-                },
+                SedkForm::T10Wrapped => WrapAlgorithm::oaep(OaepHash::Sha256, true),
+                SedkForm::RsaOaepSha1 => WrapAlgorithm::oaep(OaepHash::Sha1, false),
                 SedkForm::T10Plain => continue,
             };
             // Its own public key stands in for a drive's: what it wraps it can then open and compare.
-            let opened =
-                self.through(&oaep(algorithm, &[0, 0, 0, 8, 0xff, 0, 1]), public, to_wrap)?;
+            let opened = self.through(
+                &wrapping(algorithm, &[0, 0, 0, 8, 0xff, 0, 1]),
+                public,
+                to_wrap,
+            )?;
             if module.encrypt_block(self.session, &ecb, opened, &BLOCK)? != expected {
                 return Ok(Err(format!(
                     "an SEDK of form {form} does not hold the key that was wrapped"
                 )));
             }
             forms.push(*form);
+        }
+
+        if self.token.profile.wrap_algorithm().is_v15()
+            && let Some(reason) = self.unguarded(&eedk, public, opened, to_wrap)?
+        {
+            return Ok(Err(reason));
         }
 
         let closed = self.generate(false)?;
@@ -169,6 +172,41 @@ impl Tried<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// What would tell a wrong PKCS#1 v1.5 padding from a right one, whatever is done about it.
+    fn unguarded(
+        &mut self,
+        mechanism: &Mechanism,
+        public: CK_OBJECT_HANDLE,
+        opened: CK_OBJECT_HANDLE,
+        to_wrap: CK_OBJECT_HANDLE,
+    ) -> Call<Option<String>> {
+        let module = &self.token.module;
+        if self.token.value_len(self.session, opened)? != Some(32) {
+            return Ok(Some(
+                "the token does not tell CKA_VALUE_LEN of a key that it opened, so one of another length could not be told from a data key".to_owned(),
+            ));
+        }
+        // Any number is a ciphertext, and hardly any has a right padding inside.
+        let numbers = module
+            .attribute(self.session, public, ck::CKA_MODULUS)?
+            .unwrap_or_default();
+        let wrong = vec![0x17; numbers.len()];
+        let template = self.token.unwrap_template(true, self.trusted);
+        if let Ok(key) = module.unwrap(self.session, mechanism, self.private, &wrong, &template) {
+            self.objects.push(key);
+        }
+        Ok(module
+            .wrap(self.session, mechanism, public, to_wrap)
+            .err()
+            .map(|error| {
+                format!(
+                    "after a wrong padding the session does not work any more ({} answers {}), so a wrong padding could not be hidden",
+                    error.function,
+                    super::faults::ckr_name(error.rv)
+                )
+            }))
     }
 
     fn generate(&mut self, extractable: bool) -> Call<CK_OBJECT_HANDLE> {

@@ -78,7 +78,15 @@ pub fn run() -> io::Result<()> {
         }
         task => task,
     };
-    let loaded = load(&name, &profile);
+    let loaded = match (&task, profile.there()) {
+        // Only this one may begin with nothing.
+        (Task::Init { .. }, _) | (_, Ok(())) => load(&name, &profile),
+        // The disk may be mounted any moment.
+        (_, Err(reason)) => Err(Fault::Down {
+            token: name.clone(),
+            reason,
+        }),
+    };
     match task {
         // It was answered above: it has no module.
         Task::Keep { .. } => Ok(()),

@@ -62,7 +62,7 @@ pub struct HsmProfile {
     #[serde(default)]
     pub login: LoginProfile,
     /// How EEDKs are wrapped.
-    pub eedk: EedkProfile,
+    pub eedk: WrapAlgorithm,
     /// What the token can wrap for a drive.
     pub drive: DriveProfile,
     /// Attributes of data keys.
@@ -89,10 +89,14 @@ pub struct ModuleProfile {
     /// `pReserved` of `C_Initialize`; `{directory}` as above.
     #[serde(default)]
     pub reserved: Option<String>,
-    /// Files to make in the token's directory if they are not there: name to content.
+    /// The file or folder that every token of this product has; without it there is none.
+    /// `{directory}` as above, and the directory itself where this is left out.
+    #[serde(default)]
+    pub keeps: Option<String>,
+    /// Files to make in a new token's directory if they are not there: name to content.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// Folders to make in the token's directory if they are not there.
+    /// Folders to make in a new token's directory if they are not there.
     #[serde(default)]
     pub folders: Vec<String>,
 }
@@ -150,16 +154,6 @@ impl Default for LoginProfile {
     }
 }
 
-/// How EEDKs are wrapped: always `CKM_RSA_PKCS_OAEP`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EedkProfile {
-    /// OAEP and MGF1 hash.
-    pub hash: OaepHash,
-    /// Whether the DKi goes into the OAEP label.
-    pub labelled: bool,
-}
-
 /// What the token can wrap for a drive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,6 +197,14 @@ pub struct DataKeyProfile {
     /// keys that its security officer has blessed (`ekm drive trust`).
     #[serde(default)]
     pub wrap_with_trusted: bool,
+    /// Whether its security officer can bless public keys at all (`CKA_TRUSTED`); true where
+    /// nobody knows that he cannot.
+    #[serde(default = "blesses")]
+    pub blesses: bool,
+}
+
+const fn blesses() -> bool {
+    true
 }
 
 /// How KEKs come into the token.
@@ -349,20 +351,19 @@ impl HsmProfile {
                 library: String::new(),
                 environment: BTreeMap::new(),
                 reserved: None,
+                keeps: None,
                 files: BTreeMap::new(),
                 folders: Vec::new(),
             },
             login: LoginProfile::default(),
-            eedk: EedkProfile {
-                hash: OaepHash::Sha256,
-                labelled: true,
-            },
+            eedk: WrapAlgorithm::oaep(OaepHash::Sha256, true),
             drive: DriveProfile { forms: Vec::new() },
             data_key: DataKeyProfile {
                 sensitive: Sensitive::Send,
                 extractable: Send::Omit,
                 value_len: Send::Omit,
                 wrap_with_trusted: false,
+                blesses: false,
             },
             kek: KekProfile {
                 generate: Generate::VendorTool,
@@ -492,10 +493,7 @@ impl HsmProfile {
     /// How this token wraps EEDKs.
     #[must_use]
     pub const fn wrap_algorithm(&self) -> WrapAlgorithm {
-        WrapAlgorithm {
-            hash: self.eedk.hash,
-            labelled: self.eedk.labelled,
-        }
+        self.eedk
     }
 
     /// Whether a token of this product has a directory of its own here.
@@ -505,41 +503,66 @@ impl HsmProfile {
         self.module.library == "embedded" || text.contains("{directory}")
     }
 
-    /// Puts the token's directory where the profile says `{directory}`, and
-    /// makes the files and folders that the profile wants in it.
-    ///
-    /// # Errors
-    /// A file or folder cannot be made.
-    pub fn settle(&mut self, directory: &Path) -> std::io::Result<()> {
+    /// Puts the token's directory where the profile says `{directory}`. Nothing is made.
+    pub fn settle(&mut self, directory: &Path) {
+        let wants_directory = self.wants_directory();
         let place = |text: &str| text.replace("{directory}", &directory.display().to_string());
         let ModuleProfile {
             library,
             environment,
             reserved,
+            keeps,
             files,
-            folders,
+            folders: _,
         } = &mut self.module;
         *library = place(library);
-        for value in environment.values_mut() {
-            *value = place(value);
-        }
-        if let Some(text) = reserved {
+        for text in environment
+            .values_mut()
+            .chain(files.values_mut())
+            .chain(reserved.as_mut())
+        {
             *text = place(text);
         }
-        let wants_directory = !files.is_empty() || !folders.is_empty() || library == "embedded";
-        if wants_directory {
+        *keeps = match keeps {
+            Some(text) => Some(place(text)),
+            None => wants_directory.then(|| directory.display().to_string()),
+        };
+    }
+
+    /// Makes the directory of a new token, and the files and folders that the profile wants in
+    /// it. For a token that is there already (`keeps`) it adds what is missing.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn make(&self, directory: &Path) -> std::io::Result<()> {
+        if self.module.keeps.is_some() {
             crate::files::private_dir(directory)?;
         }
-        for folder in folders {
+        for folder in &self.module.folders {
             crate::files::private_dir(&directory.join(folder))?;
         }
-        for (name, content) in files {
+        for (name, content) in &self.module.files {
             let path = directory.join(name);
             if !path.exists() {
-                crate::files::write_private(&path, place(content).as_bytes())?;
+                crate::files::write_private(&path, content.as_bytes())?;
             }
         }
         Ok(())
+    }
+
+    /// Why no token of this profile can be where it should be, its paths settled. What is not
+    /// there is never made anew: whoever loads a module on the place where a disk is not mounted
+    /// would have an empty token.
+    ///
+    /// # Errors
+    /// What is missing, and what to do.
+    pub fn there(&self) -> Result<(), String> {
+        match &self.module.keeps {
+            Some(place) if !Path::new(place).exists() => Err(format!(
+                "there is no {place}, where the token's keys are; nothing was made in its place. Mount the disk that it is on, or restore it from the backup; a new, empty token is made by ekm slot init alone"
+            )),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -600,15 +623,19 @@ mod tests {
         let templates = row("| `CKA_UNWRAP_TEMPLATE` |");
         for (at, name) in names.iter().enumerate() {
             let profile = HsmProfile::load(name.trim_matches('`')).unwrap();
-            if profile.unsupported.is_some() {
-                assert_eq!(forms[at], "none", "{name}");
-                continue;
+            assert_eq!(profile.unsupported, None, "{name}");
+            match profile.eedk {
+                WrapAlgorithm::Oaep { hash, .. } => {
+                    assert!(wraps[at].contains("SHA-256"), "{name}");
+                    assert_eq!(hash, OaepHash::Sha256, "{name}");
+                }
+                WrapAlgorithm::Pkcs1V15 => {
+                    assert!(wraps[at].contains("PKCS#1 v1.5"), "{name}");
+                }
             }
-            assert!(wraps[at].contains("SHA-256"), "{name}");
-            assert_eq!(profile.eedk.hash, OaepHash::Sha256, "{name}");
             assert_eq!(
                 labels[at].starts_with("yes"),
-                profile.eedk.labelled,
+                profile.eedk.labelled(),
                 "{name}"
             );
             for form in [SedkForm::T10Wrapped, SedkForm::RsaOaepSha1] {
@@ -622,11 +649,26 @@ mod tests {
     }
 
     #[test]
-    fn a_product_without_oaep_is_listed_and_never_served() {
-        let profile = HsmProfile::load("opencryptoki-icsf").unwrap();
-        let refused = profile.serves().unwrap_err().to_string();
-        assert!(refused.contains("CKM_RSA_PKCS_OAEP"), "{refused}");
+    fn a_product_that_cannot_serve_says_why() {
+        let text = include_str!("../../hsm-profiles/softhsm2.toml").replacen(
+            "[module]",
+            "unsupported = \"it has no RSA\"\n\n[module]",
+            1,
+        );
+        let refused = HsmProfile::parse("changed", &text).unwrap();
+        let refused = refused.serves().unwrap_err().to_string();
+        assert!(refused.contains("it has no RSA"), "{refused}");
         assert!(HsmProfile::load("softhsm2").unwrap().serves().is_ok());
+    }
+
+    #[test]
+    fn only_the_product_without_oaep_wraps_by_v15_and_in_custody_host() {
+        for name in HsmProfile::shipped() {
+            let profile = HsmProfile::load(name).unwrap();
+            let v15 = profile.wrap_algorithm().is_v15();
+            assert_eq!(v15, name == "opencryptoki-icsf", "{name}");
+            assert!(!v15 || profile.host_only(), "{name}");
+        }
     }
 
     #[test]
@@ -648,6 +690,11 @@ mod tests {
             ),
             ("[login]", "[login]\nuser_type = 0", "CKU_SO"),
             ("[eedk]", "[eedk]\nsource = 1", "unknown field"),
+            (
+                "[eedk]",
+                "[eedk]\npadding = \"pkcs1-v1.5\"",
+                "leave both out",
+            ),
         ] {
             assert!(good.contains(field), "{field}");
             let text = good.replacen(field, wrong, 1);

@@ -12,13 +12,14 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
 use secrecy::SecretSlice;
 
 use super::certify::{Certified, Certify};
+use super::evidence::{Evidence, Evidenced};
 use super::faults::Fault;
 use super::in_host::{self, DATA_KEY, InHost};
 use super::inbox::Inbox;
@@ -27,11 +28,14 @@ use super::pin::PinSource;
 use super::pkcs11::TokenInfo;
 use super::profile::HsmProfile;
 use super::stats::Stats;
-use crate::key::{DataKeyId, Eedk, KekHash};
+use crate::key::{DataKeyId, Eedk, KekHash, OaepHash, WrapAlgorithm};
 use keys::{Keys, Version};
 
 /// How often the server is told that the bridge is there.
 const REPORT: Duration = Duration::from_secs(5);
+
+/// The hash of its canary, which never leaves it.
+const CANARY: OaepHash = OaepHash::Sha256;
 
 /// Where a software keystore is, and what opens it.
 #[derive(Clone, Debug)]
@@ -51,8 +55,8 @@ pub(super) struct Software {
     profile: HsmProfile,
     sources: Sources,
     keys: RwLock<Arc<Keys>>,
-    // The files whose reading failed last, so that it is told once.
-    failed: Mutex<Option<Version>>,
+    // The files whose reading failed last, so that it is told once, and why it failed.
+    failed: Mutex<Option<(Version, String)>>,
     busy: AtomicUsize,
 }
 
@@ -96,6 +100,11 @@ impl Software {
             trusted: Vec::new(),
             probe: None,
             sessions: self.profile.session.workers,
+            trouble: self.failed().as_ref().map(|(_, reason)| {
+                format!(
+                    "its file has changed and cannot be read: {reason}; the keys read before go on serving until the server stops: restore the file"
+                )
+            }),
         }
     }
 
@@ -163,11 +172,13 @@ impl Software {
                 kek,
                 drive,
                 custody,
+                guard: _,
             } => {
                 let key = self.opened(eedk, kek, *custody)?;
                 Ok(Reply::Resolved {
                     sedk: self.in_host(&key).sedk(drive)?,
                     custody: Custody::Host,
+                    guarded: None,
                 })
             }
             Op::Rekey {
@@ -203,8 +214,12 @@ impl Software {
                 Ok(Reply::Ready(self.ready()))
             }
             Op::Certify(what) => self.certify(what).map(Reply::Certified),
+            Op::Evidence(what) => Ok(Reply::Evidenced(evidence(what))),
             // Nobody blesses a key here.
             Op::Distrust { .. } => Ok(Reply::Ready(self.ready())),
+            Op::Destroy { kek } => Err(self.unsupported(format!(
+                "the KEK {kek} is in a key file, which ekm only reads; remove the file, or take [[keystores]] out of the configuration"
+            ))),
             Op::Generate { label, .. } => Err(self.unsupported(format!(
                 "KEK {label} cannot be made in a software keystore; make it in a token (ekm kek generate --token NAME)"
             ))),
@@ -259,8 +274,15 @@ impl Software {
             kek: kek.to_string(),
         })?;
         self.agreed(custody, &format!("KEK {kek} is in its memory"))?;
+        // The library tells a wrong v1.5 padding by an error, and how long it takes.
+        let WrapAlgorithm::Oaep { hash, .. } = eedk.wrap() else {
+            return Err(self.unsupported(format!(
+                "KEK {kek}: the EEDK is wrapped by {}, which a software keystore does not open",
+                eedk.wrap()
+            )));
+        };
         let opened = private
-            .open(eedk.wrap().hash, eedk.oaep_label(), eedk.wrapped())
+            .open(hash, eedk.oaep_label(), eedk.wrapped())
             .ok_or_else(|| Fault::BadEedk {
                 token: self.name.clone(),
                 kek: kek.to_string(),
@@ -285,12 +307,10 @@ impl Software {
         let Some((kek, private)) = keys.first() else {
             return Ok(Reply::Canary(false));
         };
-        let algorithm = self.profile.wrap_algorithm();
-        let wrapped =
-            super::host::oaep_wrap(&kek.spki, algorithm.hash, &[], &vec![0x55; DATA_KEY].into())
-                .map_err(|error| in_host::fault(&self.name, error, "the canary"))?;
+        let wrapped = super::host::oaep_wrap(&kek.spki, CANARY, &[], &vec![0x55; DATA_KEY].into())
+            .map_err(|error| in_host::fault(&self.name, error, "the canary"))?;
         private
-            .open(algorithm.hash, &[], &wrapped)
+            .open(CANARY, &[], &wrapped)
             .map(|_| Reply::Canary(true))
             .ok_or_else(|| self.unsupported(format!("KEK {} opens nothing", kek.label)))
     }
@@ -301,6 +321,7 @@ impl Software {
     fn look_again(&self) {
         let version = Version::of(&self.sources);
         if self.keys().version == version {
+            *self.failed() = None;
             return;
         }
         let begun = Instant::now();
@@ -314,19 +335,24 @@ impl Software {
                     "the key file was read again"
                 );
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                *self.failed() = None;
             }
             Err(reason) => {
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                if failed.as_ref() != Some(&version) {
+                let mut failed = self.failed();
+                if failed.as_ref().map(|(version, _)| version) != Some(&version) {
                     tracing::error!(
                         token = self.name,
                         reason,
                         "the key file has changed and cannot be read; the keys read before go on serving until the server stops"
                     );
-                    *failed = Some(version);
                 }
+                *failed = Some((version, reason));
             }
         }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<(Version, String)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keys(&self) -> Arc<Keys> {
@@ -353,4 +379,14 @@ fn send(outbox: &Mutex<UnixStream>, id: u64, result: Result<Reply, Fault>) -> io
         &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
         &Response { id, result },
     )
+}
+/// A key that seals belongs into a token.
+fn evidence(what: &Evidence) -> Evidenced {
+    match what {
+        Evidence::Sign { .. } => Evidenced::Signed(None),
+        Evidence::Anchors => Evidenced::Anchors(Vec::new()),
+        Evidence::MakeKey { .. } | Evidence::Anchor { .. } => {
+            Evidenced::NotTaken("a software keystore seals nothing".to_owned())
+        }
+    }
 }

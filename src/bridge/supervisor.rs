@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use super::faults::Fault;
 use super::message::{self, Hello, Op, Ready, Reply, Response};
 use super::stats::Stats;
+use crate::key::WrapAlgorithm;
 use lane::{GRACE, Lane, Shared};
 use link::{Link, NotPut, receive, restarts};
 
@@ -177,6 +178,12 @@ impl Bridge {
     #[must_use]
     pub const fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    /// How it wraps and opens EEDKs.
+    #[must_use]
+    pub fn wraps_by(&self) -> WrapAlgorithm {
+        self.shared.hello.profile.wrap_algorithm()
     }
 
     /// Exchanges that it does at once when all is well: sessions of all its bridges.

@@ -18,7 +18,8 @@ use super::message::{Custody, KekOnToken, PrivateHalf, Probe, Ready, SlotOnModul
 use super::pin::ledger::{self, Ledger};
 use super::pin::{Pin, PinError, Sourced};
 use super::pkcs11::{
-    Attr, CK_SESSION_HANDLE, CK_SLOT_ID, Call, CallError, Mechanism, Module, TokenInfo,
+    Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CK_SLOT_ID, Call, CallError, Mechanism, Module,
+    TokenInfo,
 };
 use super::profile::{CountLow, Generate, HsmProfile, Send as SendAttr};
 use super::uri::TokenUri;
@@ -288,14 +289,18 @@ impl Token {
         match outcome {
             Ok(()) => Ok(()),
             Err(error) if error.rv == ck::CKR_USER_ALREADY_LOGGED_IN => Ok(()),
-            Err(error) if error.class == FaultClass::Operator => Err(Fault::Operator {
-                token: self.name.clone(),
-                reason: format!(
+            Err(error) if error.class == FaultClass::Operator => {
+                let token = self.name.clone();
+                let reason = format!(
                     "C_Login answered {}; it is not tried again by itself; {}",
                     super::faults::ckr_name(error.rv),
                     self.logins.pin.remedy(&self.name)
-                ),
-            }),
+                );
+                Err(match error.rv {
+                    ck::CKR_PIN_INCORRECT | ck::CKR_PIN_LOCKED => Fault::WrongPin { token, reason },
+                    _ => Fault::Operator { token, reason },
+                })
+            }
             Err(error) => Err(Fault::call(&self.name, error, "logging in")),
         }
     }
@@ -315,9 +320,17 @@ impl Token {
                 token,
                 reason: error.to_string(),
             },
-            PinError::Held { .. } => Fault::Operator {
+            PinError::Held { wrong: true, .. } => Fault::WrongPin {
                 token,
                 reason: format!("{error}; {remedy}"),
+            },
+            PinError::Held { wrong: false, .. } => Fault::Operator {
+                token,
+                reason: format!("{error}; {remedy}"),
+            },
+            PinError::Spent { .. } => Fault::WrongPin {
+                token,
+                reason: error.to_string(),
             },
             error => Fault::Operator {
                 token,
@@ -398,13 +411,13 @@ impl Token {
         &self,
         spki: &[u8],
         algorithm: WrapAlgorithm,
-        label: &[u8],
+        dki: &[u8],
     ) -> Result<Vec<u8>, Fault> {
         let unsupported = |reason: String| self.unsupported(reason);
         let mut random = [0_u8; 32];
         aws_lc_rs::rand::fill(&mut random)
             .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
-        host::oaep_wrap(spki, algorithm.hash, label, &random.to_vec().into())
+        host::wrap(spki, algorithm, dki, &random.to_vec().into())
             .map_err(|error| unsupported(error.to_string()))
     }
 
@@ -425,7 +438,7 @@ impl Token {
         let Ok(wrapped) = self.wrap_nonsense(&entry.spki, eedk.wrap(), eedk.oaep_label()) else {
             return false;
         };
-        let mechanism = oaep(eedk.wrap(), eedk.oaep_label());
+        let mechanism = wrapping(eedk.wrap(), eedk.oaep_label());
         match entry.private {
             PrivateHalf::Serves {
                 custody: Custody::Host,
@@ -467,7 +480,16 @@ impl Token {
             trusted: self.epoch().catalog.all_trusted(),
             probe: self.probe.get().cloned(),
             sessions: self.sessions(),
+            trouble: self.unkept(),
         }
+    }
+
+    /// What is wrong where the token's keys are no longer kept: its process has them, and no other will.
+    pub(super) fn unkept(&self) -> Option<String> {
+        let reason = self.profile.there().err()?;
+        Some(format!(
+            "{reason} What this process has read goes on serving until it ends, and nothing is written under it"
+        ))
     }
 
     /// Held while a login is under way.
@@ -488,7 +510,7 @@ impl Token {
         let Some(private) = handles.private else {
             return Ok(());
         };
-        let mechanism = oaep(self.profile.wrap_algorithm(), &[]);
+        let mechanism = wrapping(self.profile.wrap_algorithm(), &[]);
         match canary.custody {
             Custody::Token => {
                 let key = self.module.unwrap(
@@ -537,6 +559,20 @@ impl Token {
         demands || self.profile.data_key.wrap_with_trusted
     }
 
+    /// `CKA_VALUE_LEN` of a secret key, bytes; none where the token does not say.
+    pub(super) fn value_len(
+        &self,
+        session: CK_SESSION_HANDLE,
+        key: CK_OBJECT_HANDLE,
+    ) -> Call<Option<usize>> {
+        let value = self
+            .module
+            .attribute(session, key, ck::CKA_VALUE_LEN)?
+            .unwrap_or_default();
+        let bytes = value.first_chunk::<8>().filter(|_| value.len() == 8);
+        Ok(bytes.and_then(|bytes| usize::try_from(u64::from_ne_bytes(*bytes)).ok()))
+    }
+
     /// Template of a data key that an EEDK holds; `proof` lets it encrypt a
     /// block, `trusted` has it wrapped under trusted keys only.
     pub(super) fn unwrap_template(&self, proof: bool, trusted: bool) -> Vec<Attr> {
@@ -575,6 +611,23 @@ impl Token {
         Ok(())
     }
 
+    /// Destroys a KEK for good, and looks again: how many objects there were. Where the token does
+    /// not let its private half go, nothing is destroyed.
+    pub(super) fn destroy_kek(
+        &self,
+        session: CK_SESSION_HANDLE,
+        kek: &KekHash,
+    ) -> Result<usize, Fault> {
+        let fail = |error| Fault::call(&self.name, error, format!("destroying the KEK {kek}"));
+        self.renew(self.epoch().number, Some(session))?;
+        let objects = catalog::objects_of(&self.module, session, kek).map_err(fail)?;
+        for object in &objects {
+            self.module.destroy(session, *object).map_err(fail)?;
+        }
+        self.renew(self.epoch().number, Some(session))?;
+        Ok(objects.len())
+    }
+
     /// Makes a KEK, and looks at what the token made.
     pub(super) fn generate(
         &self,
@@ -599,6 +652,11 @@ impl Token {
             return Err(self.unsupported(format!(
                 "KEK {label} would have to open EEDKs inside the token, and this product cannot unwrap and wrap (profile {}: drive.forms = []); make it with --custody host",
                 self.profile.name
+            )));
+        }
+        if sign && self.profile.wrap_algorithm().is_v15() {
+            return Err(self.unsupported(format!(
+                "KEK {label} would sign and open EEDKs by PKCS#1 v1.5, and whoever probes v1.5 paddings under a key can also make signatures by it; make it without --sign"
             )));
         }
         if super::trust::reserved(label.as_str()) {
@@ -817,9 +875,12 @@ pub(super) fn data_key_template(encrypt: bool) -> Vec<Attr> {
     ]
 }
 
-/// `CKM_RSA_PKCS_OAEP` as the algorithm says, with this label.
-pub(super) fn oaep(algorithm: WrapAlgorithm, label: &[u8]) -> Mechanism {
-    let (hash, mgf) = match algorithm.hash {
+/// `CKM_RSA_PKCS_OAEP` or `CKM_RSA_PKCS` as the algorithm says; `dki` is the label where it has one.
+pub(super) fn wrapping(algorithm: WrapAlgorithm, dki: &[u8]) -> Mechanism {
+    let WrapAlgorithm::Oaep { hash, .. } = algorithm else {
+        return Mechanism::Plain(ck::CKM_RSA_PKCS);
+    };
+    let (hash, mgf) = match hash {
         OaepHash::Sha1 => (ck::CKM_SHA_1, ck::CKG_MGF1_SHA1),
         OaepHash::Sha256 => (ck::CKM_SHA256, ck::CKG_MGF1_SHA256),
         OaepHash::Sha384 => (ck::CKM_SHA384, ck::CKG_MGF1_SHA384),
@@ -828,10 +889,6 @@ pub(super) fn oaep(algorithm: WrapAlgorithm, label: &[u8]) -> Mechanism {
     Mechanism::Oaep {
         hash,
         mgf,
-        label: if algorithm.labelled {
-            label.to_vec()
-        } else {
-            Vec::new()
-        },
+        label: algorithm.label(dki).to_vec(),
     }
 }

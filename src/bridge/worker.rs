@@ -9,16 +9,22 @@
 //! - an exchange is repeated only where [`Op::repeatable`] says so, at most
 //!   [`ATTEMPTS`] times, and never when it could not end within its request's time;
 //! - an EEDK is called bad only after it failed twice while a fresh EEDK under
-//!   the same KEK opened; a token only after its canary failed on a new session.
+//!   the same KEK opened; a token only after its canary failed on a new session;
+//! - an EEDK whose opening is guarded is neither good nor bad for anybody here:
+//!   its exchange takes a session of its own (`guarded.rs`).
 
 mod attempt;
 mod certify;
+mod evidence;
+mod forms;
+mod guarded;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryptoki_sys as ck;
 
+use super::evidence::Evidence;
 use super::faults::{Fault, FaultClass, OPENS, ckr_name};
 use super::message::{Op, Reply};
 use super::pkcs11::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, CallError};
@@ -126,6 +132,10 @@ impl Worker {
         loop {
             let begun = Instant::now();
             let (error, what) = match self.attempt(op) {
+                Ok(reply) if op.guarded() => {
+                    self.drop_session();
+                    return Ok(reply);
+                }
                 Ok(reply) => {
                     let took = begun.elapsed();
                     self.quickest = Some(self.quickest.map_or(took, |known| known.min(took)));
@@ -377,6 +387,17 @@ impl Worker {
             token: &token,
             session,
         };
+        // What is written now could be read until the process ends, and then never again. Whatever
+        // token wraps an EEDK, the one that holds its KEK is asked for the proof.
+        if let Op::Create { .. }
+        | Op::Prove { .. }
+        | Op::Generate { .. }
+        | Op::Evidence(Evidence::MakeKey { .. }) = op
+            && let Some(reason) = token.unkept()
+        {
+            let token = token.name.clone();
+            return Err(Fault::Down { token, reason }.into());
+        }
         match op {
             Op::Create {
                 dki,
@@ -390,7 +411,15 @@ impl Worker {
                 kek,
                 drive,
                 custody,
+                guard: None,
             } => at.resolve(eedk, kek, drive, *custody),
+            Op::Resolve {
+                eedk,
+                kek,
+                drive,
+                custody,
+                guard: Some(throw_away),
+            } => at.resolve_guarded(eedk, kek, drive, *custody, throw_away),
             Op::Rekey {
                 eedk,
                 kek,
@@ -423,6 +452,11 @@ impl Worker {
                 Ok(Reply::Generated(kek))
             }
             Op::Certify(what) => at.certify(what).map(Reply::Certified),
+            Op::Destroy { kek } => {
+                let objects = token.destroy_kek(at.session.handle, kek)?;
+                Ok(Reply::Undone(objects))
+            }
+            Op::Evidence(what) => at.evidence(what).map(Reply::Evidenced),
         }
     }
 }

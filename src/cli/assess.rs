@@ -109,7 +109,10 @@ fn here(context: &Context, models: &Models) -> anyhow::Result<Report> {
         Reply::Drives(drives) => drives,
         other => return site::out_of_turn(&other),
     };
-    let defaults = match ask(Command::KekDefault { set: None })? {
+    let defaults = match ask(Command::KekDefault {
+        set: None,
+        anyway: false,
+    })? {
         Reply::Defaults(defaults) => defaults,
         other => return site::out_of_turn(&other),
     };

@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::output::say;
 
+mod in_band;
+
 /// Writes a cartridge and reads it back, with real processes and real TLS on
 /// loopback, in a temporary directory.
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,10 @@ pub(super) struct Demo {
     /// The token: embedded needs no other software; softhsm2 needs SoftHSM.
     #[arg(long, value_name = "NAME", default_value = "embedded")]
     profile: String,
+    /// With drives that this host keys itself (ekm proxy run, ekm tape run), behind sockets that carry
+    /// their SCSI commands.
+    #[arg(long)]
+    in_band: bool,
     /// Leaves everything in this directory to look at.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -59,7 +65,15 @@ impl Demo {
             directory,
             profile: self.profile.clone(),
         };
-        stage.play(self.data.as_deref())?;
+        if self.in_band {
+            ensure!(
+                self.profile == "embedded",
+                "--in-band is for the embedded token, which wraps keys as T10 drives take them"
+            );
+            stage.play_in_band(self.data.as_deref())?;
+        } else {
+            stage.play(self.data.as_deref())?;
+        }
         if self.keep.is_some() {
             say("")?;
             say(&format!(

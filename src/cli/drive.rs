@@ -1,16 +1,22 @@
 //! `ekm drive`
 
+mod pending;
+mod scan;
+mod status;
 mod trust;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use serde::Serialize;
 
-use super::{Context, output, site};
-use crate::admin::{Change, Command, DriveChange, Reply};
+use super::{Context, output, runtime, site};
+use crate::admin::{Change, Command, DriveChange, DriveSeen, Reply, TokenStatus};
 use crate::bridge::message::Custody;
+use crate::config::Config;
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekHash, KekRef, SedkForm};
+use crate::server;
 use crate::store::{Drive, DriveKey, DriveState};
 use crate::tls::PeerId;
 
@@ -51,6 +57,22 @@ pub(super) enum DriveCommand {
         /// Its serial.
         serial: DriveSerial,
     },
+    /// Lists drives that wait for an operator, with what they showed, and drives that showed another key than the one that is trusted.
+    ///
+    /// A drive that is in no table may leave a row here where the
+    /// configuration says accept_unknown_drives = "pending". It gets no key.
+    Pending,
+    /// Accepts a drive that waits, and pins the key that it showed.
+    ///
+    /// The fingerprint is what you have read from the drive itself, not what
+    /// ekm drive pending shows: where the two differ, somebody else spoke for the
+    /// drive, and it is not accepted.
+    Accept(pending::Accept),
+    /// Rejects a drive that waits; it is not noted again.
+    Reject {
+        /// Its serial.
+        serial: DriveSerial,
+    },
     /// Has a token's security officer vouch for the key of drives (CKA_TRUSTED).
     ///
     /// For a token whose profile says data_key.wrap_with_trusted: there a data
@@ -64,8 +86,26 @@ pub(super) enum DriveCommand {
     /// a server that uses the token may go on. Not for drives with a certificate
     /// (--ca): their key is another one in each session.
     Trust(trust::TrustDrives),
+    /// Shows what a tape drive of this host says of itself, and what ekm can do with it.
+    ///
+    /// Who it is, whether a cartridge is in, what encryption it can do and who
+    /// may set it, the fingerprint of its wrapping key, what it is set to do,
+    /// and what the next block says of its key. It only asks, and moves no tape.
+    ///
+    /// A drive tells a new cartridge or a reset once, to whoever asks first; if
+    /// that is not the tape driver, the next write may land in the wrong place.
+    /// So this command opens the drive's tape node (as mt does) and its /dev/sgN
+    /// alone while it asks. Where somebody else has one of them open, it asks for
+    /// the drive's names only, which takes nothing from anybody.
+    Status(status::ShowStatus),
+    /// Lists the tape drives of this host; sends them nothing.
+    Scan(scan::Scan),
     /// Lists the drive table (EKM's listdrives).
-    List,
+    List {
+        /// Only drives that wait for an operator, with what they showed.
+        #[arg(long)]
+        pending: bool,
+    },
     /// Shows one drive.
     Show {
         /// Its serial.
@@ -201,7 +241,22 @@ impl DriveCommand {
                 ));
             }
             Self::Trust(trust) => return trust.run(context),
-            Self::List => {
+            Self::Status(status) => return status.run(context),
+            Self::Scan(scan) => return scan.run(context),
+            Self::Pending | Self::List { pending: true } => return pending::list(context),
+            Self::Accept(accept) => return accept.run(context),
+            Self::Reject { serial } => {
+                site::execute(
+                    context,
+                    Command::DriveReject {
+                        serial: serial.clone(),
+                    },
+                )?;
+                return output::say(&format!(
+                    "drive {serial} is rejected: it gets EF01, and is not noted again; ekm drive add {serial} would still add it"
+                ));
+            }
+            Self::List { pending: false } => {
                 let drives = drives(context, Command::DriveList)?;
                 return if context.json {
                     output::json(&drives)
@@ -218,10 +273,28 @@ impl DriveCommand {
                 bail!("drive {serial} is not in the drive table (ekm drive list)");
             }
         }
+        let trust = match site::of_server(context, &Command::TokenStatus) {
+            Some(Reply::Tokens(tokens)) => Some(tokens),
+            Some(_) | None => None,
+        };
         if context.json {
-            return output::json(&drives);
+            let told: Vec<Shown<'_>> = drives
+                .iter()
+                .map(|drive| Shown {
+                    drive,
+                    trusted_on: trust.as_deref().map(|tokens| trusted_on(drive, tokens)),
+                })
+                .collect();
+            return output::json(&told);
         }
-        drives.iter().try_for_each(show)
+        let seen = match site::of_server(context, &Command::DrivePending) {
+            Some(Reply::DrivesSeen(seen)) => seen,
+            Some(_) | None => Vec::new(),
+        };
+        drives.iter().try_for_each(|drive| {
+            let seen = seen.iter().find(|seen| seen.drive.serial == drive.serial);
+            show(drive, trust.as_deref(), seen)
+        })
     }
 }
 
@@ -229,6 +302,25 @@ fn drives(context: &Context, command: Command) -> anyhow::Result<Vec<Drive>> {
     match site::execute(context, command)? {
         Reply::Drives(drives) => Ok(drives),
         other => site::out_of_turn(&other),
+    }
+}
+
+/// The drive table of the server that runs on this machine, where one does. Never works on the
+/// state itself: this may be any host with a tape drive.
+fn table_of_server(context: &Context) -> Option<Vec<Drive>> {
+    let runtime = runtime().ok()?;
+    let reply = match &context.site {
+        Some(site) => runtime.block_on(site.ask(&Command::DriveList, None)).ok(),
+        None => {
+            let config = Config::load(&context.config).ok()?;
+            let socket = config.socket();
+            let asked = server::ask(&socket, &Command::DriveList);
+            runtime.block_on(asked).ok()
+        }
+    };
+    match reply? {
+        Reply::Drives(drives) => Some(drives),
+        _ => None,
     }
 }
 
@@ -249,9 +341,50 @@ fn list(drives: &[Drive]) -> anyhow::Result<()> {
     )
 }
 
-fn show(drive: &Drive) -> anyhow::Result<()> {
+/// A drive as `--json` prints it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    drive: &'a Drive,
+    /// The tokens whose security officer has blessed its key; null where no server can say.
+    trusted_on: Option<Vec<&'a str>>,
+}
+
+/// The tokens whose security officer has blessed the drive's key.
+fn trusted_on<'a>(drive: &Drive, tokens: &'a [TokenStatus]) -> Vec<&'a str> {
+    let DriveKey::Pinned(spki) = &drive.key else {
+        return Vec::new();
+    };
+    let key = KekHash::of_spki(spki);
+    tokens
+        .iter()
+        .filter(|token| token.trusted.contains(&key))
+        .map(|token| token.name.as_str())
+        .collect()
+}
+
+fn trust_words(drive: &Drive, tokens: Option<&[TokenStatus]>) -> String {
+    match (&drive.key, tokens) {
+        (DriveKey::Certified | DriveKey::None, _) => "- (it has no key of its own here)".to_owned(),
+        (DriveKey::Pinned(_), None) => "not known: no server runs".to_owned(),
+        (DriveKey::Pinned(_), Some(tokens)) => {
+            let on = trusted_on(drive, tokens);
+            if on.is_empty() {
+                "on no token".to_owned()
+            } else {
+                format!("on {}", on.join(", "))
+            }
+        }
+    }
+}
+
+fn show(
+    drive: &Drive,
+    tokens: Option<&[TokenStatus]>,
+    seen: Option<&DriveSeen>,
+) -> anyhow::Result<()> {
     let speakers: Vec<String> = drive.speakers.iter().map(ToString::to_string).collect();
-    output::fields(&[
+    let mut fields = vec![
         ("serial", drive.serial.to_string()),
         ("state", state(drive).to_owned()),
         (
@@ -263,6 +396,7 @@ fn show(drive: &Drive) -> anyhow::Result<()> {
         ("kek1", kek(drive, &drive.kek1)),
         ("kek2", kek(drive, &drive.kek2)),
         ("key", fingerprint(&drive.key)),
+        ("trusted", trust_words(drive, tokens)),
         ("form", drive.form.to_string()),
         ("custody", drive.custody.to_string()),
         (
@@ -273,7 +407,9 @@ fn show(drive: &Drive) -> anyhow::Result<()> {
                 format!("itself, {}", speakers.join(", "))
             },
         ),
-    ])
+    ];
+    fields.extend(seen.map(pending::other).unwrap_or_default());
+    output::fields(&fields)
 }
 
 const fn state(drive: &Drive) -> &'static str {

@@ -1,5 +1,6 @@
 //! `ekm eedk`
 
+mod failures;
 mod probe;
 
 use std::path::PathBuf;
@@ -23,6 +24,13 @@ pub(super) enum EedkCommand {
     /// PKCS#1 v1.5, and looks for what names the keys: hashes, labels in ASCII and EBCDIC. It shows where
     /// what opened, never a key, and stores nothing.
     Probe(probe::Probe),
+    /// Shows who sent EEDKs that did not open, where nobody may learn of it (PKCS#1 v1.5).
+    ///
+    /// EEDKs that are wrapped by RSAES-PKCS1-v1_5 and were never issued here give a drive some key in any
+    /// case, so that their padding cannot be probed. Those that did not open are counted: of one peer in
+    /// an hour, and under one KEK for ever. Once as many as the policy allows did not, no more are opened
+    /// until an operator has found out why and forgives.
+    Failures(failures::Failures),
 }
 
 impl EedkCommand {
@@ -30,6 +38,7 @@ impl EedkCommand {
         let file = match self {
             Self::Show { file } => file,
             Self::Probe(probe) => return probe.run(context),
+            Self::Failures(failures) => return failures.run(context),
         };
         let limit = u64::try_from(Eedk::MAX_LEN)?;
         let der = crate::files::read_limited(file, limit)

@@ -6,10 +6,12 @@ mod cert;
 mod file;
 mod holders;
 mod import;
+mod life;
 mod own_bridge;
 mod partner;
 pub(super) mod passwords;
 mod restore;
+mod rotate;
 mod stage;
 
 use std::io::Write as _;
@@ -24,7 +26,7 @@ use crate::bridge::message::Custody;
 use crate::copies::{CopyKind, KekCopy};
 use crate::key::{KekRef, KeyLabel};
 use crate::keystore::KnownKek;
-use crate::store::Defaults;
+use crate::store::{Defaults, KekState};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Kek {
@@ -35,9 +37,9 @@ pub(super) enum Kek {
     /// lost KEK is a lost tape.
     ///
     /// With --copy the KEK is wrapped once, at its birth, under a transport
-    /// key that is split into shares, and is frozen then: see README, "Copies
-    /// of KEKs". Where the vendor clones its tokens (Luna, nShield, CloudHSM
-    /// …), do that instead, and tell ekm with ekm kek copy confirm.
+    /// key that is split into shares, and is frozen then: see docs/kek-copies.md.
+    /// Where the vendor clones its tokens (Luna, nShield, CloudHSM …), do that
+    /// instead, and tell ekm with ekm kek copy confirm.
     Generate {
         /// Its label, at most 64 characters; case and trailing blanks make no difference.
         label: KeyLabel,
@@ -121,6 +123,31 @@ pub(super) enum Kek {
     /// KEKs of business partners: public keys that you have confirmed.
     #[command(subcommand)]
     Partner(partner::Partner),
+    /// Retires a KEK for writing: nothing new is written under it, and its volumes are still read.
+    Retire(life::Turn),
+    /// Takes a retirement or a revocation back.
+    Activate(life::Turn),
+    /// Revokes a retired KEK: nothing is read or written under it any more.
+    ///
+    /// Refused while a volume has an EEDK under it, on the cartridge or in the catalog, until it is
+    /// rekeyed and mounted (ekm volume rekey) or given up by name (ekm volume write-off).
+    Revoke(life::Turn),
+    /// Destroys a retired or revoked KEK on its tokens, for good.
+    ///
+    /// Refused as a revocation is. Its label stays taken. A token may not let a key go; then the
+    /// vendor's tool destroys it, and this command, run again, notes that.
+    Delete(life::Delete),
+    /// Says which volumes die with a KEK: those with an EEDK under it, and those that nothing else opens.
+    Impact(life::ImpactOf),
+    /// Puts a new KEK in the place of one: in the global labels and the drive table.
+    ///
+    /// The new one is made at once, as long as the old one and on the same token. At the time that
+    /// is set (--at; else at once) defaults and drives that name the old one name the new one, and
+    /// the old one is retired for writing. A server does that; it also does it after a restart.
+    Rotate(rotate::Rotate),
+    /// KEKs that are rotated by the calendar.
+    #[command(subcommand)]
+    Schedule(rotate::Schedule),
     /// Shows or sets the labels for drives and requests that name none.
     Default {
         /// First KEK: LABEL, LABEL:label or LABEL:hash.
@@ -132,6 +159,9 @@ pub(super) enum Kek {
         /// Takes both away.
         #[arg(long, conflicts_with_all = ["kek1", "kek2"])]
         none: bool,
+        /// Sets partners' KEKs alone, although no key here could then read a cartridge.
+        #[arg(long, requires = "kek1")]
+        anyway: bool,
     },
 }
 
@@ -177,9 +207,11 @@ impl Kek {
                 if context.json {
                     return output::json(&keks);
                 }
-                output::table(
+                output::table_with_names(
+                    &["hash", "valid until"],
                     &[
                         "label",
+                        "state",
                         "bits",
                         "custody",
                         "provenance",
@@ -191,11 +223,12 @@ impl Kek {
                     keks.iter().map(|kek| {
                         vec![
                             kek.label.to_string(),
+                            state(kek).to_string(),
                             kek.bits.to_string(),
                             custody(kek),
                             provenance(kek),
                             copies(kek),
-                            kek.tokens.join(", "),
+                            kek.place(),
                             kek.validity
                                 .map_or_else(|| "-".to_owned(), |validity| validity.last_day()),
                             kek.hash.to_string().chars().take(16).collect(),
@@ -206,8 +239,18 @@ impl Kek {
                     for (token, reason) in &kek.refused {
                         output::say(&format!("{} is refused on {token}: {reason}", kek.label))?;
                     }
+                    if kek.is_away() {
+                        output::say(&format!(
+                            "{} is out of reach: token {} has not been up since the start (ekm token status)",
+                            kek.label,
+                            kek.away.join(", ")
+                        ))?;
+                    }
                     if let Some(warning) = warning(kek) {
                         output::say(&format!("{}: {warning}", kek.label))?;
+                    }
+                    if let Some(standing) = &kek.standing {
+                        output::say(&format!("{} was {}", kek.label, standing.words()))?;
                     }
                 }
                 Ok(())
@@ -237,18 +280,43 @@ impl Kek {
                 };
                 let pem = der::pem::encode_string(kind, LineEnding::LF, der)
                     .map_err(|error| anyhow::anyhow!("cannot write PEM: {error}"))?;
+                if context.json {
+                    return output::json(&serde_json::json!({
+                        "label": kek.label,
+                        "hash": kek.hash,
+                        "kind": kind,
+                        "pem": pem,
+                    }));
+                }
                 output::say(pem.trim_end())
             }
             Self::Csr(csr) => csr.run(context),
             Self::Cert(cert) => cert.run(context),
             Self::Partner(partner) => partner.run(context),
-            Self::Default { kek1, kek2, none } => {
+            Self::Retire(turn) => turn.run(context, KekState::Retired),
+            Self::Activate(turn) => turn.run(context, KekState::Active),
+            Self::Revoke(turn) => turn.run(context, KekState::Revoked),
+            Self::Delete(delete) => delete.run(context),
+            Self::Impact(impact) => impact.run(context),
+            Self::Rotate(rotate) => rotate.run(context),
+            Self::Schedule(schedule) => schedule.run(context),
+            Self::Default {
+                kek1,
+                kek2,
+                none,
+                anyway,
+            } => {
                 let set =
                     (kek1.is_some() || kek2.is_some() || none).then_some(Defaults { kek1, kek2 });
-                let defaults = match site::execute(context, Command::KekDefault { set })? {
-                    Reply::Defaults(defaults) => defaults,
+                let command = Command::KekDefault { set, anyway };
+                let (defaults, warnings) = match site::execute(context, command)? {
+                    Reply::Defaults(defaults) => (defaults, Vec::new()),
+                    Reply::DefaultsSet { defaults, warnings } => (defaults, warnings),
                     other => return site::out_of_turn(&other),
                 };
+                for warning in &warnings {
+                    tell(&format!("warning: {warning}"));
+                }
                 if context.json {
                     return output::json(&defaults);
                 }
@@ -282,11 +350,12 @@ fn named(context: &Context, label: &KeyLabel) -> anyhow::Result<Vec<KnownKek>> {
 fn show(kek: &KnownKek) -> anyhow::Result<()> {
     let mut fields = vec![
         ("label", kek.label.to_string()),
+        ("state", state(kek).to_string()),
         ("public-key hash", format!("sha256:{}", kek.hash)),
         ("modulus", format!("{} bits", kek.bits)),
         ("custody", custody(kek)),
         ("provenance", provenance(kek)),
-        ("tokens", kek.tokens.join(", ")),
+        ("tokens", kek.place()),
         ("registered", output::yes(Some(kek.registered)).to_owned()),
         (
             "certificate",
@@ -297,11 +366,21 @@ fn show(kek: &KnownKek) -> anyhow::Result<()> {
         fields.push(("valid until", validity.last_day()));
     }
     fields.extend(warning(kek).map(|warning| ("warning", warning)));
+    let standing = kek.standing.as_ref();
+    fields.extend(standing.map(|standing| ("it was", standing.words())));
     if let Some(partner) = &kek.partner {
         fields.push(("a partner's", format!("confirmed by {}", partner.operator)));
     }
     for copy in &kek.copies {
         fields.push(("copy", copy.words()));
+    }
+    if !kek.tokens.is_empty() && kek.backed().is_none() {
+        let never = if kek.is_kept() {
+            "in none, but there is a copy"
+        } else {
+            "in none, and there is no copy that counts: ekm backup FILE"
+        };
+        fields.push(("backup", never.to_owned()));
     }
     if kek.copies.is_empty() && kek.serials.len() < 2 {
         fields.push(("copy", "none known".to_owned()));
@@ -328,9 +407,17 @@ fn warning(kek: &KnownKek) -> Option<String> {
     kek.validity?.warning(time::OffsetDateTime::now_utc())
 }
 
+fn state(kek: &KnownKek) -> KekState {
+    kek.standing
+        .as_ref()
+        .map_or(KekState::Active, |standing| standing.state)
+}
+
 fn custody(kek: &KnownKek) -> String {
     match (kek.custody, &kek.partner) {
         (Some(custody), _) => custody.to_string(),
+        (None, _) if kek.is_away() => "out of reach".to_owned(),
+        (None, _) if kek.missing.is_some() => "missing".to_owned(),
         (None, Some(_)) => "partner".to_owned(),
         (None, None) => "no private half".to_owned(),
     }
@@ -355,6 +442,9 @@ fn copies(kek: &KnownKek) -> String {
     }
     if count(|copy| copy.kind == CopyKind::Stated) > 0 {
         told.push("stated".to_owned());
+    }
+    if count(|copy| copy.kind == CopyKind::Backup) > 0 {
+        told.push("backup".to_owned());
     }
     if told.is_empty() {
         return "-".to_owned();

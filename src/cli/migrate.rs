@@ -1,12 +1,14 @@
 //! `ekm migrate`
 
+mod progress;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::kek::passwords::first_line;
-use super::{Context, output, site};
+use super::{Context, Found, output, site};
 use crate::admin::{Command, ImportedDrive, Reply, Taken, TakenIn};
 use crate::config::Config;
 use crate::migrate::history::{self, Merged};
@@ -32,7 +34,11 @@ pub(super) enum Migrate {
     /// ekm.toml where there is none, adds the drives so that they wait for
     /// their enrolment, sets the default labels where there are none, keeps
     /// EKM's records beside the state, and says what is left to do. A second
-    /// time changes nothing more.
+    /// time changes nothing more, and leaves out the steps that are done.
+    ///
+    /// Exit code 3 where something is to be decided or mended first (the list
+    /// "To be decided or mended", or a drive that is here with other values);
+    /// what could be moved is moved all the same.
     Ekm21(Ekm21),
 }
 
@@ -145,14 +151,22 @@ impl Migrate {
         } else {
             look(&ekm.to, &plan)?
         };
+        let steps = progress::of(&ekm.to, &plan);
+        let plan = plan.left(&sources, &steps);
         if context.json {
-            return output::json(&Told {
+            output::json(&Told {
                 plan: &plan,
                 done: &done,
-            });
+            })?;
+        } else {
+            show(&plan)?;
+            tell(&plan, &done)?;
         }
-        show(&plan)?;
-        tell(&plan, &done)
+        let kept = |taken: &Taken| matches!(taken, Taken::Kept { .. });
+        let undecided = !plan.conflicts.is_empty()
+            || done.taken_in.defaults.as_ref().is_some_and(kept)
+            || done.taken_in.drives.iter().any(|(_, taken)| kept(taken));
+        if undecided { Err(Found.into()) } else { Ok(()) }
     }
 }
 
@@ -318,6 +332,7 @@ fn keys(plan: &Plan) -> anyhow::Result<()> {
                     ("certificate".to_owned(), validity.as_ref())
                 }
                 KeyKind::Secret { .. } => ("secret key".to_owned(), None),
+                KeyKind::Unfit { what, .. } => (what.clone(), None),
                 KeyKind::Unreadable { .. } => ("unreadable".to_owned(), None),
             };
             let day = |at: &String| at.chars().take(10).collect::<String>();

@@ -73,6 +73,12 @@ impl Serve {
                 );
             }
         }
+        for token in config.v15_tokens() {
+            tracing::warn!(
+                token,
+                "policy.pkcs1_v15_eedks = \"allow\": this token wraps and opens EEDKs by RSAES-PKCS1-v1_5, whose padding can be probed by whoever sends EEDKs that were not issued here; what is done against it, and what is left, is in docs/pkcs1-v15.md"
+            );
+        }
         for keystore in &config.keystores {
             tracing::warn!(
                 token = keystore.name,
@@ -94,11 +100,12 @@ async fn serve(config: &Config, pins: EnvironmentPins) -> anyhow::Result<()> {
     let service = Arc::new(opened(config, &program).await?);
     let server = Server::new(door, config, service);
     let address = server.address()?;
+    // Before anybody hears that it listens, and stops it for that.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(%address, "listening");
     // For whoever started it with port 0; a server goes on when nobody reads it.
     drop(output::say(&format!("listening on https://{address}")));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     server
         .run(async move {
@@ -117,7 +124,7 @@ async fn serve(config: &Config, pins: EnvironmentPins) -> anyhow::Result<()> {
 async fn opened(config: &Config, program: &Program) -> Result<Service, ServerError> {
     let until = Instant::now() + COMMANDS;
     loop {
-        match server::open(config, program).await {
+        match server::open_serving(config, program).await {
             Err(ServerError::Audit(AuditError::Locked { .. })) if Instant::now() < until => {
                 tokio::time::sleep(AGAIN).await;
             }
@@ -126,7 +133,7 @@ async fn opened(config: &Config, program: &Program) -> Result<Service, ServerErr
     }
 }
 
-fn tell_systemd(states: &[sd_notify::NotifyState]) {
+pub(super) fn tell_systemd(states: &[sd_notify::NotifyState]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::warn!(%error, "systemd could not be told");
     }

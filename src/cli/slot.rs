@@ -81,13 +81,20 @@ impl Which {
                 directory.display()
             );
         }
-        self.settled(profile)
+        let mut profile = profile;
+        profile.settle(&directory);
+        if let Err(reason) = profile.there() {
+            bail!("profile {}: {reason}", profile.name);
+        }
+        self.made(profile)
     }
 
-    fn settled(&self, mut profile: HsmProfile) -> anyhow::Result<HsmProfile> {
+    /// For a new token: its directory is made.
+    fn made(&self, mut profile: HsmProfile) -> anyhow::Result<HsmProfile> {
         let directory = self.directory(&profile)?;
+        profile.settle(&directory);
         profile
-            .settle(&directory)
+            .make(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
         Ok(profile)
     }
@@ -104,6 +111,7 @@ impl Which {
                 for (name, value) in std::env::vars() {
                     profile.module.environment.insert(name, value);
                 }
+                profile.module.keeps = None;
                 profile.module.files.clear();
                 profile.module.folders.clear();
                 profile
@@ -166,7 +174,7 @@ impl Slot {
                     user_pin: pin(init.pin_file.as_ref(), "User PIN")?,
                 };
                 let Reply::Initialized(slot) =
-                    ask(init.which.settled(init.which.unsettled()?)?, task)?
+                    ask(init.which.made(init.which.unsettled()?)?, task)?
                 else {
                     bail!("the bridge gave an answer of another kind");
                 };

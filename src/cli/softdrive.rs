@@ -1,12 +1,14 @@
 //! `ekm softdrive`
 
+mod door;
+mod tape;
+
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::{ExposeSecret, SecretBox};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Context, eedk, output, runtime};
@@ -14,15 +16,16 @@ use crate::api::{
     Base64, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, RekeyRequest,
     ResolveRequest, SecretBytes, SessionKeyInRequest,
 };
-use crate::client::KeyClient;
 use crate::drive::{DriveSerial, Wwn};
-use crate::key::{DataKeyId, Eedk, KekRef, Sedk};
+use crate::key::{Eedk, KekRef, Sedk};
+use crate::proxy::{Served, SessionKeys};
 use crate::softdrive::{
     CartridgeFile, DriveKind, Existing, Header, Init, Medium, MediumKey, SealedCartridge,
     SoftDrive, Target, read_header, rewrite_eedks,
 };
 use crate::t10::{Cdb, OutPage};
 use crate::volser::Volser;
+use door::Door;
 
 /// Bytes copied at once.
 const CHUNK: usize = 256 * 1024;
@@ -109,24 +112,9 @@ pub(super) enum Softdrive {
         #[arg(long, value_name = "DIR")]
         eedks: Option<PathBuf>,
     },
-}
-
-/// How to reach the key server.
-#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Door {
-    /// The key server, host:port.
-    #[arg(long, value_name = "HOST:PORT")]
-    server: Option<String>,
-    /// The CA of the server's certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// The drive's TLS certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    tls_cert: Option<PathBuf>,
-    /// Its private key, PEM.
-    #[arg(long, value_name = "FILE")]
-    tls_key: Option<PathBuf>,
+    /// Tapes of the software tape drive, as files.
+    #[command(subcommand)]
+    Tape(tape::Tape),
 }
 
 /// A drive with a cartridge in it.
@@ -148,53 +136,6 @@ pub(super) struct At {
     session: bool,
     #[command(flatten)]
     door: Door,
-}
-
-impl Door {
-    fn file(directory: &Path) -> PathBuf {
-        directory.join("server.toml")
-    }
-
-    fn save(&self, directory: &Path) -> anyhow::Result<()> {
-        let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
-        let saved = Self {
-            server: self.server.clone(),
-            ca: absolute(&self.ca)?,
-            tls_cert: absolute(&self.tls_cert)?,
-            tls_key: absolute(&self.tls_key)?,
-        };
-        crate::files::write_private(&Self::file(directory), toml::to_string(&saved)?.as_bytes())?;
-        Ok(())
-    }
-
-    /// A client by what is given here, else by what the drive's directory says.
-    fn client(&self, directory: &Path) -> anyhow::Result<KeyClient> {
-        let saved: Self = match std::fs::read_to_string(Self::file(directory)) {
-            Ok(text) => toml::from_str(&text)
-                .with_context(|| format!("{} is damaged", Self::file(directory).display()))?,
-            Err(_) => Self::default(),
-        };
-        let path = |own: &Option<PathBuf>, saved: Option<PathBuf>, name: &str| {
-            own.clone().or(saved).with_context(|| {
-                format!(
-                    "give --{name}, or say it once with: ekm softdrive connect {}",
-                    directory.display()
-                )
-            })
-        };
-        let server = self.server.clone().or(saved.server).with_context(|| {
-            format!(
-                "give --server HOST:PORT, or say it once with: ekm softdrive connect {}",
-                directory.display()
-            )
-        })?;
-        Ok(KeyClient::new(
-            &server,
-            &path(&self.ca, saved.ca, "ca")?,
-            &path(&self.tls_cert, saved.tls_cert, "tls-cert")?,
-            &path(&self.tls_key, saved.tls_key, "tls-key")?,
-        )?)
-    }
 }
 
 impl Softdrive {
@@ -252,39 +193,39 @@ impl Softdrive {
             Self::Read { at } => read(&at),
             Self::Rekey { at, kek1, kek2 } => rekey(&at, kek1, kek2),
             Self::Show { cartridge, eedks } => show(context, &cartridge, eedks.as_deref()),
+            Self::Tape(tape) => tape.run(context),
         }
     }
 }
 
-/// What the drive shows of its key with a request.
-async fn shown(
-    drive: &mut SoftDrive,
-    client: &mut KeyClient,
-    session: bool,
-) -> anyhow::Result<DriveInRequest> {
-    let serial = drive.serial().clone();
-    let stores_eedks = drive.kind().max_eedks() > 0;
-    if !session {
-        return Ok(DriveInRequest {
-            serial,
-            stores_eedks,
-            public_key: Some(Base64(drive.public_key_spki().to_vec())),
-            session_key: None,
-        });
+/// What the drive shows of its key with a request: the one that it was enrolled by, or none where a
+/// session key follows.
+fn shown(drive: &SoftDrive, session: bool) -> DriveInRequest {
+    let public_key = (!session).then(|| Base64(drive.public_key_spki().to_vec()));
+    DriveInRequest {
+        serial: drive.serial().clone(),
+        stores_eedks: drive.kind().max_eedks() > 0,
+        public_key,
+        session_key: None,
     }
-    let challenge = client.challenge().await?;
-    let key = drive.session_key(&challenge)?;
-    Ok(DriveInRequest {
-        serial,
-        stores_eedks,
-        public_key: None,
-        session_key: Some(SessionKeyInRequest {
+}
+
+/// The drive as whoever signs session keys.
+struct Signs<'a>(&'a mut SoftDrive);
+
+impl SessionKeys for Signs<'_> {
+    fn sign(&mut self, challenge: &[u8]) -> Result<SessionKeyInRequest, String> {
+        let key = self
+            .0
+            .session_key(challenge)
+            .map_err(|error| error.to_string())?;
+        Ok(SessionKeyInRequest {
             public_key: Base64(key.spki),
             signature: Base64(key.signature),
             certificate: Base64(key.certificate),
-            challenge: Base64(challenge),
-        }),
-    })
+            challenge: Base64(challenge.to_vec()),
+        })
+    }
 }
 
 /// The data key in the drive: by the SPOUT page where there is one, as a host
@@ -332,25 +273,28 @@ fn write(
     let runtime = runtime()?;
     let mut drive = SoftDrive::open(&at.drive)?;
     let serial = drive.serial().clone();
-    let mut client = at.door.client(&at.drive)?;
-    let (answer, request_id) = runtime.block_on(async {
-        let request = CreateRequest {
-            request_id: Uuid::new_v4(),
-            drive: shown(&mut drive, &mut client, at.session).await?,
-            volser: volser.clone(),
-            kek1,
-            kek2,
-        };
-        anyhow::Ok((client.create(&request).await?, request.request_id))
+    let request = CreateRequest {
+        job: None,
+        request_id: Uuid::new_v4(),
+        drive: shown(&drive, at.session),
+        volser: volser.clone(),
+        kek1,
+        kek2,
+    };
+    let keys = runtime.block_on(at.door.keys(&at.drive))?;
+    let Served { answer, by } = runtime.block_on(async {
+        let mut signs = Signs(&mut drive);
+        keys.create(&request, at.session.then_some(&mut signs))
+            .await
     })?;
     let written = put_on_tape(at, drive, volser, existing, &answer);
-    let confirmed = runtime.block_on(confirm(
-        &mut client,
-        request_id,
+    let confirm = ConfirmRequest {
+        request_id: request.request_id,
         serial,
-        answer.dki,
-        written.is_ok(),
-    ));
+        dki: answer.dki,
+        stored: written.is_ok(),
+    };
+    let confirmed = runtime.block_on(keys.confirm(&by, &confirm));
     let bytes = written?;
     confirmed.context("the cartridge is written; only telling the key server so failed")?;
     eprintln_fields(&[
@@ -383,44 +327,30 @@ fn put_on_tape(
     Ok(bytes)
 }
 
-async fn confirm(
-    client: &mut KeyClient,
-    request_id: Uuid,
-    serial: DriveSerial,
-    dki: DataKeyId,
-    stored: bool,
-) -> anyhow::Result<()> {
-    client
-        .confirm(&ConfirmRequest {
-            request_id,
-            serial,
-            dki,
-            stored,
-        })
-        .await?;
-    Ok(())
-}
-
 fn read(at: &At) -> anyhow::Result<()> {
     let sealed = SealedCartridge::open(&at.cartridge)
         .with_context(|| format!("cannot read the cartridge {}", at.cartridge.display()))?;
     let header = sealed.header().clone();
     let runtime = runtime()?;
     let mut drive = SoftDrive::open(&at.drive)?;
-    let mut client = at.door.client(&at.drive)?;
-    let answer = runtime.block_on(async {
-        let request = ResolveRequest {
-            request_id: Uuid::new_v4(),
-            drive: shown(&mut drive, &mut client, at.session).await?,
-            volser: Some(header.volser().clone()),
-            eedks: header
-                .eedks()
-                .iter()
-                .map(|eedk| Base64(eedk.encode()))
-                .collect(),
-            append: false,
-        };
-        anyhow::Ok(client.resolve(&request).await?)
+    let request = ResolveRequest {
+        dki: None,
+        request_id: Uuid::new_v4(),
+        drive: shown(&drive, at.session),
+        volser: Some(header.volser().clone()),
+        eedks: header
+            .eedks()
+            .iter()
+            .map(|eedk| Base64(eedk.encode()))
+            .collect(),
+        append: false,
+    };
+    let keys = runtime.block_on(at.door.keys(&at.drive))?;
+    let serial = drive.serial().clone();
+    let Served { answer, by } = runtime.block_on(async {
+        let mut signs = Signs(&mut drive);
+        keys.resolve(&request, at.session.then_some(&mut signs))
+            .await
     })?;
     let medium = Medium::Encrypted(MediumKey {
         dki: header.dki(),
@@ -430,7 +360,21 @@ fn read(at: &At) -> anyhow::Result<()> {
     let mut plain = sealed.unlock(&key)?;
     let total = std::fs::metadata(&at.cartridge).map(|meta| meta.len()).ok();
     copy(&mut plain, &mut io::stdout().lock(), total, "reading")?;
-    Ok(())
+    let Some(newer) = &answer.newer else {
+        return Ok(());
+    };
+    let eedks = decode(newer.eedks.iter().map(|eedk| eedk.eedk.0.as_slice()))?;
+    rewrite_eedks(&at.cartridge, eedks)?;
+    let confirm = ConfirmRequest {
+        request_id: newer.request_id,
+        serial,
+        dki: answer.dki,
+        stored: true,
+    };
+    runtime
+        .block_on(keys.confirm(&by, &confirm))
+        .context("the cartridge was read and has the EEDKs of a rekey; only telling the key server so failed")?;
+    eprintln_fields(&[("rekeyed", at.cartridge.display().to_string())])
 }
 
 fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
@@ -438,7 +382,7 @@ fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot read the cartridge {}", at.cartridge.display()))?;
     let runtime = runtime()?;
     let drive = SoftDrive::open(&at.drive)?;
-    let mut client = at.door.client(&at.drive)?;
+    let keys = runtime.block_on(at.door.keys(&at.drive))?;
     let request = RekeyRequest {
         request_id: Uuid::new_v4(),
         serial: drive.serial().clone(),
@@ -451,17 +395,17 @@ fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
         kek1,
         kek2,
     };
-    let answer = runtime.block_on(client.rekey(&request))?;
+    let Served { answer, by } = runtime.block_on(keys.rekey(&request))?;
     let eedks = decode(answer.eedks.iter().map(|eedk| eedk.eedk.0.as_slice()))?;
     rewrite_eedks(&at.cartridge, eedks)?;
+    let confirm = ConfirmRequest {
+        request_id: request.request_id,
+        serial: request.serial,
+        dki: answer.dki,
+        stored: true,
+    };
     runtime
-        .block_on(confirm(
-            &mut client,
-            request.request_id,
-            request.serial,
-            answer.dki,
-            true,
-        ))
+        .block_on(keys.confirm(&by, &confirm))
         .context("the cartridge is rekeyed; only telling the key server so failed")?;
     eprintln_fields(&[
         ("rekeyed", at.cartridge.display().to_string()),

@@ -1,5 +1,7 @@
 //! `ekm tape`
 
+mod run;
+
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -16,6 +18,19 @@ pub(super) enum Tape {
     /// What a job's tape would get.
     #[command(subcommand)]
     Policy(Policy),
+    /// Runs a command that uses a tape: the drive is keyed before it, and looked at after it.
+    ///
+    /// The proxy (ekm proxy run) holds the drive, sets the key and has the drive confirm it; then the
+    /// command runs with `EKM_TAPE` as its tape device. Afterwards the drive is held and write protected
+    /// again, and the cartridge is looked at for blocks in clear.
+    ///
+    /// Exit code: the command's; 3 where the look afterwards found something wrong; 1 where the job did
+    /// not get its tape.
+    Run(run::Run),
+    /// Gives a tape to a program that keeps it for long, until ekm tape close.
+    Open(run::Open),
+    /// Takes a tape back, and looks at it.
+    Close(run::Close),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -77,8 +92,12 @@ struct DrivePath<'a> {
 
 impl Tape {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let Self::Policy(Policy::Explain(explain)) = self;
-        explain.run(context)
+        match self {
+            Self::Policy(Policy::Explain(explain)) => explain.run(context),
+            Self::Run(run) => run.run(context),
+            Self::Open(open) => open.run(context),
+            Self::Close(close) => close.run(context),
+        }
     }
 }
 

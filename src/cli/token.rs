@@ -64,7 +64,16 @@ fn show(token: TokenStatus) -> anyhow::Result<()> {
             .map(|age| ("  last proof", format!("{age:.1} s ago"))),
     );
     fields.extend(token.pin.map(|pin| ("  user PIN", pin)));
-    fields.extend(token.pin_source.map(|source| ("  PIN from", source)));
+    let file = token
+        .uri
+        .as_ref()
+        .is_some_and(|uri| uri.starts_with("file:"));
+    let from = if file {
+        "  password from"
+    } else {
+        "  PIN from"
+    };
+    fields.extend(token.pin_source.map(|source| (from, source)));
     fields.extend(token.uri.map(|uri| ("  uri", uri)));
     fields.push(("  KEKs", token.keks.to_string()));
     if !forms.is_empty() {

@@ -1,57 +1,137 @@
 //! `ekm volume`
 
-use super::{Context, output, site};
-use crate::admin::{Command, Reply};
-use crate::store::VolumeKey;
+mod find;
+mod rekey;
+
+use super::{Context, output, site, times};
+use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter};
+use crate::store::{VolumeKey, VolumeSet, VolumesFound};
 use crate::volser::Volser;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Volume {
     /// Lists what every cartridge was keyed with, newest first.
     List,
+    /// Searches what cartridges were keyed with, newest first.
+    ///
+    /// Each filter that is given must hold. A line is a set of EEDKs of a data key. Its place says
+    /// where it is: on the medium, when a drive has confirmed it; in the catalog, when it is the
+    /// newest that counts; "medium?" where a drive was given it and did not say what became of it;
+    /// "-" where others have taken its place.
+    Find(find::Find),
     /// Shows the keys of one cartridge, newest first, and the state of each.
     Show {
         /// Its volume serial.
         volser: Volser,
     },
+    /// Gives a volume up: its KEKs may go, whatever becomes of its data.
+    WriteOff {
+        /// Its volume serial.
+        volser: Volser,
+        /// Why: for the history and the audit log.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Puts volumes under other KEKs: in the catalog at once, on the cartridge when it is next mounted.
+    ///
+    /// The server makes new EEDKs from the catalog's. The data key stays, and so does the data. A
+    /// server works through the rekey and goes on with it after a restart; this command shows how
+    /// far it is, and may be left with Ctrl-C. When a cartridge is next mounted, its host is told to
+    /// store the new EEDKs on it, and confirms them; until then it is read by its old ones.
+    ///
+    /// An EEDK that was copied earlier still opens its tape for whoever has the old KEK.
+    Rekey(rekey::Rekey),
 }
 
 impl Volume {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let volser = match self {
-            Self::List => None,
-            Self::Show { volser } => Some(volser),
-        };
-        let keys = match site::execute(context, Command::VolumeList { volser })? {
-            Reply::Volumes(keys) => keys,
-            other => return site::out_of_turn(&other),
-        };
-        if context.json {
-            return output::json(&keys);
+        match self {
+            Self::List => list(context),
+            Self::Find(find) => find.run(context),
+            Self::Show { volser } => show(context, volser),
+            Self::WriteOff { volser, reason } => {
+                let command = Command::VolumeWriteOff { volser, reason };
+                match site::execute(context, command)? {
+                    Reply::Found(found) => sets(context, &found),
+                    other => site::out_of_turn(&other),
+                }
+            }
+            Self::Rekey(rekey) => rekey.run(context),
         }
-        output::table(
-            &[
-                "volser", "state", "dki", "gen", "keks", "drive", "custody", "created",
-            ],
-            keys.iter().map(|key| {
-                vec![
-                    key.volser.to_string(),
-                    key.state.to_string(),
-                    key.dki.to_string(),
-                    key.generation.to_string(),
-                    keks(key),
-                    key.drive.to_string(),
-                    key.custody.to_string(),
-                    key.created
-                        .format(&time::format_description::well_known::Rfc3339)
-                        .unwrap_or_default()
-                        .chars()
-                        .take(19)
-                        .collect(),
-                ]
-            }),
-        )
     }
+}
+
+fn list(context: &Context) -> anyhow::Result<()> {
+    let keys = match site::execute(context, Command::VolumeList { volser: None })? {
+        Reply::Volumes(keys) => keys,
+        other => return site::out_of_turn(&other),
+    };
+    if context.json {
+        return output::json(&keys);
+    }
+    output::table(
+        &[
+            "volser", "state", "dki", "gen", "keks", "drive", "custody", "created",
+        ],
+        keys.iter().map(|key| {
+            vec![
+                key.volser.to_string(),
+                key.state.to_string(),
+                key.dki.to_string(),
+                key.generation.to_string(),
+                keks(key),
+                key.drive.to_string(),
+                key.custody.to_string(),
+                times::shown(key.created),
+            ]
+        }),
+    )
+}
+
+fn show(context: &Context, volser: Volser) -> anyhow::Result<()> {
+    let filter = VolumeFilter {
+        volser: Some(volser),
+        ..VolumeFilter::default()
+    };
+    let limit = MOST_VOLUMES;
+    match site::execute(context, Command::VolumeFind { filter, limit })? {
+        Reply::Found(found) if context.json => output::json(&found.volumes),
+        Reply::Found(found) => sets(context, &found),
+        other => site::out_of_turn(&other),
+    }
+}
+
+/// Prints sets of EEDKs, a line each.
+fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
+    if context.json {
+        return output::json(found);
+    }
+    output::table_with_names(
+        &["dki", "created"],
+        &[
+            "volser", "place", "state", "dki", "gen", "keks", "drive", "created",
+        ],
+        found.volumes.iter().map(|set| {
+            let key = &set.key;
+            vec![
+                key.volser.to_string(),
+                place(set),
+                key.state.to_string(),
+                key.dki.to_string(),
+                key.generation.to_string(),
+                keks(key),
+                key.drive.to_string(),
+                times::shown(key.created),
+            ]
+        }),
+    )
+}
+
+fn place(set: &VolumeSet) -> String {
+    if set.written_off.is_some() {
+        return "given up".to_owned();
+    }
+    set.place().to_owned()
 }
 
 fn keks(key: &VolumeKey) -> String {

@@ -53,19 +53,13 @@ impl KeystoreConfig {
     pub(super) fn faults(&self) -> Vec<String> {
         let Self {
             name,
-            file,
+            file: _,
             password,
             key_password,
             priority: _,
             weight: _,
         } = self;
         let mut faults = Vec::new();
-        if !file.is_file() {
-            faults.push(format!(
-                "keystores {name}: there is no file {}",
-                file.display()
-            ));
-        }
         for (key, source) in [
             ("password", Some(password)),
             ("key_password", key_password.as_ref()),

@@ -13,7 +13,7 @@
 //!         hash    [1] EXPLICIT SEQUENCE {
 //!             algorithm  AlgorithmIdentifier,         -- id-sha256, no parameters (RFC 5754)
 //!             value      OCTET STRING (SIZE (32)) } },
-//!     wrap        AlgorithmIdentifier,                -- id-RSAES-OAEP and its parameters
+//!     wrap        AlgorithmIdentifier,                -- id-RSAES-OAEP, or rsaEncryption
 //!     wrappedKey  OCTET STRING (SIZE (256 | 384 | 512)) }
 //! ```
 //!
@@ -23,11 +23,16 @@
 //! of that would keep two RSA-3072 EEDKs out of a cartridge memory of 1,000 bytes. The tag of
 //! `dki` says it instead.
 //!
+//! `rsaEncryption` (1.2.840.113549.1.1.1, parameters NULL; RFC 8017, appendix A.1) stands for
+//! RSAES-PKCS1-v1_5, as in RFC 3370, section 4.2.1. It has no label, so `dki` is bare then. Nothing
+//! binds such a wrapped key to its DKi, and only a token whose profile says so opens one.
+//!
 //! An EEDK says what was wrapped and how, not who wrapped it: whoever has the KEK's public key
 //! can make one. It is no proof of anything until the token has opened it.
 
 pub mod foreign;
 mod layout;
+mod wrap;
 
 use std::fmt;
 
@@ -36,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{DataKeyId, DataKeyIdError, KekId, KeyLabelError};
+pub use wrap::{OaepHash, Padding, WrapAlgorithm};
 
 /// A data key wrapped under one KEK.
 ///
@@ -139,11 +145,7 @@ impl Eedk {
 
     /// The OAEP label that it is wrapped with: the DKi, or nothing.
     pub fn oaep_label(&self) -> &[u8] {
-        if self.wrap.labelled {
-            self.dki.as_bytes()
-        } else {
-            &[]
-        }
+        self.wrap.label(self.dki.as_bytes())
     }
 }
 
@@ -169,47 +171,6 @@ impl fmt::Debug for Eedk {
             .field("wrap", &self.wrap)
             .field("wrapped_len", &self.wrapped.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// RSAES-OAEP (RFC 8017, section 7.1) with MGF1 over the same hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct WrapAlgorithm {
-    /// The hash, also MGF1's.
-    pub hash: OaepHash,
-    /// Whether the OAEP label is the DKi; otherwise it is empty.
-    pub labelled: bool,
-}
-
-impl fmt::Display for WrapAlgorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let label = if self.labelled { ", label DKi" } else { "" };
-        write!(f, "RSAES-OAEP {}{label}", self.hash)
-    }
-}
-
-/// The hash of an OAEP wrap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OaepHash {
-    /// SHA-1, for tokens that have no other OAEP. OAEP does not rest on its collision resistance.
-    Sha1,
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-impl fmt::Display for OaepHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Sha1 => "SHA-1",
-            Self::Sha256 => "SHA-256",
-            Self::Sha384 => "SHA-384",
-            Self::Sha512 => "SHA-512",
-        })
     }
 }
 
@@ -263,8 +224,10 @@ pub enum EedkError {
         /// Its length, in bytes.
         got: usize,
     },
-    /// Not wrapped with RSAES-OAEP.
-    #[error("expected the wrap to be RSAES-OAEP (1.2.840.113549.1.1.7), got {got}")]
+    /// Wrapped with neither of the two.
+    #[error(
+        "expected the wrap to be RSAES-OAEP (1.2.840.113549.1.1.7) or RSAES-PKCS1-v1_5 (1.2.840.113549.1.1.1), got {got}"
+    )]
     WrapAlgorithm {
         /// The object identifier.
         got: String,
@@ -272,6 +235,12 @@ pub enum EedkError {
     /// The RSAES-OAEP parameters are missing.
     #[error("the EEDK lacks the RSAES-OAEP parameters")]
     WrapParameters,
+    /// RSAES-PKCS1-v1_5 with other parameters than NULL.
+    #[error("expected NULL as the parameters of RSAES-PKCS1-v1_5")]
+    NullParameters,
+    /// RSAES-PKCS1-v1_5, and a DKi that says that it is a label.
+    #[error("RSAES-PKCS1-v1_5 has no label, and the DKi's tag says that it is one")]
+    LabelWithoutOaep,
     /// An OAEP hash that we do not know.
     #[error("expected SHA-1, SHA-256, SHA-384 or SHA-512 as OAEP hash, got {got}")]
     OaepHash {

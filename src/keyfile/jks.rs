@@ -20,7 +20,7 @@ use super::certificate::Certificate;
 use super::derive::Password;
 use super::java::{Bytes, Object};
 use super::scheme::{Scheme, parameter};
-use super::unlock::{Locked, Unlocker, unreadable};
+use super::unlock::{Locked, Unlocker, unused};
 use super::{Content, Entry, Format, KeyFile, KeyFileError, Passwords};
 
 pub(super) const MAGIC_JKS: [u8; 4] = [0xfe, 0xed, 0xfe, 0xed];
@@ -191,7 +191,7 @@ impl<'a> Sealed<'a> {
     fn open(self, unlocker: &mut Unlocker<'_>) -> Entry {
         let content = match self.kind {
             Kind::Key { sealed, chain } => pair(sealed, &chain, unlocker),
-            Kind::Certificate(der) if Certificate::parse(der).is_none() => unreadable(
+            Kind::Certificate(der) if Certificate::parse(der).is_none() => unused(
                 "it is no X.509 certificate, or one of more than 16 KiB; the file is damaged",
             ),
             Kind::Certificate(der) => Content::Certificate(der.to_vec()),
@@ -216,13 +216,13 @@ fn certificate<'a>(bytes: &mut Bytes<'a>, version: u32) -> Option<&'a [u8]> {
 fn pair(sealed: &[u8], chain: &[&[u8]], unlocker: &mut Unlocker<'_>) -> Content {
     let key = match unlocker.key(sealed) {
         Ok(key) => key,
-        Err(locked) => return unreadable(locked.reason()),
+        Err(locked) => return unused(locked.reason()),
     };
     if let Some(own) = chain.first() {
         match Certificate::parse(own) {
             Some(certificate) if certificate.public_key == key.public() => {}
-            Some(_) => return unreadable("its certificate is of another key; the file is damaged"),
-            None => return unreadable("its certificate is not X.509; the file is damaged"),
+            Some(_) => return unused("its certificate is of another key; the file is damaged"),
+            None => return unused("its certificate is not X.509; the file is damaged"),
         }
     }
     Content::Pair {
@@ -269,6 +269,6 @@ fn secret(object: &Object<'_>, unlocker: &mut Unlocker<'_>) -> Content {
     });
     opened.unwrap_or_else(|error| match unlocker.locked(error) {
         Locked::Shut { .. } => locked("no password opens it".to_owned()),
-        Locked::Fault(reason) => locked(reason),
+        Locked::Fault(unused) => locked(unused.reason),
     })
 }

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
-use super::private_key::PrivateKey;
-use super::unlock::unreadable;
+use super::private_key::{PrivateKey, Unused};
+use super::unlock::unused;
 use super::{Content, Entry};
 
 /// The longest chain that is followed.
@@ -21,8 +21,8 @@ pub(super) struct LooseKey {
     pub(super) alias: Option<String>,
     pub(super) id: Option<Vec<u8>>,
     pub(super) created: Option<OffsetDateTime>,
-    /// The key, or why it is unreadable.
-    pub(super) key: Result<PrivateKey, String>,
+    /// The key, or why it is not used.
+    pub(super) key: Result<PrivateKey, Unused>,
 }
 
 /// A certificate as it lies in the file.
@@ -61,7 +61,7 @@ pub(super) fn pair(keys: Vec<LooseKey>, certificates: Vec<LooseCertificate>) -> 
                     .map(|certificate| certificate.der.clone())
                     .collect(),
             },
-            Err(reason) => unreadable(reason),
+            Err(reason) => unused(reason),
         };
         entries.push(Entry {
             alias,
@@ -80,7 +80,7 @@ pub(super) fn pair(keys: Vec<LooseKey>, certificates: Vec<LooseCertificate>) -> 
             .unwrap_or_else(|| format!("certificate{}", place + 1));
         let content = match parsed.get(place) {
             Some(Some(_)) => Content::Certificate(certificate.der.clone()),
-            _ => unreadable(
+            _ => unused(
                 "it is no X.509 certificate, or one of more than 16 KiB; the file is damaged",
             ),
         };

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::pairing::{LooseCertificate, LooseKey, pair};
 use super::pkcs12;
-use super::private_key::{KeyFault, PrivateKey};
+use super::private_key::{KeyFault, PrivateKey, Unused};
 use super::unlock::{Locked, Unlocker};
 use super::{Format, KeyFile, KeyFileError, Passwords};
 
@@ -41,7 +41,7 @@ pub(super) fn read(bytes: &[u8], passwords: &Passwords) -> Result<KeyFile, KeyFi
         if pkcs12::is_pfx(&block.content) {
             return pkcs12::read(&block.content, passwords);
         }
-        let fault = |fault: KeyFault| Locked::Fault(fault.to_string());
+        let fault = |fault: KeyFault| Locked::Fault(fault.into());
         let key = match block.label.as_str() {
             "CERTIFICATE" | "X509 CERTIFICATE" => {
                 unlocker.count()?;
@@ -55,11 +55,12 @@ pub(super) fn read(bytes: &[u8], passwords: &Passwords) -> Result<KeyFile, KeyFi
             }
             "PRIVATE KEY" => PrivateKey::from_pkcs8(&block.content).map_err(fault),
             "ENCRYPTED PRIVATE KEY" => unlocker.key(&block.content),
-            "RSA PRIVATE KEY" if block.legacy => Err(Locked::Fault(LEGACY.to_owned())),
+            "RSA PRIVATE KEY" if block.legacy => Err(Locked::Fault(LEGACY.into())),
             "RSA PRIVATE KEY" => PrivateKey::from_pkcs1(&block.content).map_err(fault),
-            other if other.ends_with("PRIVATE KEY") => Err(Locked::Fault(format!(
-                "it is no RSA key but {other}, and KEKs are RSA"
-            ))),
+            other if other.ends_with("PRIVATE KEY") => Err(Locked::Fault(Unused {
+                what: other.strip_suffix(" PRIVATE KEY").map(str::to_owned),
+                reason: format!("it is no RSA key but {other}, and KEKs are RSA"),
+            })),
             _ => {
                 unlocker.count()?;
                 continue;
@@ -69,7 +70,7 @@ pub(super) fn read(bytes: &[u8], passwords: &Passwords) -> Result<KeyFile, KeyFi
         let key = key.map_err(|locked| {
             let reason = locked.reason();
             if matches!(locked, Locked::Shut { .. }) {
-                shut.get_or_insert_with(|| reason.clone());
+                shut.get_or_insert_with(|| reason.reason.clone());
             }
             reason
         });

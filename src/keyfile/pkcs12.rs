@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 use super::ber::{Ber, INTEGER, Malformed, OCTETS, OID, SEQUENCE, SET, after_head};
 use super::derive::{self, Purpose};
 use super::pairing::{LooseCertificate, LooseKey, pair};
-use super::private_key::{self, PrivateKey, private_key_info};
+use super::private_key::{self, PrivateKey, Unused, private_key_info};
 use super::scheme::{Scheme, SealError, sealed_key};
-use super::unlock::{CONVERT, Locked, Unlocker, unreadable};
+use super::unlock::{CONVERT, Locked, Unlocker, unused};
 use super::{Content, Entry, Format, KeyFile, KeyFileError, Passwords};
 
 /// The deepest nesting of bags that hold bags.
@@ -233,7 +233,7 @@ impl Found {
                         ControlFlow::Break(reason) => self.others.push(Entry {
                             alias: format!("(part {number} of the file)"),
                             created: None,
-                            content: unreadable(reason),
+                            content: unused(reason),
                         }),
                     }
                 }
@@ -280,7 +280,7 @@ impl Found {
             }),
             Err(error) => {
                 self.shut += 1;
-                Ok(ControlFlow::Break(unlocker.locked(error).reason()))
+                Ok(ControlFlow::Break(unlocker.locked(error).reason().reason))
             }
         }
     }
@@ -314,7 +314,7 @@ impl Found {
         match kind {
             KEY_BAG => {
                 unlocker.count_key()?;
-                let key = PrivateKey::from_pkcs8(value).map_err(|fault| fault.to_string());
+                let key = PrivateKey::from_pkcs8(value).map_err(Unused::from);
                 self.keys.push(named.key(key));
             }
             SHROUDED_KEY_BAG => {
@@ -397,7 +397,7 @@ impl Found {
                 secret
             }
             Err(error) => Content::Secret {
-                algorithm: format!("unknown: {}", unlocker.locked(error).reason()),
+                algorithm: format!("unknown: {}", unlocker.locked(error).reason().reason),
                 bits: None,
             },
         })
@@ -447,7 +447,7 @@ impl Named {
         Ok(named)
     }
 
-    fn key(self, key: Result<PrivateKey, String>) -> LooseKey {
+    fn key(self, key: Result<PrivateKey, Unused>) -> LooseKey {
         LooseKey {
             alias: self.alias,
             id: self.id,

@@ -112,6 +112,45 @@ pub(super) enum KeyFault {
     Inconsistent,
 }
 
+impl KeyFault {
+    /// What the key is, where it is one.
+    fn what(&self) -> Option<String> {
+        match self {
+            Self::NotRsa(algorithm) => Some(name(algorithm)),
+            Self::Size(bits) => Some(format!("RSA-{bits}")),
+            Self::NotPkcs8 | Self::Inconsistent => None,
+        }
+    }
+}
+
+/// Why an entry is not used, and what it is where that could be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unused {
+    pub(super) what: Option<String>,
+    pub(super) reason: String,
+}
+
+impl From<KeyFault> for Unused {
+    fn from(fault: KeyFault) -> Self {
+        Self {
+            what: fault.what(),
+            reason: fault.to_string(),
+        }
+    }
+}
+
+impl From<String> for Unused {
+    fn from(reason: String) -> Self {
+        Self { what: None, reason }
+    }
+}
+
+impl From<&str> for Unused {
+    fn from(reason: &str) -> Self {
+        Self::from(reason.to_owned())
+    }
+}
+
 const KEK_BITS: [u32; 3] = [2048, 3072, 4096];
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 

@@ -58,7 +58,7 @@ fn key<'a>(file: &'a KeyFile, alias: &str) -> (&'a PrivateKey, &'a [Vec<u8>]) {
 
 fn reason<'a>(file: &'a KeyFile, alias: &str) -> &'a str {
     match entry(file, alias) {
-        Content::Unreadable { reason } => reason,
+        Content::Unreadable { reason } | Content::Unfit { reason, .. } => reason,
         other => panic!("{alias} is {other:?}"),
     }
 }
@@ -380,7 +380,10 @@ fn the_work_of_many_keys_together_is_bounded() {
         unlocker.budget.spend(u64::from(MAX_ITERATIONS), 1).unwrap();
     }
     let reason = unlocker.key(&sealed).unwrap_err().reason();
-    assert!(reason.contains("still done for this file"), "{reason}");
+    assert!(
+        reason.reason.contains("still done for this file"),
+        "{reason:?}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::derive::{Budget, Costly, Password};
-use super::private_key::{KeyFault, PrivateKey};
+use super::private_key::{KeyFault, PrivateKey, Unused};
 use super::scheme::{Scheme, SealError, sealed_key};
 use super::{Content, Format, KeyFileError, MAX_ITEMS, MAX_ITERATIONS, MAX_KEYS, Passwords};
 
@@ -23,20 +23,21 @@ pub(super) enum Locked {
     /// No password opens it, or it is damaged.
     Shut { key_password: bool },
     /// It opened, or will never.
-    Fault(String),
+    Fault(Unused),
 }
 
 impl Locked {
-    pub(super) fn reason(&self) -> String {
+    pub(super) fn reason(&self) -> Unused {
         match self {
             Self::Shut { key_password: true } => {
-                "neither the key password nor the store's opens it".to_owned()
+                Unused::from("neither the key password nor the store's opens it")
             }
             Self::Shut {
                 key_password: false,
-            } => "the store's password does not open it; give the key's own (--key-password-file)"
-                .to_owned(),
-            Self::Fault(reason) => reason.clone(),
+            } => Unused::from(
+                "the store's password does not open it; give the key's own (--key-password-file)",
+            ),
+            Self::Fault(unused) => unused.clone(),
         }
     }
 }
@@ -119,13 +120,13 @@ impl<'a> Unlocker<'a> {
         });
         match opened {
             Ok(Ok(key)) => Ok(key),
-            Ok(Err(fault)) => Err(Locked::Fault(fault.to_string())),
+            Ok(Err(fault)) => Err(Locked::Fault(fault.into())),
             Err(error) => Err(self.locked(error)),
         }
     }
 
     pub(super) fn locked(&self, error: SealError) -> Locked {
-        Locked::Fault(match error {
+        let reason = match error {
             SealError::Shut => {
                 return Locked::Shut {
                     key_password: self.passwords.key.is_some(),
@@ -136,7 +137,8 @@ impl<'a> Unlocker<'a> {
                 format!("it is sealed with {what}, which is not read; {CONVERT}")
             }
             SealError::Costly(Costly { iterations }) => costly(iterations),
-        })
+        };
+        Locked::Fault(reason.into())
     }
 }
 
@@ -156,8 +158,12 @@ fn costly(iterations: u64) -> String {
 }
 
 /// An entry that cannot be used.
-pub(super) fn unreadable(reason: impl Into<String>) -> Content {
-    Content::Unreadable {
-        reason: reason.into(),
+pub(super) fn unused(why: impl Into<Unused>) -> Content {
+    match why.into() {
+        Unused {
+            what: Some(what),
+            reason,
+        } => Content::Unfit { what, reason },
+        Unused { what: None, reason } => Content::Unreadable { reason },
     }
 }

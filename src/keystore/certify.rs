@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::tokens::out_of_turn;
 use super::{Fault, Tokens};
-use crate::bridge::certify::{Certified, Certify};
+use crate::bridge::certify::{Certified, Certify, Mac, SealId};
 use crate::bridge::message::{Op, Reply};
 use crate::bridge::supervisor::Bridge;
 use crate::certificates::Subject;
@@ -163,6 +163,39 @@ impl Tokens {
             }
         }
         left
+    }
+
+    /// What HMAC keys of a token, which never leave it, make of a digest: those of the keys that it
+    /// has, else a new one.
+    ///
+    /// # Errors
+    /// It cannot, or does not answer.
+    pub async fn derive(
+        &self,
+        token: &str,
+        keys: &[SealId],
+        digest: [u8; 32],
+    ) -> Result<Vec<(SealId, Mac)>, String> {
+        let bridge = self.bridges().iter().find(|one| one.name() == token);
+        let bridge = bridge.ok_or_else(|| format!("the configuration has no token {token}"))?;
+        let mut made = Vec::new();
+        for key in keys.iter().copied() {
+            match certify(bridge, Certify::Reseal { key, digest }).await {
+                Ok(Certified::Resealed(Some(mac))) => made.push((key, mac)),
+                Ok(Certified::Resealed(None)) => {}
+                Ok(other) => return Err(strange(bridge, other).to_string()),
+                Err(fault) => return Err(fault.to_string()),
+            }
+        }
+        if made.is_empty() {
+            match certify(bridge, Certify::Seal { digest }).await {
+                Ok(Certified::Sealed { key, mac }) => made.push((key, mac)),
+                Ok(Certified::NotTaken(reason)) => return Err(reason),
+                Ok(other) => return Err(strange(bridge, other).to_string()),
+                Err(fault) => return Err(fault.to_string()),
+            }
+        }
+        Ok(made)
     }
 
     fn named<'a>(&'a self, tokens: &'a [String]) -> impl Iterator<Item = &'a Bridge> {

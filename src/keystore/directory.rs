@@ -2,82 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
-use crate::bridge::message::{Custody, KekAttributes, KekOnToken, PrivateHalf, Provenance, Ready};
-use crate::certificates::{Validity, Vouched};
+use super::known::{Holder, KnownKek, PartnerKek};
+use crate::bridge::message::{KekOnToken, PrivateHalf, Provenance, Ready};
 use crate::copies::{CopyKind, KekCopy};
 use crate::key::{KekHash, KeyLabel};
 use crate::store::{Certificates, RegisteredKek};
-
-/// A KEK, from every token that shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownKek {
-    /// Its label, as stored.
-    pub label: KeyLabel,
-    /// SHA-256 over its `SubjectPublicKeyInfo`.
-    pub hash: KekHash,
-    /// Its `SubjectPublicKeyInfo`, DER.
-    pub spki: Vec<u8>,
-    /// Modulus length, bits.
-    pub bits: u32,
-    /// What it is for; `None` where no token serves its private half.
-    pub custody: Option<Custody>,
-    /// How it came to the first token that serves it.
-    pub provenance: Option<Provenance>,
-    /// The tokens that serve its private half, by configured name.
-    pub tokens: Vec<String>,
-    /// Tokens that hold it but may not serve, with the reason.
-    pub refused: Vec<(String, String)>,
-    /// The attributes of the private half, by token.
-    pub attributes: Vec<(String, KekAttributes)>,
-    /// Its certificate, DER, where a token or the registry has one; of several the one that is
-    /// good for longest.
-    pub certificate: Option<Vec<u8>>,
-    /// When that is good.
-    pub validity: Option<Validity>,
-    /// Whose it is, where it is a partner's.
-    pub partner: Option<PartnerKek>,
-    /// Whether the registry knows it.
-    pub registered: bool,
-    /// Serial numbers of the tokens that serve it, each once.
-    #[serde(default)]
-    pub serials: Vec<String>,
-    /// Its copies, as the registry has them.
-    #[serde(default)]
-    pub copies: Vec<KekCopy>,
-}
-
-/// What is known of a partner's KEK.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartnerKek {
-    /// What its row's seals are over.
-    #[serde(skip)]
-    pub digest: [u8; 32],
-    /// Who vouches for its certificate, besides the operator.
-    pub vouched: Vouched,
-    /// Who compared its fingerprint.
-    pub operator: String,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub confirmed: time::OffsetDateTime,
-}
-
-impl KnownKek {
-    /// Takes a certificate, if it is good for longer than the one that it has.
-    fn certify(&mut self, certificate: &[u8]) {
-        let Some(validity) = Validity::of(certificate) else {
-            return;
-        };
-        if self
-            .validity
-            .is_none_or(|known| known.not_after < validity.not_after)
-        {
-            self.certificate = Some(certificate.to_vec());
-            self.validity = Some(validity);
-        }
-    }
-}
 
 /// Why a label or hash does not name one usable KEK.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +48,8 @@ pub enum KekError {
 pub struct Directory {
     keks: Vec<KnownKek>,
     registry: Arc<[RegisteredKek]>,
+    // Tokens that have not been up since the start.
+    unseen: Vec<String>,
 }
 
 impl Directory {
@@ -137,25 +68,12 @@ impl Directory {
                     .iter()
                     .position(|known| known.hash == kek.hash && known.label.same_as(&kek.label));
                 let index = known.unwrap_or_else(|| {
-                    keks.push(KnownKek {
-                        label: kek.label.clone(),
-                        hash: kek.hash,
-                        spki: kek.spki.clone(),
-                        bits: kek.bits,
-                        custody: None,
-                        provenance: None,
-                        tokens: Vec::new(),
-                        refused: Vec::new(),
-                        attributes: Vec::new(),
-                        certificate: None,
-                        validity: None,
-                        partner: None,
-                        registered: registry
-                            .iter()
-                            .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label)),
-                        serials: Vec::new(),
-                        copies: Vec::new(),
-                    });
+                    let mut fresh =
+                        KnownKek::bare(kek.label.clone(), kek.hash, kek.spki.clone(), kek.bits);
+                    fresh.registered = registry
+                        .iter()
+                        .any(|row| row.hash == kek.hash && row.label.same_as(&kek.label));
+                    keks.push(fresh);
                     keks.len() - 1
                 });
                 let Some(entry) = keks.get_mut(index) else {
@@ -174,6 +92,11 @@ impl Directory {
                         entry.custody.get_or_insert(*custody);
                         entry.provenance.get_or_insert(*provenance);
                         entry.tokens.push(token.to_owned());
+                        entry.holders.push(Holder {
+                            token: token.to_owned(),
+                            custody: *custody,
+                            provenance: *provenance,
+                        });
                     }
                     PrivateHalf::Refused { reason, attributes } => {
                         entry.attributes.push((token.to_owned(), *attributes));
@@ -204,27 +127,66 @@ impl Directory {
                 known.certify(&partner.certificate);
                 continue;
             }
-            let mut kek = KnownKek {
-                label: partner.label.clone(),
-                hash: partner.hash,
-                spki: partner.spki.clone(),
-                bits: crate::bridge::rsa_bits(&partner.spki).unwrap_or_default(),
-                custody: None,
-                provenance: None,
-                tokens: Vec::new(),
-                refused: Vec::new(),
-                attributes: Vec::new(),
-                certificate: None,
-                validity: None,
-                partner: own,
-                registered: true,
-                serials: Vec::new(),
-                copies: Vec::new(),
-            };
+            let bits = crate::bridge::rsa_bits(&partner.spki).unwrap_or_default();
+            let mut kek = KnownKek::bare(
+                partner.label.clone(),
+                partner.hash,
+                partner.spki.clone(),
+                bits,
+            );
+            kek.partner = own;
+            kek.registered = true;
             kek.certify(&partner.certificate);
             keks.push(kek);
         }
-        Self { keks, registry }
+        Self {
+            keks,
+            registry,
+            unseen: Vec::new(),
+        }
+    }
+
+    /// The same with what the registry has of KEKs that no token shows: on tokens that have not
+    /// been up since the start (`unseen`), whose KEKs are out of reach and not unknown, or gone.
+    #[must_use]
+    pub fn with_registry(mut self, unseen: &[&str], copies: &[KekCopy]) -> Self {
+        let rows = Arc::clone(&self.registry);
+        for row in rows.iter() {
+            let restored = copies
+                .iter()
+                .filter(|copy| copy.kek == row.hash && copy.kind == CopyKind::Restored)
+                .filter_map(|copy| copy.token.as_deref());
+            let mut away: Vec<&str> = Vec::new();
+            for place in std::iter::once(row.token.as_str()).chain(restored) {
+                if unseen.contains(&place) && !away.contains(&place) {
+                    away.push(place);
+                }
+            }
+            let shown = self.keks.iter().any(|kek| kek.hash == row.hash);
+            if shown && away.is_empty() {
+                continue;
+            }
+            let known = self
+                .keks
+                .iter()
+                .position(|kek| kek.hash == row.hash && kek.label.same_as(&row.label));
+            let index = known.unwrap_or_else(|| {
+                let mut fresh =
+                    KnownKek::bare(row.label.clone(), row.hash, row.spki.clone(), row.bits);
+                fresh.registered = true;
+                self.keks.push(fresh);
+                self.keks.len() - 1
+            });
+            let Some(entry) = self.keks.get_mut(index) else {
+                continue;
+            };
+            entry.away = away.iter().map(|token| (*token).to_owned()).collect();
+            if !shown && away.is_empty() {
+                entry.missing = Some(row.token.clone());
+            }
+        }
+        self.unseen = unseen.iter().map(|token| (*token).to_owned()).collect();
+        self
     }
 
     /// The same with what the registry knows of copies, and the tokens' serial numbers by
@@ -250,22 +212,33 @@ impl Directory {
                     kek.serials.push((*serial).to_owned());
                 }
             }
-            let first = kek.tokens.first();
-            let restored = kek.copies.iter().any(|copy| {
-                let is_first = |(token, serial): &(&str, &str)| {
-                    first.is_some_and(|first| first == token)
-                        && copy.serial.as_deref() == Some(*serial)
+            let copies = &kek.copies;
+            for holder in &mut kek.holders {
+                let here = |(token, serial): &(&str, &str)| {
+                    *token == holder.token
+                        && copies.iter().any(|copy| {
+                            copy.kind == CopyKind::Restored
+                                && copy.serial.as_deref() == Some(*serial)
+                        })
                 };
-                copy.kind == CopyKind::Restored && serials.iter().any(is_first)
-            });
-            if restored && kek.provenance == Some(Provenance::Imported) {
-                kek.provenance = Some(Provenance::Restored);
+                if holder.provenance == Provenance::Imported && serials.iter().any(here) {
+                    holder.provenance = Provenance::Restored;
+                }
+            }
+            if let Some(first) = kek.holders.first() {
+                kek.provenance = Some(first.provenance);
             }
         }
         self
     }
 
-    /// Every KEK, by label.
+    /// Tokens that have not been up since the start, and may hold any KEK.
+    #[must_use]
+    pub fn unseen(&self) -> &[String] {
+        &self.unseen
+    }
+
+    /// Every KEK, also those that are out of reach or gone.
     #[must_use]
     pub fn keks(&self) -> &[KnownKek] {
         &self.keks
@@ -279,7 +252,7 @@ impl Directory {
         let found: Vec<&KnownKek> = self
             .keks
             .iter()
-            .filter(|kek| kek.label.same_as(label))
+            .filter(|kek| kek.missing.is_none() && kek.label.same_as(label))
             .collect();
         let kek = match found.as_slice() {
             [] => {
@@ -313,7 +286,8 @@ impl Directory {
     /// The KEK of that public key, preferring an entry that some token serves.
     #[must_use]
     pub fn by_hash(&self, hash: &KekHash) -> Option<&KnownKek> {
-        let mut same = self.keks.iter().filter(|kek| kek.hash == *hash);
+        let here = |kek: &&KnownKek| kek.hash == *hash && kek.missing.is_none();
+        let mut same = self.keks.iter().filter(here);
         let first = same.next()?;
         if first.tokens.is_empty() {
             same.find(|kek| !kek.tokens.is_empty()).or(Some(first))
@@ -330,7 +304,7 @@ pub(super) struct Merged(Mutex<Option<Merge>>);
 
 #[derive(Debug)]
 struct Merge {
-    shown: Vec<(String, Arc<Ready>)>,
+    shown: Vec<(String, Option<Arc<Ready>>)>,
     registry: Arc<[RegisteredKek]>,
     certificates: Arc<Certificates>,
     copies: Arc<[KekCopy]>,
@@ -342,7 +316,7 @@ impl Merged {
     /// registry; anew where any of them is another than the last time.
     pub(super) fn current(
         &self,
-        shown: &[(&str, Arc<Ready>)],
+        shown: &[(&str, Option<Arc<Ready>>)],
         registry: Arc<[RegisteredKek]>,
         certificates: Arc<Certificates>,
         copies: Arc<[KekCopy]>,
@@ -354,19 +328,29 @@ impl Merged {
         {
             return Arc::clone(&last.directory);
         }
-        let lists = shown
+        let found: Vec<(&str, &Ready)> = shown
+            .iter()
+            .filter_map(|(name, ready)| Some((*name, ready.as_deref()?)))
+            .collect();
+        let unseen: Vec<&str> = shown
+            .iter()
+            .filter(|(_, ready)| ready.is_none())
+            .map(|(name, _)| *name)
+            .collect();
+        let lists = found
             .iter()
             .map(|(name, ready)| (*name, ready.keks.as_slice()));
-        let serials = shown
+        let serials = found
             .iter()
             .map(|(name, ready)| (*name, ready.token.serial.as_str()));
         let directory = Directory::new(lists, Arc::clone(&registry), &certificates)
+            .with_registry(&unseen, &copies)
             .with_copies(&copies, serials);
         let directory = Arc::new(directory);
         *last = Some(Merge {
             shown: shown
                 .iter()
-                .map(|(name, ready)| ((*name).to_owned(), Arc::clone(ready)))
+                .map(|(name, ready)| ((*name).to_owned(), ready.clone()))
                 .collect(),
             registry,
             certificates,
@@ -380,7 +364,7 @@ impl Merged {
 impl Merge {
     fn of(
         &self,
-        shown: &[(&str, Arc<Ready>)],
+        shown: &[(&str, Option<Arc<Ready>>)],
         registry: &Arc<[RegisteredKek]>,
         copies: &Arc<[KekCopy]>,
     ) -> bool {
@@ -391,6 +375,14 @@ impl Merge {
                 .shown
                 .iter()
                 .zip(shown)
-                .all(|((known, before), (name, now))| known == name && Arc::ptr_eq(before, now))
+                .all(|((known, before), (name, now))| known == name && same(before, now))
+    }
+}
+
+fn same(before: &Option<Arc<Ready>>, now: &Option<Arc<Ready>>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }

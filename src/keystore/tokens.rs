@@ -1,23 +1,23 @@
 //! All configured tokens, each behind its bridge.
 
+mod first;
+mod verbs;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::future::{join_all, select_all};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
 use super::directory::Merged;
-use super::{Directory, Fault, Keystore, Place, WrapKek, Wrapped};
-use crate::bridge::message::{
-    Custody, KekOnToken, Op, PrivateHalf, Ready, Recipient, Reply, WrapUnder,
-};
+use super::{Directory, Fault};
+use crate::bridge::message::{Custody, KekOnToken, Op, PrivateHalf, Ready, Reply};
 use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::copies::KekCopy;
-use crate::key::{DataKeyId, Eedk, KekHash, KeyLabel, Sedk};
+use crate::key::{KekHash, KeyLabel};
 use crate::store::{Certificates, RegisteredKek};
+use first::first;
 
 /// Looks at a token after a KEK was made on it, until one shows it.
 const LOOKS: usize = 5;
@@ -27,9 +27,6 @@ const AFTER: Duration = Duration::from_secs(10);
 
 /// Time between two rounds of a request that waits for a token.
 const AGAIN: Duration = Duration::from_millis(50);
-
-/// How often a token that is waited for is looked at, where something else can be tried.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The tokens of a server, in the order of its configuration.
 #[derive(Clone, Debug)]
@@ -67,6 +64,16 @@ impl Tokens {
         &self.bridges
     }
 
+    /// Names of the software keystores among them.
+    #[must_use]
+    pub fn keystores(&self) -> Vec<String> {
+        self.bridges
+            .iter()
+            .filter(|bridge| bridge.key_file().is_some())
+            .map(|bridge| bridge.name().to_owned())
+            .collect()
+    }
+
     /// Waits for tokens that are starting, up to the time given.
     pub async fn started(&self, patience: Duration) {
         // Nearly always, and then without a timer.
@@ -100,10 +107,10 @@ impl Tokens {
     ) -> Arc<Directory> {
         // A token that is down still names its keys: they are not unknown,
         // only out of reach, and a label on two keys stays ambiguous.
-        let shown: Vec<(&str, Arc<Ready>)> = self
+        let shown: Vec<(&str, Option<Arc<Ready>>)> = self
             .bridges
             .iter()
-            .filter_map(|bridge| Some((bridge.name(), bridge.found()?)))
+            .map(|bridge| (bridge.name(), bridge.found()))
             .collect();
         self.merged.current(&shown, registry, certificates, copies)
     }
@@ -187,6 +194,22 @@ impl Tokens {
                 .keks
                 .iter()
                 .any(|entry| entry.hash == *kek && !matches!(entry.private, PrivateHalf::Absent))
+        })
+    }
+
+    /// The same, and for a drive of that custody: what was made for custody `host` opens nothing
+    /// for a drive that is not enrolled for it.
+    fn opens(bridge: &Bridge, kek: &KekHash, custody: Custody) -> bool {
+        bridge.found().is_some_and(|found| {
+            found.keks.iter().any(|entry| {
+                entry.hash == *kek
+                    && match entry.private {
+                        PrivateHalf::Absent => false,
+                        // The token says why.
+                        PrivateHalf::Refused { .. } => true,
+                        PrivateHalf::Serves { custody: made, .. } => made <= custody,
+                    }
+            })
         })
     }
 
@@ -275,104 +298,68 @@ impl Tokens {
         order.into_iter().map(|(_, bridge)| bridge).collect()
     }
 
-    /// What to say where no token can be asked: why the first one is not ready.
-    fn nobody(&self, kek: Option<&KekHash>) -> Fault {
-        let unready = self.bridges.iter().find_map(|bridge| match bridge.state() {
-            // It names the token already.
-            TokenState::Failed {
-                why: why @ Fault::Down { .. },
-                ..
-            } => Some(why),
-            TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => Some(Fault::Down {
+    /// What to say where no token can be asked for `kek`: why one that holds it, or was never up
+    /// and may, is not ready; else what it is that none can.
+    fn nobody(&self, kek: &KekHash, custody: Custody) -> Fault {
+        let mut may_hold = self
+            .bridges
+            .iter()
+            .filter(|bridge| bridge.found().is_none() || Self::opens(bridge, kek, custody));
+        if let Some(why) = may_hold.find_map(unready) {
+            return why;
+        }
+        match self.bridges.iter().find(|bridge| Self::holds(bridge, kek)) {
+            Some(bridge) if bridge.key_file().is_some() => Fault::Unsupported {
                 token: bridge.name().to_owned(),
-                reason: why.to_string(),
-            }),
-            TokenState::Starting { .. } => Some(Fault::Down {
+                reason: format!(
+                    "KEK {kek} is in a software keystore's memory, so a data key would be there in clear; enrol the drive for that (ekm drive mod SERIAL --custody host), or move the KEK into a token (ekm kek import)"
+                ),
+            },
+            Some(bridge) => Fault::Unsupported {
                 token: bridge.name().to_owned(),
-                reason: "it is still starting".to_owned(),
-            }),
-            TokenState::Ready { .. } | TokenState::Degraded { .. } => None,
-        });
-        match (unready, kek) {
-            (Some(why), _) => why,
-            (None, Some(kek)) => Fault::NoKek {
+                reason: format!(
+                    "KEK {kek} was made for custody host, and this drive is not enrolled for it (ekm drive mod SERIAL --custody host)"
+                ),
+            },
+            None => Fault::NoKek {
                 token: None,
                 kek: kek.to_string(),
             },
-            (None, None) => Fault::Down {
+        }
+    }
+
+    /// What to say where no token can make a data key: why the first one is not ready.
+    fn no_maker(&self) -> Fault {
+        self.bridges
+            .iter()
+            .filter(|bridge| bridge.key_file().is_none())
+            .chain(&self.bridges)
+            .find_map(unready)
+            .unwrap_or_else(|| Fault::Down {
                 token: "(none)".to_owned(),
-                reason: "the configuration names no token".to_owned(),
-            },
-        }
+                reason: "no token of the configuration may make data keys under these KEKs"
+                    .to_owned(),
+            })
     }
 }
 
-/// Asks one token after another until one answers, or fails in a way that is
-/// the request's own fault. The next is asked too, and the first answer
-/// taken, where one does not answer in the time that it usually needs: an HSM
-/// that hangs must not hold up what another can do. One that is silent is given
-/// up where no other is left and the request is not patient.
-async fn first<'a>(
-    order: Vec<&'a Bridge>,
-    op: &Op,
-    until: Instant,
-    patient: bool,
-    none: Fault,
-) -> Result<(&'a Bridge, Reply), Fault> {
-    let mut next = order.into_iter();
-    let mut asked = FuturesUnordered::new();
-    let mut waiting: Vec<&Bridge> = Vec::new();
-    let mut worst: Option<Fault> = None;
-    let mut patience = Duration::ZERO;
-    loop {
-        if asked.is_empty() || patience.is_zero() {
-            match next.next() {
-                Some(bridge) => {
-                    patience = bridge.patience();
-                    waiting.push(bridge);
-                    asked.push(async move { (bridge, bridge.try_ask(op, until).await) });
-                }
-                None if asked.is_empty() => return Err(worst.unwrap_or(none)),
-                None if patient => patience = Duration::MAX,
-                None if waiting.iter().all(|bridge| bridge.is_silent()) => {
-                    for bridge in waiting {
-                        worse(&mut worst, bridge.unheard());
-                    }
-                    return Err(worst.unwrap_or(none));
-                }
-                None => patience = LOOK,
-            }
-        }
-        let answer = tokio::time::timeout(patience, asked.next()).await;
-        match answer {
-            Ok(Some((bridge, Ok(reply)))) => return Ok((bridge, reply)),
-            Ok(Some((bridge, Err(fault)))) if fault.elsewhere() => {
-                waiting.retain(|other| other.name() != bridge.name());
-                worse(&mut worst, fault);
-            }
-            Ok(Some((_, Err(fault)))) => return Err(fault),
-            Ok(None) => {}
-            Err(_) => patience = Duration::ZERO,
-        }
-    }
-}
-
-/// Keeps the fault that tells most: one that may pass leaves most hope. That an
-/// EEDK is bad is no matter of comparing, and never comes here.
-fn worse(worst: &mut Option<Fault>, fault: Fault) {
-    if worst.as_ref().is_none_or(|known| !known.passes()) {
-        *worst = Some(fault);
-    }
-}
-
-/// Only a token that holds the private half will do.
-fn holder(kek: &KekHash) -> impl Fn(&Bridge) -> Fit {
-    |bridge| {
-        if Tokens::holds(bridge, kek) {
-            Fit::Holds
-        } else {
-            Fit::No
-        }
+/// Why it cannot be asked now.
+fn unready(bridge: &Bridge) -> Option<Fault> {
+    match bridge.state() {
+        // It names the token already.
+        TokenState::Failed {
+            why: why @ Fault::Down { .. },
+            ..
+        } => Some(why),
+        TokenState::Failed { why, .. } | TokenState::Locked { why, .. } => Some(Fault::Down {
+            token: bridge.name().to_owned(),
+            reason: why.to_string(),
+        }),
+        TokenState::Starting { .. } => Some(Fault::Down {
+            token: bridge.name().to_owned(),
+            reason: "it is still starting".to_owned(),
+        }),
+        TokenState::Ready { .. } | TokenState::Degraded { .. } => None,
     }
 }
 
@@ -385,150 +372,5 @@ pub(super) fn out_of_turn(bridge: &Bridge, reply: &Reply) -> Fault {
     Fault::Down {
         token: bridge.name().to_owned(),
         reason: "its bridge answered out of turn".to_owned(),
-    }
-}
-
-fn place(bridge: &Bridge, custody: Custody) -> Place {
-    Place {
-        token: bridge.name().to_owned(),
-        custody,
-    }
-}
-
-fn under(keks: &[WrapKek]) -> Vec<WrapUnder> {
-    keks.iter()
-        .map(|kek| WrapUnder {
-            id: kek.id(),
-            hash: kek.hash,
-            spki: kek.spki.clone(),
-        })
-        .collect()
-}
-
-#[async_trait]
-impl Keystore for Tokens {
-    async fn create(
-        &self,
-        dki: DataKeyId,
-        keks: &[WrapKek],
-        drive: &Recipient,
-        custody: Custody,
-        block: [u8; 16],
-    ) -> Result<(Wrapped, Sedk), Fault> {
-        let op = Op::Create {
-            dki,
-            keks: under(keks),
-            drive: drive.clone(),
-            custody,
-            block,
-        };
-        // A token that holds one of the KEKs first: its proof needs no second token.
-        let may = |bridge: &Bridge| {
-            if keks.iter().any(|kek| Self::holds(bridge, &kek.hash)) {
-                Fit::Holds
-            } else {
-                Fit::Able
-            }
-        };
-        match self.served(may, &op, true, self.nobody(None)).await? {
-            (
-                bridge,
-                Reply::Created {
-                    eedks,
-                    sedk,
-                    proof,
-                    custody,
-                },
-            ) => Ok((
-                Wrapped {
-                    eedks,
-                    proof,
-                    place: place(bridge, custody),
-                },
-                sedk,
-            )),
-            (bridge, other) => Err(out_of_turn(bridge, &other)),
-        }
-    }
-
-    async fn resolve(
-        &self,
-        eedk: &Eedk,
-        kek: &KekHash,
-        drive: &Recipient,
-        custody: Custody,
-        patient: bool,
-    ) -> Result<(Sedk, Place), Fault> {
-        let op = Op::Resolve {
-            eedk: eedk.clone(),
-            kek: *kek,
-            drive: drive.clone(),
-            custody,
-        };
-        match self
-            .served(holder(kek), &op, patient, self.nobody(Some(kek)))
-            .await?
-        {
-            (bridge, Reply::Resolved { sedk, custody }) => Ok((sedk, place(bridge, custody))),
-            (bridge, other) => Err(out_of_turn(bridge, &other)),
-        }
-    }
-
-    async fn rekey(
-        &self,
-        eedk: &Eedk,
-        kek: &KekHash,
-        keks: &[WrapKek],
-        custody: Custody,
-        block: [u8; 16],
-        patient: bool,
-    ) -> Result<Wrapped, Fault> {
-        let op = Op::Rekey {
-            eedk: eedk.clone(),
-            kek: *kek,
-            keks: under(keks),
-            custody,
-            block,
-        };
-        match self
-            .served(holder(kek), &op, patient, self.nobody(Some(kek)))
-            .await?
-        {
-            (
-                bridge,
-                Reply::Rekeyed {
-                    eedks,
-                    proof,
-                    custody,
-                },
-            ) => Ok(Wrapped {
-                eedks,
-                proof,
-                place: place(bridge, custody),
-            }),
-            (bridge, other) => Err(out_of_turn(bridge, &other)),
-        }
-    }
-
-    async fn prove(
-        &self,
-        eedk: &Eedk,
-        kek: &KekHash,
-        custody: Custody,
-        block: [u8; 16],
-    ) -> Result<([u8; 16], Custody), Fault> {
-        let op = Op::Prove {
-            eedk: eedk.clone(),
-            kek: *kek,
-            custody,
-            block,
-        };
-        match self
-            .served(holder(kek), &op, true, self.nobody(Some(kek)))
-            .await?
-        {
-            (_, Reply::Proved { proof, custody }) => Ok((proof, custody)),
-            (bridge, other) => Err(out_of_turn(bridge, &other)),
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! What `/metrics` shows: each family's name, kind, labels and meaning, in one
-//! list that is also the table of the README.
+//! list that is also the table of docs/operating.md.
 
 use super::page::{Family, Kind};
 
@@ -213,6 +213,62 @@ pub const TOKEN_PIN: Family = family(
     &["token", "flag"],
     "Whether the token shows CKF_USER_PIN_COUNT_LOW, FINAL_TRY or LOCKED, as last read",
 );
+/// Guarded openings.
+pub const GUARDED: Family = family(
+    "ekm_guarded_eedks_total",
+    Kind::Counter,
+    &[],
+    "EEDKs by PKCS#1 v1.5 that were not issued here and were opened or rejected; which of the two is in the audit log only",
+);
+/// Guarded openings that were refused.
+pub const GUARDED_REFUSED: Family = family(
+    "ekm_guarded_eedks_refused_total",
+    Kind::Counter,
+    &[],
+    "Such EEDKs that were not tried, as a budget of failures was spent",
+);
+/// Budgets that are spent.
+pub const GUARDED_SPENT: Family = family(
+    "ekm_guarded_eedks_budgets_spent",
+    Kind::Gauge,
+    &[],
+    "Peers and KEKs whose budget is spent until an operator forgives",
+);
+/// The database.
+pub const DATABASE_UP: Family = family(
+    "ekm_database_up",
+    Kind::Gauge,
+    &[],
+    "Whether the state database that servers share answers; no value where the state is this server's own",
+);
+/// The cached table's age.
+pub const CACHE_AGE: Family = family(
+    "ekm_database_cache_age_seconds",
+    Kind::Gauge,
+    &[],
+    "How long ago the cached table was read from it",
+);
+/// The queue.
+pub const BACKLOG: Family = family(
+    "ekm_history_backlog",
+    Kind::Gauge,
+    &[],
+    "Creates whose EEDKs are in this server's queue only, and not in the database yet",
+);
+/// Lines that do not verify.
+pub const BACKLOG_REJECTED: Family = family(
+    "ekm_history_backlog_rejected",
+    Kind::Gauge,
+    &[],
+    "Lines of the queue that are not as they were written",
+);
+/// Differences.
+pub const DIFFERENCES: Family = family(
+    "ekm_fleet_differences",
+    Kind::Gauge,
+    &[],
+    "What differs between the servers that share the database",
+);
 /// Records.
 pub const AUDIT_RECORDS: Family = family(
     "ekm_audit_records_total",
@@ -233,6 +289,34 @@ pub const AUDIT_FAILED: Family = family(
     Kind::Gauge,
     &[],
     "1 once a record could not be made durable; no key is served then",
+);
+/// Emergency policy.
+pub const AUDIT_EMERGENCY: Family = family(
+    "ekm_audit_emergency",
+    Kind::Gauge,
+    &[],
+    "1 while the emergency policy is on: cartridges are read, nothing new is keyed",
+);
+/// Records in memory.
+pub const AUDIT_MEMORY: Family = family(
+    "ekm_audit_memory_records",
+    Kind::Gauge,
+    &[],
+    "Records that are in memory only, as the disk takes none",
+);
+/// Records that were sent.
+pub const OUTLET_SENT: Family = family(
+    "ekm_audit_outlet_sent_total",
+    Kind::Counter,
+    &["to"],
+    "Records that were sent to a syslog or journal",
+);
+/// Records that were not.
+pub const OUTLET_LOST: Family = family(
+    "ekm_audit_outlet_lost_total",
+    Kind::Counter,
+    &["to"],
+    "Records that were not, because it was away or slow",
 );
 /// Certificates.
 pub const CERTIFICATE: Family = family(
@@ -286,9 +370,21 @@ pub const ALL: &[Family] = &[
     CALL_ERRORS,
     TOKEN_KEKS,
     TOKEN_PIN,
+    GUARDED,
+    GUARDED_REFUSED,
+    GUARDED_SPENT,
+    DATABASE_UP,
+    CACHE_AGE,
+    BACKLOG,
+    BACKLOG_REJECTED,
+    DIFFERENCES,
     AUDIT_RECORDS,
     AUDIT_SYNC_SECONDS,
     AUDIT_FAILED,
+    AUDIT_EMERGENCY,
+    AUDIT_MEMORY,
+    OUTLET_SENT,
+    OUTLET_LOST,
     CERTIFICATE,
     DISK_FREE,
     DISK_SIZE,

@@ -34,6 +34,13 @@ pub enum KeyKind {
         /// Its algorithm.
         algorithm: String,
     },
+    /// A key that reads well and is no KEK.
+    Unfit {
+        /// What it is: `RSA-1024`, `EC`.
+        what: String,
+        /// Why it is not taken.
+        reason: String,
+    },
     /// An entry that cannot be used.
     Unreadable {
         /// Why.
@@ -60,7 +67,7 @@ impl EkmKey {
         match &self.kind {
             KeyKind::Pair { hash, .. } => Some(*hash),
             KeyKind::Certificate { hash, .. } => *hash,
-            KeyKind::Secret { .. } | KeyKind::Unreadable { .. } => None,
+            KeyKind::Secret { .. } | KeyKind::Unfit { .. } | KeyKind::Unreadable { .. } => None,
         }
     }
 
@@ -93,6 +100,10 @@ fn entry(entry: &Entry) -> EkmKey {
         }
         Content::Secret { algorithm, .. } => KeyKind::Secret {
             algorithm: algorithm.clone(),
+        },
+        Content::Unfit { what, reason } => KeyKind::Unfit {
+            what: what.clone(),
+            reason: reason.clone(),
         },
         Content::Unreadable { reason } => KeyKind::Unreadable {
             reason: reason.clone(),

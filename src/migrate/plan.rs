@@ -8,6 +8,7 @@ use super::drivetable::{DriveTable, EkmDrive};
 use super::keys::{self, EkmKey, shown};
 use super::metadata::KeyUse;
 use super::properties::{self, Becomes, Properties, Value};
+use super::steps::Progress;
 use super::stores::{self, StoreKind};
 use super::toml::{self, Mapped};
 use crate::admin::ImportedDrive;
@@ -154,6 +155,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same, with the steps that are left after what is done already.
+    #[must_use]
+    pub fn left(mut self, sources: &Sources, done: &Progress) -> Self {
+        self.steps = super::steps::of(&self, sources, done);
+        self
+    }
+
     /// Makes the plan.
     #[must_use]
     pub fn of(sources: &Sources) -> Self {
@@ -217,7 +225,7 @@ impl Plan {
             steps: Vec::new(),
             config: toml::write(&mapped, profile.as_deref(), library.as_deref()),
         };
-        plan.steps = super::steps::of(&plan, sources);
+        plan.steps = super::steps::of(&plan, sources, &Progress::default());
         plan
     }
 
@@ -464,7 +472,9 @@ fn key_rows(keys: &[EkmKey], used: &Used) -> Vec<KeyRow> {
                     Verdict::Stays,
                     format!("a secret key ({algorithm}) for LTO drives: not served"),
                 ),
-                keys::KeyKind::Unreadable { reason } => (Verdict::Conflict, reason.clone()),
+                keys::KeyKind::Unfit { reason, .. } | keys::KeyKind::Unreadable { reason } => {
+                    (Verdict::Conflict, reason.clone())
+                }
             };
             KeyRow {
                 used: label.map(|label| used.words(&label)).unwrap_or_default(),

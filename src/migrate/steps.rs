@@ -3,34 +3,61 @@
 use super::plan::{KeyRow, Plan, Sources, Step, Verdict};
 use super::stores::Fate;
 use crate::admin::ImportedDrive;
-use crate::key::KekRef;
+use crate::drive::DriveSerial;
+use crate::key::{KekHash, KekRef};
 
 /// Most commands of one step that are printed one by one.
 const MOST: usize = 500;
 
-pub(super) fn of(plan: &Plan, sources: &Sources) -> Vec<Step> {
-    let mut steps = vec![
-        step(
+/// What of it is done already.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The server's certificates are there.
+    pub certificates: bool,
+    /// The token is there.
+    pub token: bool,
+    /// KEKs that a token holds.
+    pub keks: Vec<KekHash>,
+    /// The default labels are set, and on a token.
+    pub defaults: bool,
+    /// Drives that are enrolled.
+    pub drives: Vec<DriveSerial>,
+}
+
+pub(super) fn of(plan: &Plan, sources: &Sources, done: &Progress) -> Vec<Step> {
+    let keks = keks(plan, sources, done);
+    let steps = [
+        Some(step(
             "Keep EKM, its keystore and its passwords: it goes on reading the cartridges that it keyed. \
              Where it stays on this host, give ekm another port in ekm.toml",
             [],
-        ),
-        step(
-            "Certificates for the doors; one for each drive or proxy that asks",
-            ["ekm tls init", "ekm tls issue ekm1 --role server"].map(str::to_owned),
-        ),
-        token(plan, sources),
-        keks(plan, sources),
-        step(
-            "The labels that drives and requests get that name none: are they on a token now?",
-            defaults(plan),
-        ),
-        step(
+        )),
+        (!done.certificates).then(|| {
+            step(
+                "Certificates for the doors; one for each drive or proxy that asks",
+                ["ekm tls init", "ekm tls issue ekm1 --role server"].map(str::to_owned),
+            )
+        }),
+        (!done.token).then(|| token(plan, sources)),
+        keks,
+        (!done.defaults).then(|| {
+            step(
+                "The labels that drives and requests get that name none: are they on a token now?",
+                defaults(plan),
+            )
+        }),
+        Some(step(
             "The server",
             ["ekm config check".to_owned(), "ekm serve".to_owned()],
-        ),
+        )),
     ];
-    let drives: Vec<String> = plan.imports().take(MOST).map(enrol).collect();
+    let mut steps: Vec<Step> = steps.into_iter().flatten().collect();
+    let drives: Vec<String> = plan
+        .imports()
+        .filter(|drive| !done.drives.contains(&drive.serial))
+        .take(MOST)
+        .map(enrol)
+        .collect();
     if !drives.is_empty() {
         steps.push(step(
             "Each drive, once its public key's fingerprint is compared with what the drive shows; until \
@@ -84,8 +111,9 @@ fn token(plan: &Plan, sources: &Sources) -> Step {
     )
 }
 
-fn keks(plan: &Plan, sources: &Sources) -> Step {
-    match plan.keystore.map(|kind| kind.fate) {
+/// None where every key that moves has moved.
+fn keks(plan: &Plan, sources: &Sources, done: &Progress) -> Option<Step> {
+    Some(match plan.keystore.map(|kind| kind.fate) {
         Some(Fate::Stays) => step(
             "The KEKs, in place: what of each key serves, and what would have to be changed",
             ["ekm kek adopt".to_owned()],
@@ -98,10 +126,20 @@ fn keks(plan: &Plan, sources: &Sources) -> Step {
         Some(Fate::Moves) | None => {
             let file = sources.keystore.as_deref().unwrap_or("KEYSTORE");
             let moving = |row: &&KeyRow| row.verdict == Verdict::Moves;
+            let left = |row: &&KeyRow| {
+                let moved = row.key.hash().is_some_and(|hash| done.keks.contains(&hash));
+                !moved
+            };
+            if plan.keys.iter().any(|row| moving(&row))
+                && !plan.keys.iter().filter(moving).any(|row| left(&row))
+            {
+                return None;
+            }
             let mut commands: Vec<String> = plan
                 .keys
                 .iter()
                 .filter(moving)
+                .filter(left)
                 .take(MOST)
                 .map(|row| {
                     format!(
@@ -123,7 +161,7 @@ fn keks(plan: &Plan, sources: &Sources) -> Step {
                 commands,
             )
         }
-    }
+    })
 }
 
 fn defaults(plan: &Plan) -> Vec<String> {

@@ -78,18 +78,7 @@ mod tests {
     fn kek(label: &str, on: &[(&str, &str)], copies: &[(CopyKind, bool)]) -> KnownKek {
         let hash = KekHash::of_spki(label.as_bytes());
         KnownKek {
-            label: label.parse().unwrap(),
-            hash,
-            spki: Vec::new(),
-            bits: 2048,
-            custody: None,
-            provenance: None,
             tokens: on.iter().map(|(token, _)| (*token).to_owned()).collect(),
-            refused: Vec::new(),
-            attributes: Vec::new(),
-            certificate: None,
-            validity: None,
-            partner: None,
             registered: true,
             serials: on.iter().map(|(_, serial)| (*serial).to_owned()).collect(),
             copies: copies
@@ -105,6 +94,7 @@ mod tests {
                     at: OffsetDateTime::UNIX_EPOCH,
                 })
                 .collect(),
+            ..KnownKek::bare(label.parse().unwrap(), hash, Vec::new(), 2048)
         }
     }
 

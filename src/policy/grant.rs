@@ -33,6 +33,11 @@ pub struct Readable {
     pub eedk: Eedk,
     /// Its KEK.
     pub kek: KekHash,
+    /// Whether a software keystore may open it.
+    pub software: bool,
+    /// Whether nobody may learn whether it opens: it is wrapped by PKCS#1 v1.5 and was never issued
+    /// here. It stands last, and there is one at most.
+    pub guarded: bool,
 }
 
 /// Permission to make a data key.
@@ -89,6 +94,25 @@ impl ResolveGrant {
     #[must_use]
     pub fn readable(&self) -> &[Readable] {
         &self.readable
+    }
+
+    /// The KEK of the EEDK of which nobody may learn whether it opens.
+    #[must_use]
+    pub fn guarded(&self) -> Option<KekHash> {
+        let guarded = self.readable.iter().find(|readable| readable.guarded);
+        guarded.map(|readable| readable.kek)
+    }
+
+    /// The same without that EEDK, and why; nothing where no other can be tried.
+    #[must_use]
+    pub fn unguarded(mut self, reason: &str) -> Option<Self> {
+        for readable in self.readable.extract_if(.., |readable| readable.guarded) {
+            self.unreadable.push(Fault::NotTried {
+                number: readable.index + 1,
+                reason: reason.to_owned(),
+            });
+        }
+        (!self.readable.is_empty()).then_some(self)
     }
 
     /// What is wrong with the others.

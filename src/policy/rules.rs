@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use crate::bridge::message::Provenance;
+use crate::config::ApprovalConfig;
 use crate::drive::DriveSerial;
 use crate::key::KeyLabel;
 use crate::tls::{PeerId, Role};
@@ -43,6 +44,17 @@ pub enum ExpiredKeks {
     Allow,
 }
 
+/// Whether EEDKs may be wrapped by RSAES-PKCS1-v1_5.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pkcs1V15Eedks {
+    /// No token with such a profile is used, and none is opened.
+    #[default]
+    Refuse,
+    /// By the tokens whose profile says so.
+    Allow,
+}
+
 /// Whether what is written must outlive the loss of one token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,6 +78,29 @@ impl std::fmt::Display for RequireCopy {
     }
 }
 
+/// Whether a KEK must be in a backup, or have a copy, before it is written under.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupBeforeServing {
+    /// It need not.
+    #[default]
+    Off,
+    /// It is told of.
+    Warn,
+    /// Nothing is written under it before.
+    Require,
+}
+
+impl std::fmt::Display for BackupBeforeServing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Warn => "warn",
+            Self::Require => "require",
+        })
+    }
+}
+
 /// `[policy]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -82,8 +117,23 @@ pub struct PolicyConfig {
     pub write_provenance: Vec<Provenance>,
     /// Whether a KEK must have a second copy before anything is written under it.
     pub require_copy: RequireCopy,
+    /// Whether a KEK must be in a backup, or have a copy, before anything is written under it.
+    pub backup_before_serving: BackupBeforeServing,
+    /// Whether EEDKs may be wrapped by RSAES-PKCS1-v1_5.
+    pub pkcs1_v15_eedks: Pkcs1V15Eedks,
+    /// Of those that were not issued here, how many that do not open one peer may send in an hour.
+    pub pkcs1_v15_failures_per_peer: u32,
+    /// How many that do not open are taken for one KEK, of all peers together and for ever.
+    pub pkcs1_v15_failures_per_kek: u32,
+    /// What takes a second person.
+    #[serde(skip_serializing_if = "takes_one")]
+    pub approval: ApprovalConfig,
     /// What peers may do beyond asking for their own drive.
     pub peers: Vec<PeerRule>,
+}
+
+fn takes_one(approval: &ApprovalConfig) -> bool {
+    *approval == ApprovalConfig::default()
 }
 
 impl Default for PolicyConfig {
@@ -100,6 +150,11 @@ impl Default for PolicyConfig {
                 Provenance::Restored,
             ],
             require_copy: RequireCopy::Off,
+            backup_before_serving: BackupBeforeServing::Off,
+            pkcs1_v15_eedks: Pkcs1V15Eedks::Refuse,
+            pkcs1_v15_failures_per_peer: 10,
+            pkcs1_v15_failures_per_kek: 500,
+            approval: ApprovalConfig::default(),
             peers: Vec::new(),
         }
     }
@@ -182,6 +237,16 @@ impl PolicyConfig {
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
+        for (name, value) in [
+            ("peer", self.pkcs1_v15_failures_per_peer),
+            ("kek", self.pkcs1_v15_failures_per_kek),
+        ] {
+            if !(1..=10_000).contains(&value) {
+                faults.push(format!(
+                    "policy.pkcs1_v15_failures_per_{name}: {value} is not 1 to 10000"
+                ));
+            }
+        }
         for rule in &self.peers {
             let PeerRule {
                 peer,

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
+use crate::bridge::faults::Fault;
 use crate::bridge::message::{KekAttributes, KekOnToken, PrivateHalf, Provenance};
 use crate::certificates::Vouched;
-use crate::key::KekHash;
-use crate::store::{Certificates, KekCertificate, Partner};
+use crate::key::{KekHash, KekId};
+use crate::store::{Certificates, KekCertificate, KekStates, Partner, RegisteredKek};
 
 /// A key that wraps, and its certificate for some days from now.
 fn certified(name: &str, from: i64, to: i64) -> (Vec<u8>, Vec<u8>) {
@@ -46,6 +47,7 @@ struct Stage {
     config: PolicyConfig,
     defaults: Defaults,
     sealed: HashSet<[u8; 32]>,
+    states: KekStates,
     now: OffsetDateTime,
 }
 
@@ -113,6 +115,7 @@ impl Stage {
             config: PolicyConfig::default(),
             defaults: Defaults::default(),
             sealed,
+            states: KekStates::default(),
             now: now(),
         }
     }
@@ -125,6 +128,7 @@ impl Stage {
             defaults: &self.defaults,
             drive_ca: None,
             sealed: &self.sealed,
+            states: &self.states,
             now: self.now,
         };
         let claim = DriveClaim {
@@ -209,15 +213,13 @@ fn an_expired_kek_reads() {
         defaults: &stage.defaults,
         drive_ca: None,
         sealed: &stage.sealed,
+        states: &stage.states,
         now: stage.now,
     };
     let eedk = Eedk::new(
-        crate::key::DataKeyId::from_random([1; 9]),
+        DataKeyId::from_random([1; 9]),
         KekId::Label("OURS".parse().unwrap()),
-        crate::key::WrapAlgorithm {
-            hash: crate::key::OaepHash::Sha256,
-            labelled: true,
-        },
+        crate::key::WrapAlgorithm::oaep(crate::key::OaepHash::Sha256, true),
         vec![1; 256],
     );
     let presented = [Presented {
@@ -248,5 +250,148 @@ fn of_several_certificates_the_one_that_is_good_for_longest_counts() {
         let shown = [("one", &one[..]), ("two", &two[..])];
         let directory = Directory::new(shown, Arc::from([]), &Certificates::default());
         assert_eq!(directory.keks()[0].certificate.as_ref(), Some(&late));
+    }
+}
+
+/// One KEK, held by those, and registered on those that are not up.
+fn held(holders: &[(&str, Custody, Provenance)], away: &[&str]) -> Directory {
+    let (spki, _) = certified("BOTH", -1, 5);
+    let keks: Vec<[KekOnToken; 1]> = holders
+        .iter()
+        .map(|(_, custody, provenance)| {
+            [KekOnToken {
+                label: "BOTH".parse().unwrap(),
+                hash: KekHash::of_spki(&spki),
+                spki: spki.clone(),
+                bits: 2048,
+                private: PrivateHalf::Serves {
+                    custody: *custody,
+                    provenance: *provenance,
+                    attributes: KekAttributes::default(),
+                },
+                certificate: None,
+            }]
+        })
+        .collect();
+    let shown = holders
+        .iter()
+        .zip(&keks)
+        .map(|((name, ..), list)| (*name, &list[..]));
+    let row = RegisteredKek {
+        label: "BOTH".parse().unwrap(),
+        hash: KekHash::of_spki(&spki),
+        spki: spki.clone(),
+        bits: 2048,
+        token: "main".to_owned(),
+        custody: Custody::Token,
+        provenance: Provenance::Imported,
+    };
+    Directory::new(shown, Arc::from([row]), &Certificates::default()).with_registry(away, &[])
+}
+
+fn written_under(directory: Directory, custody: Custody) -> Result<CreateGrant, Refusal> {
+    let mut stage = Stage::new();
+    stage.directory = directory;
+    stage.drive.custody = custody;
+    stage.drive.kek1 = Some("BOTH".parse().unwrap());
+    stage.drive.kek2 = None;
+    stage.create()
+}
+
+#[test]
+fn a_keystore_with_a_tokens_kek_is_no_writer_by_the_tokens_provenance() {
+    let main = ("main", Custody::Token, Provenance::Imported);
+    let old = ("old", Custody::Host, Provenance::Software);
+    for custody in [Custody::Token, Custody::Host] {
+        let grant = written_under(held(&[main, old], &[]), custody).unwrap();
+        assert_eq!(grant.keks()[0].kek.writers, ["main"], "{custody}");
+    }
+    // Alone it is none, and its custody is another matter.
+    let refused = |custody| match written_under(held(&[old], &[]), custody).unwrap_err() {
+        Refusal::KekUnfit { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(Custody::Host).contains("provenance is software (on old)"));
+    assert!(refused(Custody::Token).contains("made for custody host"));
+}
+
+#[test]
+fn a_kek_whose_token_was_not_seen_yet_is_out_of_reach_and_not_unfit() {
+    let old = ("old", Custody::Host, Provenance::Software);
+    for holders in [&[][..], &[old]] {
+        for custody in [Custody::Token, Custody::Host] {
+            let directory = held(holders, &["main", "other"]);
+            assert!(directory.keks()[0].missing.is_none());
+            match written_under(directory, custody).unwrap_err() {
+                Refusal::OutOfReach { away, .. } => assert_eq!(away, ["main"]),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // What is gone from a token that is up is unknown, and still listed.
+    let gone = held(&[], &[]);
+    assert_eq!(gone.keks()[0].missing.as_deref(), Some("main"));
+    assert!(matches!(
+        written_under(gone, Custody::Token),
+        Err(Refusal::Kek(KekError::Unknown { .. }))
+    ));
+}
+
+/// EEDKs by PKCS#1 v1.5 under OURS, and where each comes from.
+fn v15(origins: &[Option<Origin>]) -> Vec<Presented> {
+    let eedk = |byte| {
+        let kek = KekId::Label("OURS".parse().unwrap());
+        let dki = DataKeyId::from_random([1; 9]);
+        let wrap = crate::key::WrapAlgorithm::Pkcs1V15;
+        Eedk::new(dki, kek, wrap, vec![byte; 256]).unwrap()
+    };
+    (1..)
+        .zip(origins)
+        .map(|(byte, origin)| Presented {
+            eedk: Ok(eedk(byte)),
+            origin: *origin,
+        })
+        .collect()
+}
+
+#[test]
+fn eedks_by_v15_are_opened_only_where_the_policy_says_so() {
+    let mut stage = Stage::new();
+    let presented = v15(&[Some(Origin::Ours)]);
+    let opened = |stage: &Stage, presented: &[Presented], purpose| {
+        let known = Known {
+            config: &stage.config,
+            drive: Some(&stage.drive),
+            directory: &stage.directory,
+            defaults: &stage.defaults,
+            drive_ca: None,
+            sealed: &stage.sealed,
+            states: &stage.states,
+            now: stage.now,
+        };
+        open_by(known, presented, purpose)
+    };
+    let refused = opened(&stage, &presented, Purpose::Read).unwrap_err();
+    assert!(matches!(&refused, Refusal::Unreadable(why) if why.contains("pkcs1_v15_eedks")));
+    stage.config.pkcs1_v15_eedks = Pkcs1V15Eedks::Allow;
+    let (readable, _) = opened(&stage, &presented, Purpose::Append).unwrap();
+    assert!(!readable[0].guarded);
+
+    // Those that were not issued here come last, and of these only the first is tried.
+    let presented = v15(&[None, None, Some(Origin::Foreign)]);
+    let (readable, unreadable) = opened(&stage, &presented, Purpose::Read).unwrap();
+    let order: Vec<(usize, bool)> = readable
+        .iter()
+        .map(|one| (one.index, one.guarded))
+        .collect();
+    assert_eq!(order, [(2, false), (0, true)]);
+    assert!(matches!(
+        unreadable.as_slice(),
+        [Fault::NotTried { number: 2, .. }]
+    ));
+    let presented = v15(&[None]);
+    for purpose in [Purpose::Append, Purpose::Rekey { known: None }] {
+        let refused = opened(&stage, &presented, purpose).unwrap_err();
+        assert!(matches!(refused, Refusal::NotIssued(..)), "{refused}");
     }
 }

@@ -3,7 +3,19 @@
 //! Unknown keys are refused, and a check names every fault at once with its line. A value keeps
 //! its line, so that a decision can say where it comes from.
 
+mod drive;
 mod raw;
+/// The text of such a file.
+fn text(path: &Path) -> Result<String, HostConfigError> {
+    let read = |source| HostConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let text = crate::files::read_limited(path, MAX_FILE).map_err(read)?;
+    String::from_utf8(text)
+        .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -11,12 +23,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
+use super::ibmekm::{self, IbmekmError};
 use super::labels::{At, Labels};
 use super::servers::KeyServers;
+use super::service::Times;
 use crate::drive::DriveSerial;
+use crate::tls::ClientPaths;
 use crate::volser::Volser;
+
+pub use drive::{AppendInClear, Device, DeviceError, HostDrive, InBand};
 
 /// The file that `ekm config example --host` prints.
 pub const HOST_EXAMPLE: &str = include_str!("example.toml");
@@ -32,11 +49,32 @@ pub struct HostConfig {
     pub(super) file: PathBuf,
     /// Where requests go; none where the file does not say.
     pub(super) key_servers: Option<KeyServers>,
+    /// The file that says it instead.
+    pub(super) listed_in: Option<ListedIn>,
+    /// How long each may take.
+    #[serde(flatten)]
+    pub(super) times: Times,
+    /// The host's own certificate.
+    pub(super) tls: Option<ClientPaths>,
+    /// Where the daemon is spoken to.
+    pub(super) socket: PathBuf,
     /// The path of drives that have none of their own.
     pub(super) path: Option<At<KeyPath>>,
     pub(super) data_classes: Vec<DataClass>,
     pub(super) volume_ranges: Vec<VolumeRange>,
     pub(super) drives: Vec<HostDrive>,
+    pub(super) in_band: InBand,
+}
+
+/// `[key_servers] file`: a list in the syntax of `lin_tape`, and the bounds that go with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListedIn {
+    /// The file.
+    pub path: PathBuf,
+    /// Most connections at once.
+    pub maxconn: u16,
+    /// Of these, how many stay open.
+    pub maxpconn: u16,
 }
 
 /// `[[data_classes]]`: how a file is recorded, and under which KEKs.
@@ -71,17 +109,8 @@ impl VolumeRange {
     }
 }
 
-/// `[[drives]]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct HostDrive {
-    /// Its serial.
-    pub serial: At<DriveSerial>,
-    /// How its key requests travel; otherwise as the file's own `path` says.
-    pub path: Option<At<KeyPath>>,
-}
-
 /// How a drive's key requests travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyPath {
     /// Straight from the control unit to the key server.
@@ -289,22 +318,38 @@ pub enum HostConfigError {
         /// One sentence each, with the line.
         faults: Vec<String>,
     },
+    /// The list of key servers that it names.
+    #[error(transparent)]
+    Servers(#[from] IbmekmError),
 }
 
 impl HostConfig {
-    /// Reads and checks the file.
+    /// Reads and checks the file, and the list of key servers where it names one.
     ///
     /// # Errors
     /// The file is unreadable, or its faults, all of them.
     pub fn load(path: &Path) -> Result<Self, HostConfigError> {
-        let read = |source| HostConfigError::Read {
+        let mut host = Self::parse(path, &text(path)?)?;
+        if let Some(listed) = &host.listed_in {
+            host.key_servers = Some(KeyServers {
+                servers: ibmekm::load(&listed.path)?,
+                maxconn: listed.maxconn,
+                maxpconn: listed.maxpconn,
+            });
+        }
+        Ok(host)
+    }
+
+    /// Where the daemon is spoken to, also by a file with faults: the daemon goes on with what it
+    /// read when it started, and its tapes must be closed.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not TOML.
+    pub fn socket_in(path: &Path) -> Result<PathBuf, HostConfigError> {
+        raw::socket(path, &text(path)?).map_err(|source| HostConfigError::Syntax {
             path: path.to_owned(),
-            source,
-        };
-        let text = crate::files::read_limited(path, MAX_FILE).map_err(read)?;
-        let text = String::from_utf8(text)
-            .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        Self::parse(path, &text)
+            source: Box::new(source),
+        })
     }
 
     /// Checks the text of such a file.
@@ -335,6 +380,42 @@ impl HostConfig {
         self.key_servers.as_ref()
     }
 
+    /// Takes the key servers of a list in the syntax of `lin_tape` instead.
+    ///
+    /// # Errors
+    /// The list cannot be read, or its faults.
+    pub fn take_ibmekm(&mut self, path: &Path) -> Result<(), IbmekmError> {
+        let bounds = self.key_servers.as_ref();
+        let (maxconn, maxpconn) = bounds
+            .map_or((KeyServers::MAXCONN, KeyServers::MAXPCONN), |servers| {
+                (servers.maxconn, servers.maxpconn)
+            });
+        self.key_servers = Some(KeyServers {
+            servers: ibmekm::load(path)?,
+            maxconn,
+            maxpconn,
+        });
+        Ok(())
+    }
+
+    /// How long each step of a request may take.
+    #[must_use]
+    pub const fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// The host's certificate, if the file names one.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&ClientPaths> {
+        self.tls.as_ref()
+    }
+
+    /// Where the daemon is spoken to; where the file does not say, `proxy.sock` beside it.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The data classes.
     #[must_use]
     pub fn data_classes(&self) -> &[DataClass] {
@@ -351,6 +432,20 @@ impl HostConfig {
     #[must_use]
     pub fn drives(&self) -> &[HostDrive] {
         &self.drives
+    }
+
+    /// What holds for every in-band drive.
+    #[must_use]
+    pub const fn in_band(&self) -> &InBand {
+        &self.in_band
+    }
+
+    /// The drives whose keys travel through this host.
+    pub fn in_band_drives(&self) -> impl Iterator<Item = &HostDrive> {
+        self.drives.iter().filter(|drive| {
+            let (path, _) = self.path(&drive.serial.value);
+            path == KeyPath::InBand
+        })
     }
 
     /// How that drive's key requests travel, and the line that says so; out-of-band where none does.

@@ -17,7 +17,7 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::labels::{At, LabelFault, Labels, Operands};
 use crate::key::{Encoding, KeyLabel, KeyLabelError};
@@ -49,6 +49,27 @@ impl Dd {
         self.disp.map_or(Disp::New, |disp| disp.value)
     }
 
+    /// Whether DISP is said.
+    #[must_use]
+    pub const fn says_disp(&self) -> bool {
+        self.disp.is_some()
+    }
+
+    /// The same with that DISP.
+    ///
+    /// # Errors
+    /// It says another.
+    pub fn with_disp(mut self, disp: Disp) -> Result<Self, DispTwice> {
+        if self.says_disp() && self.disp() != disp {
+            return Err(DispTwice {
+                said: self.disp(),
+                given: disp,
+            });
+        }
+        self.disp.get_or_insert(At { value: disp, at: 1 });
+        Ok(self)
+    }
+
     /// Which file of the cartridge, from 1; 1 where nothing is said.
     #[must_use]
     pub fn file(&self) -> u16 {
@@ -57,7 +78,7 @@ impl Dd {
 }
 
 /// The status of DISP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Disp {
     /// The file is made.
@@ -76,6 +97,16 @@ impl fmt::Display for Disp {
             Self::Mod => "MOD",
         })
     }
+}
+
+/// A DISP beside a statement that says another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the DD statement says DISP={said}, and DISP={given} is given beside it")]
+pub struct DispTwice {
+    /// What the statement says.
+    pub said: Disp,
+    /// What is given.
+    pub given: Disp,
 }
 
 /// Why a text is no DD statement, and where.

@@ -151,6 +151,7 @@ impl Connection {
         };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(address);
             request.extensions_mut().insert(admission.clone());
             let (router, busy) = (router.clone(), busy.clone());
             async move {

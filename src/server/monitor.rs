@@ -1,6 +1,8 @@
 //! Looks after a running server: what it measures, and what it raises alarms for.
 
-use std::collections::HashMap;
+mod fleet;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,11 +12,15 @@ use tokio::time::Instant;
 
 use super::desk::Desk;
 use crate::alarms::{self, ALARMS, Alarms, Disk, Sight};
+use crate::bridge::faults::Fault;
 use crate::bridge::message::PrivateHalf;
-use crate::bridge::supervisor::Bridge;
+use crate::bridge::supervisor::{Bridge, TokenState};
 use crate::config::Config;
+use crate::key::KekHash;
 use crate::metrics::{Page, Requests, Value, families};
-use crate::service::Service;
+use crate::policy::BackupBeforeServing;
+use crate::service::{Service, Whose};
+use crate::store::KekState;
 use crate::tls::ServerTls;
 
 /// Time between two looks.
@@ -40,9 +46,10 @@ pub(super) struct Monitor {
     tls: Arc<ServerTls>,
     desk: Arc<Desk>,
     requests: Arc<Requests>,
-    alarms: Alarms,
+    alarms: Arc<Alarms>,
     state: PathBuf,
     audit: PathBuf,
+    floor: u64,
     seen: Mutex<Seen>,
 }
 
@@ -57,6 +64,18 @@ struct Seen {
     state_disk: Option<Disk>,
     // KEKs whose certificate has ended or ends soon, and when.
     kek_certificates: Vec<(String, String)>,
+    // KEKs here that were never backed up or copied, where the policy asks for that.
+    unbacked: Vec<String>,
+    // What the registry has on tokens that have not been up since the start.
+    away: HashMap<String, Vec<(KekHash, String)>>,
+    // What each token has held since the start, and since when it does not show it.
+    held: HashMap<String, HashMap<KekHash, (String, Option<Instant>)>>,
+    // KEKs that are revoked or destroyed: nobody misses them.
+    ended: HashSet<KekHash>,
+    // KEKs of the registry that no token shows.
+    gone: Vec<String>,
+    // KEKs that were not rotated when that was due, and why.
+    rotations: Vec<(String, String)>,
 }
 
 impl Monitor {
@@ -67,13 +86,14 @@ impl Monitor {
         desk: Arc<Desk>,
     ) -> Self {
         Self {
+            alarms: Arc::clone(service.alarms()),
             service,
             tls,
             desk,
             requests: Arc::default(),
-            alarms: Alarms::default(),
             state: config.state.clone(),
             audit: config.audit.clone(),
+            floor: config.records.floor(),
             seen: Mutex::default(),
         }
     }
@@ -129,12 +149,41 @@ impl Monitor {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
-            if let Ok(directory) = self.service.directory().await {
+            let states = self.service.store().kek_states().await;
+            if let (Ok(directory), Ok(states)) = (self.service.directory().await, states) {
                 let now = time::OffsetDateTime::now_utc();
                 let keks = directory.keks().iter();
-                self.seen().kek_certificates = keks
+                let mut seen = self.seen();
+                seen.kek_certificates = keks
                     .filter_map(|kek| Some((kek.label.to_string(), kek.validity?.warning(now)?)))
                     .collect();
+                let told = self.service.policy().backup_before_serving != BackupBeforeServing::Off;
+                seen.unbacked = directory
+                    .keks()
+                    .iter()
+                    .filter(|kek| told && !kek.tokens.is_empty() && !kek.is_kept())
+                    .map(|kek| kek.label.to_string())
+                    .collect();
+                let ended = |kek: &KekHash| states.state(kek) >= KekState::Revoked;
+                seen.ended = states.all().into_iter().map(|(kek, _)| kek).collect();
+                seen.ended.retain(ended);
+                seen.gone = directory
+                    .keks()
+                    .iter()
+                    .filter(|kek| kek.missing.is_some() && kek.partner.is_none())
+                    .filter(|kek| !ended(&kek.hash))
+                    .map(|kek| kek.label.to_string())
+                    .collect();
+                seen.away.clear();
+                for kek in directory.keks() {
+                    for token in &kek.away {
+                        let on_it = seen.away.entry(token.clone()).or_default();
+                        on_it.push((kek.hash, kek.label.to_string()));
+                    }
+                }
+            }
+            if let Ok(troubles) = crate::admin::rotation_troubles(&self.service).await {
+                self.seen().rotations = troubles;
             }
             self.service.see_new_seals().await;
         }
@@ -173,6 +222,17 @@ impl Monitor {
             audit_failed: self.service.audit().has_failed(),
             kek_certificates: seen.kek_certificates.clone(),
             broken_seals: self.service.broken_seals(),
+            spent: spent(&self.service),
+            unbacked: seen.unbacked.clone(),
+            gone: seen.gone.clone(),
+            unsynced: self.service.peers().failing(),
+            unlike: self.service.peers().differing(),
+            rotations: seen.rotations.clone(),
+            floor: self.floor,
+            evidence: self.service.evidence(),
+            differences: self.service.fleet_differences(),
+            backlog: fleet::backlog(&self.service),
+            outage: fleet::outage(&self.service),
         }
     }
 
@@ -231,6 +291,12 @@ impl Monitor {
     }
 
     fn add_site(&self, page: &mut Page) {
+        let counted = self.service.openings();
+        page.add(families::GUARDED, &[], Value::Count(counted.openings));
+        let refused = Value::Count(counted.refused);
+        page.add(families::GUARDED_REFUSED, &[], refused);
+        page.add(families::GUARDED_SPENT, &[], spent(&self.service).len());
+        fleet::add(&self.service, page);
         let audit = self.service.audit();
         let stats = audit.stats();
         page.add(families::AUDIT_RECORDS, &[], Value::Count(stats.records));
@@ -240,6 +306,18 @@ impl Monitor {
             Value::Times(audit.sync_times()),
         );
         page.add(families::AUDIT_FAILED, &[], audit.has_failed());
+        page.add(families::AUDIT_EMERGENCY, &[], audit.in_emergency());
+        let kept = audit.gap().map_or(0, |gap| gap.kept);
+        page.add(
+            families::AUDIT_MEMORY,
+            &[],
+            usize::try_from(kept).unwrap_or(usize::MAX),
+        );
+        for outlet in audit.outlets() {
+            let to = [outlet.name.as_str()];
+            page.add(families::OUTLET_SENT, &to, Value::Count(outlet.sent));
+            page.add(families::OUTLET_LOST, &to, Value::Count(outlet.lost));
+        }
         let expiry = self.tls.expiry() - time::OffsetDateTime::UNIX_EPOCH;
         page.add(
             families::CERTIFICATE,
@@ -265,30 +343,63 @@ impl Seen {
         if noted.0 != word {
             *noted = (word, now);
         }
+        let since = noted.1;
         let patience = STATES
             .iter()
             .find(|(known, _)| *known == word)
             .map_or(Duration::ZERO, |(_, patience)| *patience);
         let found = state.found();
+        let keks: Vec<(KekHash, String)> = match found {
+            Some(found) => found
+                .keks
+                .iter()
+                .filter(|kek| matches!(kek.private, PrivateHalf::Serves { .. }))
+                .map(|kek| (kek.hash, kek.label.to_string()))
+                .collect(),
+            None => self.away.get(bridge.name()).cloned().unwrap_or_default(),
+        };
+        let lost = match found {
+            Some(_) => self.lost(&name, &keks),
+            None => Vec::new(),
+        };
         alarms::Token {
             name,
             state: word,
             serves: state.serves(),
             why: state.why(),
-            lasts: noted.1.elapsed() >= patience,
-            pin_low: found.is_some_and(|found| {
-                let token = &found.token;
-                token.user_pin_count_low() || token.user_pin_final_try() || token.user_pin_locked()
-            }),
-            keks: found.map_or_else(Vec::new, |found| {
-                found
-                    .keks
-                    .iter()
-                    .filter(|kek| matches!(kek.private, PrivateHalf::Serves { .. }))
-                    .map(|kek| (kek.hash, kek.label.to_string()))
-                    .collect()
-            }),
+            lasts: since.elapsed() >= patience,
+            pin_low: match &state {
+                // It may have been locked before anything could be read on it.
+                TokenState::Locked { why, .. } if matches!(why, Fault::WrongPin { .. }) => {
+                    Some(why.to_string())
+                }
+                _ => found
+                    .and_then(|found| found.token.wrong_pins())
+                    .map(str::to_owned),
+            },
+            keks,
+            lost,
         }
+    }
+
+    /// The KEKs that a token held since the start, and has not shown for a while.
+    fn lost(&mut self, token: &str, keks: &[(KekHash, String)]) -> Vec<(KekHash, String)> {
+        let held = self.held.entry(token.to_owned()).or_default();
+        for (kek, label) in keks {
+            held.insert(*kek, (label.clone(), None));
+        }
+        let mut lost = Vec::new();
+        for (kek, (label, since)) in held.iter_mut() {
+            if keks.iter().any(|(shown, _)| shown == kek) || self.ended.contains(kek) {
+                *since = None;
+                continue;
+            }
+            // One that an operator destroys is known as ended by then.
+            if since.get_or_insert_with(Instant::now).elapsed() > SELDOM * 2 {
+                lost.push((*kek, label.clone()));
+            }
+        }
+        lost
     }
 }
 
@@ -330,6 +441,22 @@ fn add_token(page: &mut Page, bridge: &Bridge) {
             page.add(families::TOKEN_PIN, &[name, flag], set);
         }
     }
+}
+
+/// Budgets of EEDKs that do not open which are spent: whose, and how.
+fn spent(service: &Service) -> Vec<(String, String)> {
+    let budgets = service.budgets();
+    let spent = budgets.iter().filter(|budget| budget.spent());
+    spent
+        .map(|budget| {
+            let (whose, within) = match &budget.whose {
+                Whose::Peer(peer) => (peer.to_string(), " in an hour"),
+                Whose::Kek(kek) => (format!("KEK {kek}"), ""),
+            };
+            let how = format!("{} of {}{within}", budget.failures, budget.limit);
+            (whose, how)
+        })
+        .collect()
 }
 
 /// The file system that a directory is on; none where it cannot be looked at.

@@ -1,13 +1,15 @@
 //! The door for operators on this host: a Unix socket in the state directory.
 //!
-//! One command per connection, as JSON over HTTP. The directory is open to
-//! its owner only, and the peer's user is checked besides. A PIN is in no
-//! command: it comes before it as a descriptor ([`Handed`]), on an empty line,
-//! and goes on to the bridge unread.
+//! One command per connection, as JSON over HTTP. The socket is its owner's
+//! only, or a group's where the configuration names one; who asks is whom the
+//! kernel says (`SO_PEERCRED`), and what he may is the roster's to say. A PIN
+//! is in no command: it comes before it as a descriptor ([`Handed`]), on an
+//! empty line, and goes on to the bridge unread.
 
-use std::os::unix::fs::PermissionsExt;
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::response::IntoResponse;
@@ -16,7 +18,7 @@ use axum::{Extension, Json, Router};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,39 +27,76 @@ use tower::ServiceExt as _;
 use super::{ServerError, passing};
 use crate::admin::{self, Command, Reply};
 use crate::bridge::pin::Handed;
+use crate::config::OperatorsConfig;
+use crate::local;
+use crate::operators::{Asker, Shown, Whence};
 use crate::problem::Problem;
 use crate::service::Service;
 
-/// Largest answer to a command, bytes.
-const ANSWER: usize = 64 << 20;
+/// Largest command, and largest answer to one, bytes.
+pub(super) const ANSWER: usize = 64 << 20;
 
 /// The longest that a command may take: RSA-4096 on a slow token takes minutes.
-const PATIENCE: Duration = Duration::from_secs(660);
+pub(super) const PATIENCE: Duration = Duration::from_secs(660);
 
-/// Who an operator is in records: `operator:uid 0`.
-#[derive(Clone, Debug)]
-struct Operator(String);
+/// How long somebody may take to begin his command.
+const BEGINS: Duration = Duration::from_secs(10);
+
+/// Connections at once, and those of one user: others than the owner may connect.
+const CONNECTIONS: usize = 64;
+const OF_ONE_USER: usize = 16;
 
 /// Opens the socket, replacing one that nobody listens on.
-pub(super) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+pub(super) fn listen(
+    path: &Path,
+    operators: &OperatorsConfig,
+) -> Result<UnixListener, ServerError> {
     let fail = |source| ServerError::Listen {
         place: path.display().to_string(),
         source,
     };
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(fail(std::io::Error::new(
-            std::io::ErrorKind::AddrInUse,
-            "another ekm process works on this site: a server listens there",
-        )));
+    let group = operators
+        .group_id()
+        .map_err(|reason| fail(io::Error::new(io::ErrorKind::NotFound, reason)))?;
+    local::listen_for(path, group).map_err(fail)
+}
+
+/// Who has how many connections.
+type Users = Arc<Mutex<HashMap<u32, usize>>>;
+
+/// A connection of one user; counted until it is dropped.
+struct Place {
+    users: Users,
+    user: u32,
+}
+
+impl Place {
+    fn take(users: &Users, user: u32) -> Option<Self> {
+        let mut all = users.lock().unwrap_or_else(PoisonError::into_inner);
+        let many: usize = all.values().sum();
+        let his = all.entry(user).or_default();
+        if *his >= OF_ONE_USER || many >= CONNECTIONS {
+            return None;
+        }
+        *his += 1;
+        drop(all);
+        Some(Self {
+            users: Arc::clone(users),
+            user,
+        })
     }
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fail(error)),
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(his) = all.get_mut(&self.user) {
+            *his -= 1;
+            if *his == 0 {
+                all.remove(&self.user);
+            }
+        }
     }
-    let listener = UnixListener::bind(path).map_err(fail)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-    Ok(listener)
 }
 
 /// Accepts until told to stop.
@@ -68,8 +107,11 @@ pub(super) async fn accept(
 ) {
     let router = Router::new()
         .route("/command", post(run))
+        // A drive table of tens of thousands of rows comes in one command.
+        .layer(axum::extract::DefaultBodyLimit::max(ANSWER))
         .with_state(service);
     let mut connections = JoinSet::new();
+    let users = Users::default();
     loop {
         let accepted = tokio::select! {
             accepted = door.accept() => accepted,
@@ -78,7 +120,7 @@ pub(super) async fn accept(
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(serve(router.clone(), stream));
+                connections.spawn(serve(router.clone(), stream, Arc::clone(&users)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an operator's connection");
@@ -89,32 +131,40 @@ pub(super) async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(router: Router, stream: UnixStream) {
-    let own = rustix::process::geteuid().as_raw();
-    let user = match stream.peer_cred() {
-        Ok(credentials) => credentials.uid(),
-        Err(error) => {
-            tracing::warn!(%error, "an operator's connection was closed: the peer's user is not known");
+async fn serve(router: Router, stream: UnixStream, users: Users) {
+    let user = match local::user(&stream) {
+        Ok(user) => user,
+        Err(stranger) => {
+            tracing::warn!("an operator's connection was closed: {stranger}");
             return;
         }
     };
-    if user != 0 && user != own {
-        tracing::warn!(user, "an operator's connection was closed: another user");
+    let Some(_place) = Place::take(&users, user) else {
+        tracing::warn!(
+            user,
+            "an operator's connection was closed: too many are open"
+        );
         return;
-    }
-    let operator = Operator(format!("operator:uid {user}"));
+    };
+    let asker = Asker {
+        shown: Shown::Unix(user),
+        whence: Whence::Socket,
+    };
     let conversation = async {
-        let pin = passing::receive(&stream).await?;
+        let begun = tokio::time::timeout(BEGINS, passing::receive(&stream)).await;
+        let pin = begun.map_err(io::Error::other)??;
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(operator.clone());
+            request.extensions_mut().insert(asker.clone());
             request.extensions_mut().insert(pin.clone());
             router.clone().oneshot(request)
         });
         hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(BEGINS)
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service)
             .await
-            .map_err(std::io::Error::other)
+            .map_err(io::Error::other)
     };
     if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, conversation).await {
         tracing::debug!(%error, "an operator's connection ended");
@@ -123,13 +173,23 @@ async fn serve(router: Router, stream: UnixStream) {
 
 async fn run(
     axum::extract::State(service): axum::extract::State<Arc<Service>>,
-    Extension(Operator(operator)): Extension<Operator>,
+    Extension(asker): Extension<Asker>,
     Extension(pin): Extension<Option<Handed>>,
     Json(command): Json<Command>,
 ) -> axum::response::Response {
+    perform(service, asker, command, pin).await
+}
+
+/// Does it to its end, whatever becomes of the connection.
+pub(super) async fn perform(
+    service: Arc<Service>,
+    asker: Asker,
+    command: Command,
+    pin: Option<Handed>,
+) -> axum::response::Response {
     let work = {
         let service = Arc::clone(&service);
-        async move { admin::execute_with_pin(&service, &operator, command, pin).await }
+        async move { admin::perform(&service, &asker, command, pin).await }
     };
     match service.to_the_end(work).await {
         Ok(reply) => Json(reply).into_response(),
@@ -147,10 +207,10 @@ pub enum OperatorError {
     #[error(transparent)]
     Refused(Problem),
     /// The conversation failed.
-    #[error("the server on {path} did not answer properly: {reason}")]
+    #[error("the server at {place} did not answer properly: {reason}")]
     Talk {
-        /// The socket.
-        path: PathBuf,
+        /// The socket, or address and port.
+        place: String,
         /// What went wrong.
         reason: String,
     },
@@ -174,13 +234,13 @@ pub async fn ask_with_pin(
     pin: Option<&Handed>,
 ) -> Result<Reply, OperatorError> {
     let talk = |reason: String| OperatorError::Talk {
-        path: path.to_owned(),
+        place: path.display().to_string(),
         reason,
     };
     let stream = UnixStream::connect(path)
         .await
         .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 OperatorError::NoServer(path.to_owned())
             }
             _ => talk(error.to_string()),
@@ -204,19 +264,26 @@ pub async fn ask_with_pin(
         .await
         .map_err(|_| talk(format!("no answer within {} s", PATIENCE.as_secs())))?
         .map_err(|error| talk(error.to_string()))?;
-    let good = response.status().is_success();
+    let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), ANSWER)
         .collect()
         .await
         .map_err(|error| talk(error.to_string()))?
         .to_bytes();
     driver.abort();
-    if good {
-        serde_json::from_slice(&body).map_err(|error| talk(error.to_string()))
-    } else {
-        match serde_json::from_slice(&body) {
-            Ok(problem) => Err(OperatorError::Refused(problem)),
-            Err(_) => Err(talk(String::from_utf8_lossy(&body).into_owned())),
-        }
+    read(status, &body).map_err(|error| match error {
+        Ok(problem) => OperatorError::Refused(problem),
+        Err(reason) => talk(reason),
+    })
+}
+
+/// The reply in an answer; a problem, or what is wrong with the answer.
+pub(super) fn read(status: u16, body: &[u8]) -> Result<Reply, Result<Problem, String>> {
+    if (200..300).contains(&status) {
+        return serde_json::from_slice(body).map_err(|error| Err(error.to_string()));
+    }
+    match serde_json::from_slice(body) {
+        Ok(problem) => Err(Ok(problem)),
+        Err(_) => Err(Err(String::from_utf8_lossy(body).into_owned())),
     }
 }

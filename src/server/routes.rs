@@ -1,5 +1,6 @@
 //! The routes of the door for drives and proxies, and their OpenAPI document.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::api::{
 };
 use crate::metrics::{Outcome, Verb};
 use crate::problem::{EkmCode, Problem};
-use crate::service::{Answer, Service};
+use crate::service::{Answer, Service, from};
 use crate::tls::PeerId;
 
 /// Largest body of a request, bytes: two EEDKs, a certificate and a signature fit many times.
@@ -66,6 +67,7 @@ pub(super) fn router(
             "/readyz",
             get(move |service| std::future::ready(readyz(service, &monitor))),
         )
+        .merge(super::sync::routes())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY))
@@ -93,14 +95,14 @@ pub(super) fn router(
         .with_state(service)
 }
 
-fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     tracing::error!("a request ended in a panic; this is a defect");
     Problem::internal("the request failed by a defect of the key manager; its log says more")
         .into_response()
 }
 
 /// JSON of a request, or a problem that says what is wrong with it.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<T, S> FromRequest<S> for Body<T>
 where
@@ -184,12 +186,14 @@ fn respond<T: serde::Serialize>(answer: Answer<T>) -> Response {
 async fn create(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<PeerId>,
+    Extension(address): Extension<SocketAddr>,
     Body(request): Body<CreateRequest>,
 ) -> Response {
     let verb = {
         let service = Arc::clone(&service);
         async move { service.create(&peer, &request).await }
     };
+    let verb = from(address.ip(), verb);
     respond(service.to_the_end(verb).await)
 }
 
@@ -199,12 +203,14 @@ async fn create(
 async fn resolve(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<PeerId>,
+    Extension(address): Extension<SocketAddr>,
     Body(request): Body<ResolveRequest>,
 ) -> Response {
     let verb = {
         let service = Arc::clone(&service);
         async move { service.resolve(&peer, &request).await }
     };
+    let verb = from(address.ip(), verb);
     respond(service.to_the_end(verb).await)
 }
 
@@ -273,7 +279,7 @@ fn readyz(State(service): State<Arc<Service>>, monitor: &Monitor) -> Result<Stri
         .map_err(|why| Problem::unavailable(format!("{why}\n{}", monitor.raised()).trim_end()))
 }
 
-async fn nowhere(request: Request) -> Problem {
+pub(super) async fn nowhere(request: Request) -> Problem {
     Problem::new(
         EkmCode::EE23,
         404,
@@ -284,7 +290,7 @@ async fn nowhere(request: Request) -> Problem {
     )
 }
 
-async fn wrong_method(request: Request) -> Problem {
+pub(super) async fn wrong_method(request: Request) -> Problem {
     Problem::new(
         EkmCode::EE23,
         405,

@@ -3,14 +3,16 @@
 use secrecy::{ExposeSecret, SecretBox};
 use uuid::Uuid;
 
-use crate::api::{Base64, CreateAnswer, EedkInAnswer, RekeyAnswer, ResolveAnswer, SecretBytes};
+use crate::api::{
+    Base64, CreateAnswer, EedkInAnswer, NewerEedks, RekeyAnswer, ResolveAnswer, SecretBytes,
+};
 use crate::audit::EedkMark;
 use crate::exchange::Resolved;
 use crate::key::{DataKeyId, Eedk, KekId, KeyLabel, Sedk, SedkForm};
 use crate::keystore::Directory;
 use crate::policy::Presented;
 use crate::problem::Problem;
-use crate::store::{Origin, StoredEedk};
+use crate::store::{Origin, StoredEedk, Unstored};
 use crate::t10::{AlgorithmIndex, Kad, KadType, Kads, KeyField, SetDataEncryption, WrappedKey};
 
 /// Algorithm index 01h, the one that drives with one algorithm give it; a
@@ -49,6 +51,8 @@ pub(super) fn rekey_answer(request_id: Uuid, dki: DataKeyId, stored: &[StoredEed
 pub(super) fn resolve_answer(
     request_id: Uuid,
     presented: &[Presented],
+    catalog: &[StoredEedk],
+    newer: Option<Unstored>,
     directory: &Directory,
     resolved: Resolved,
 ) -> Result<ResolveAnswer, Problem> {
@@ -71,6 +75,11 @@ pub(super) fn resolve_answer(
                 eedk: Base64(eedk.encode()),
             })
             .collect(),
+        catalog: catalog.iter().map(of_stored).collect(),
+        newer: newer.map(|newer| NewerEedks {
+            request_id: newer.request,
+            eedks: newer.eedks.iter().map(of_stored).collect(),
+        }),
         opened: resolved.opened,
         issued_here: origin.is_some(),
         spout: spout(&resolved.sedk, dki, &[])?,
@@ -130,6 +139,7 @@ pub(super) fn marks(stored: &[StoredEedk]) -> Vec<EedkMark> {
             kek: stored.kek_label.to_string(),
             encoding: stored.eedk.kek().encoding().to_string(),
             foreign: false,
+            opened: false,
         })
         .collect()
 }
@@ -144,6 +154,16 @@ pub(super) fn presented_marks(presented: &[Presented]) -> Vec<EedkMark> {
             kek: eedk.kek().to_string(),
             encoding: eedk.kek().encoding().to_string(),
             foreign: origin != Some(Origin::Ours),
+            opened: false,
         })
         .collect()
+}
+
+/// Marks the one of them that gave the data key.
+pub(super) fn mark_opened(marks: &mut [EedkMark], presented: &[Presented], opened: usize) {
+    let eedk = presented.get(opened).and_then(|one| one.eedk.as_ref().ok());
+    let digest = eedk.map(|eedk| hex::encode(eedk.digest()));
+    for mark in marks {
+        mark.opened = digest.as_ref() == Some(&mark.sha256);
+    }
 }

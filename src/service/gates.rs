@@ -148,7 +148,8 @@ impl Gates {
     }
 
     /// Waits for a place at a token that holds one of the KEKs. Of several
-    /// that are ready, the one with the fewest before.
+    /// that are ready, the one with the fewest before. Who waits for a token
+    /// waits not at one that is `barred` from what he asks.
     ///
     /// # Errors
     /// The gate is full, or the request's time is over.
@@ -156,9 +157,10 @@ impl Gates {
         &self,
         tokens: &Tokens,
         keks: impl Iterator<Item = &'a KekHash> + Clone,
+        barred: &[String],
         peer: &PeerId,
     ) -> Result<Option<Place>, Problem> {
-        let Some(gate) = self.choose(tokens, keks) else {
+        let Some(gate) = self.choose(tokens, keks, barred) else {
             return Ok(None);
         };
         gate.enter(peer, self.caller()).await.map(Some)
@@ -175,13 +177,14 @@ impl Gates {
         &self,
         tokens: &Tokens,
         keks: impl Iterator<Item = &'a KekHash> + Clone,
+        barred: &[String],
     ) -> Option<&Arc<Gate>> {
         if let [only] = self.gates.as_slice() {
             return Some(only);
         }
         self.gates.iter().min_by_key(|gate| {
             let standing = standing(tokens, &gate.name, keks.clone());
-            (standing, gate.before())
+            (barred.contains(&gate.name), standing, gate.before())
         })
     }
 

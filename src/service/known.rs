@@ -11,14 +11,17 @@ use crate::api::{self, DriveInRequest};
 use crate::audit::{Event, Kind, Outcome};
 use crate::bridge::message::Provenance;
 use crate::drive::DriveSerial;
-use crate::key::SedkForm;
+use crate::key::{Eedk, KekRef, SedkForm};
 use crate::keystore::{Custody, Directory, KekError};
 use crate::policy::{
     AcceptUnknown, DriveClaim, GrantedKek, KeyClaim, Known, Presented, Refusal, SessionKeyClaim,
-    certified,
+    certified, may_write,
 };
 use crate::problem::{EkmCode, Problem};
-use crate::store::{Defaults, Drive, DriveKey, DriveState, Origin, RegisteredKek, StoreError};
+use crate::store::{
+    Defaults, Discovered, Drive, DriveKey, DriveState, KekStates, Origin, RegisteredKek,
+    StoreError, Waiting,
+};
 use crate::tls::{PeerId, Role};
 use time::OffsetDateTime;
 
@@ -28,8 +31,11 @@ const SEARCH: Duration = Duration::from_secs(1);
 /// How long a request waits for tokens that are starting; a drive waits for minutes.
 pub(crate) const STARTING: Duration = Duration::from_secs(15);
 
-/// Most drives that wait for an operator.
-const PENDING: usize = 256;
+/// Most drives that wait for an operator, and most of one peer.
+const WAITING: Waiting = Waiting {
+    total: 256,
+    per_peer: 64,
+};
 
 /// Where the drive CA and the revocation list are. Read when a session key
 /// asks, so that a revocation counts at once.
@@ -67,26 +73,49 @@ pub(super) struct Looked {
     directory: Arc<Directory>,
     defaults: Defaults,
     sealed: Arc<HashSet<[u8; 32]>>,
+    states: Arc<KekStates>,
     now: OffsetDateTime,
 }
 
+/// EEDKs, and where they come from.
+pub(super) struct Traced {
+    pub(super) presented: Vec<Presented>,
+    /// Whether that could not be looked up for all of them: the database is out of reach.
+    pub(super) untraced: bool,
+}
+
 impl Service {
-    pub(super) async fn presented(&self, eedks: &[api::Base64]) -> Result<Vec<Presented>, Problem> {
+    pub(super) async fn presented(&self, eedks: &[api::Base64]) -> Result<Traced, Problem> {
         let decoded =
-            api::eedks(eedks).map_err(|reason| Problem::new(EkmCode::EE23, 400, reason))?;
+            api::eedks(eedks, 1).map_err(|reason| Problem::new(EkmCode::EE23, 400, reason))?;
+        self.traced(decoded).await
+    }
+
+    /// Looks up where EEDKs come from. Where nobody can say, they count as not issued here.
+    pub(super) async fn traced(
+        &self,
+        decoded: Vec<Result<Eedk, String>>,
+    ) -> Result<Traced, Problem> {
+        let mut untraced = false;
         let mut presented = Vec::with_capacity(decoded.len());
         for eedk in decoded {
             let origin = match &eedk {
-                Ok(eedk) => self
-                    .store
-                    .issued(&eedk.digest())
-                    .await
-                    .map_err(|error| unstored(&error))?,
+                Ok(eedk) => match self.store.issued(&eedk.digest()).await {
+                    Ok(origin) => origin,
+                    Err(StoreError::Outage { .. }) => {
+                        untraced = true;
+                        None
+                    }
+                    Err(error) => return Err(unstored(&error)),
+                },
                 Err(_) => None,
             };
             presented.push(Presented { eedk, origin });
         }
-        Ok(presented)
+        Ok(Traced {
+            presented,
+            untraced,
+        })
     }
 
     /// Where the data key that the EEDKs name comes from, if it is known here.
@@ -204,6 +233,10 @@ impl Service {
                 .await?;
             verdict = judge(self.known(&looked));
         }
+        // One that was just discovered is noted already.
+        if let (Err(refusal), Some(row)) = (&verdict, &looked.drive) {
+            self.note_refused(peer, claim, row, refusal).await;
+        }
         verdict.map_err(|refusal| {
             // The key may be on a token that is not ready: that is not the request's fault.
             if !self.tokens.all_serve()
@@ -218,6 +251,38 @@ impl Service {
             }
             Problem::from(&refusal)
         })
+    }
+
+    /// Whether these KEKs may be written under as things are; for a drive of that custody, or of
+    /// any where none is given.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn may_write(
+        &self,
+        labels: [Option<&KekRef>; 2],
+        custody: Option<Custody>,
+    ) -> Result<(), Problem> {
+        let custody = custody.unwrap_or(Custody::Host);
+        for _ in 0..3 {
+            let fail = |error: StoreError| unstored(&error);
+            let looked = Looked {
+                drive_ca: None,
+                drive: None,
+                directory: self.directory().await?,
+                defaults: self.store.defaults().await.map_err(fail)?,
+                sealed: self.seals.good(),
+                states: self.store.kek_states().await.map_err(fail)?,
+                now: OffsetDateTime::now_utc(),
+            };
+            match may_write(self.known(&looked), labels, custody) {
+                Err(Refusal::Unverified { label }) => self.require_seal(&label).await?,
+                verdict => return verdict.map_err(|refusal| Problem::from(&refusal)),
+            }
+        }
+        Err(Problem::internal(
+            "the seals of partners' KEKs change all the time",
+        ))
     }
 
     fn may_search(&self) -> bool {
@@ -254,19 +319,6 @@ impl Service {
                 (key, DriveState::Pending)
             }
         };
-        let waiting = self
-            .store
-            .drives()
-            .await
-            .map_err(|error| unstored(&error))?;
-        let waiting = waiting
-            .iter()
-            .filter(|drive| drive.state == DriveState::Pending)
-            .count();
-        if state == DriveState::Pending && waiting >= PENDING {
-            tracing::warn!(drive = %claim.serial, waiting, "an unknown drive was not noted: too many wait already (ekm drive list)");
-            return Ok(false);
-        }
         let drive = Drive {
             serial: claim.serial.clone(),
             wwn: None,
@@ -279,11 +331,16 @@ impl Service {
             state,
         };
         // One that an operator deleted stays deleted.
-        let added = self
+        let sighting = self.sighting(peer, claim, 1);
+        let discovered = self
             .store
-            .discover_drive(&drive)
+            .discover(&drive, &sighting, WAITING)
             .await
             .map_err(|error| unstored(&error))?;
+        if discovered == Discovered::Full {
+            tracing::warn!(drive = %claim.serial, %peer, "an unknown drive was not noted: too many wait already (ekm drive pending)");
+        }
+        let added = discovered == Discovered::Added;
         if added {
             let mut event = Event::new(
                 Kind::ResourceManagement,
@@ -292,7 +349,12 @@ impl Service {
             );
             event.peer = Some(peer.to_string());
             event.drive = Some(claim.serial.to_string());
-            event.detail = Some(format!("{state:?}").to_lowercase());
+            event.drive_key = sighting.key.map(|key| key.to_string());
+            event.detail = Some(format!(
+                "{}, from {}",
+                format!("{state:?}").to_lowercase(),
+                sighting.address
+            ));
             self.audit
                 .record(event)
                 .await
@@ -313,6 +375,7 @@ impl Service {
             directory: self.directory().await?,
             defaults: self.store.defaults().await.map_err(fail)?,
             sealed: self.seals.good(),
+            states: self.store.kek_states().await.map_err(fail)?,
             now: OffsetDateTime::now_utc(),
         })
     }
@@ -336,6 +399,7 @@ impl Service {
             directory: &looked.directory,
             defaults: &looked.defaults,
             sealed: &looked.sealed,
+            states: &looked.states,
             now: looked.now,
             drive_ca: looked.drive_ca.as_deref(),
         }

@@ -124,6 +124,16 @@ impl Service {
             .collect()
     }
 
+    /// Has every seal verified again after a while: another server may have removed the row.
+    pub(crate) fn forget_good_seals(&self) {
+        let mut good = self
+            .seals
+            .good
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *good = Arc::default();
+    }
+
     /// Has every seal verified again: a row that was removed and is put back must not pass for
     /// one that was verified before.
     pub(crate) fn forget_seals(&self) {

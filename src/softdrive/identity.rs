@@ -132,6 +132,11 @@ impl SoftDrive {
         Ok(drive)
     }
 
+    /// The directory that it is kept in.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Its serial number.
     pub fn serial(&self) -> &DriveSerial {
         &self.names.serial

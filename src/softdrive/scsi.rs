@@ -4,25 +4,28 @@
 //! initiator. What it cannot do it refuses: raw reading, external mode, supplemental keys, U-KADs
 //! and clearing on reservations, as it has none.
 
+mod medium;
+mod tape;
+
 use aws_lc_rs::rand;
 use secrecy::SecretBox;
 
-use super::{
-    cartridge::Header,
-    identity::{DriveKind, SoftDrive},
-};
+use super::identity::{DriveKind, SoftDrive};
 use crate::{
     key::{DataKeyId, Eedk},
     t10::{
         Algorithm, AlgorithmIndex, Authenticated, Capabilities, Cdb, CheckMode, Clearing,
         ConfigurationAllowed, CryptoSupport, DecryptionMode, Direction, EncryptionMode,
-        EncryptionStatus, ExternalControl, ExternalModeSupport, InPage, Kad, KadFormat, KadSupport,
-        KadType, Kads, KeyField, NextBlock, NonceSupport, OutPage, PageError, PageList,
-        ParametersControl, PositionSupport, ProtocolList, RandomNumber, RawDecryption,
-        RawModeSupport, Scope, SecurityAlgorithm, SecurityProtocol, Sense, SetDataEncryption,
-        Status,
+        EncryptionStatus, ExternalControl, ExternalModeSupport, InPage, KadFormat, KadSupport,
+        KadType, Kads, KeyField, ManagementCapabilities, NextBlock, NonceSupport, OutPage,
+        PageError, PageList, ParametersControl, PositionSupport, ProtocolList, RandomNumber,
+        RawDecryption, RawModeSupport, Scope, SecurityAlgorithm, SecurityProtocol, Sense,
+        SetDataEncryption, Status,
     },
 };
+
+pub use medium::{Medium, MediumKey};
+pub(in crate::softdrive) use tape::{Next, Place};
 
 /// A software drive with what it has been told, and perhaps a cartridge in it.
 #[derive(Debug)]
@@ -31,6 +34,9 @@ pub struct Target {
     medium: Option<Medium>,
     parameters: Option<Parameters>,
     key_instance: u32,
+    control: ParametersControl,
+    place: Option<Place>,
+    on_tape: bool,
 }
 
 impl Target {
@@ -41,6 +47,9 @@ impl Target {
             medium: None,
             parameters: None,
             key_instance: 0,
+            control: ParametersControl::NotExclusive,
+            place: None,
+            on_tape: false,
         }
     }
 
@@ -60,9 +69,17 @@ impl Target {
         if let Some(parameters) = &self.parameters
             && parameters.clearing.on_demount
         {
-            self.parameters = None;
+            self.forget();
         }
+        self.place = None;
         self.medium.take()
+    }
+
+    /// Forgets the key, as a reset of the drive does.
+    pub fn forget(&mut self) {
+        if self.parameters.take().is_some() {
+            self.key_instance = self.key_instance.wrapping_add(1);
+        }
     }
 
     /// The cartridge in the drive.
@@ -84,7 +101,7 @@ impl Target {
             .and_then(|parameters| parameters.names.as_ref())
     }
 
-    /// How many parameter lists have been accepted.
+    /// Counts the parameter lists that were accepted, and every time that a key was forgotten.
     pub fn key_instance(&self) -> u32 {
         self.key_instance
     }
@@ -120,7 +137,11 @@ impl Target {
         if usize::try_from(cdb.length) != Ok(data.len()) {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         }
-        match OutPage::try_from(cdb.page).map_err(|_| Sense::INVALID_FIELD_IN_CDB)? {
+        let page = OutPage::try_from(cdb.page).map_err(|_| Sense::INVALID_FIELD_IN_CDB)?;
+        if !self.by_host() {
+            return Err(Sense::CONFIGURATION_PREVENTED);
+        }
+        match page {
             OutPage::SetDataEncryption => {
                 let page = SetDataEncryption::decode(data).map_err(|error| refusal(&error))?;
                 self.set(page)
@@ -138,6 +159,11 @@ impl Target {
             InPage::OutSupport => PageList::of_out(OutPage::ALL).encode(),
             InPage::Capabilities => self.capabilities().encode(),
             InPage::KeyFormats => self.drive.kind().key_formats().encode(),
+            InPage::Management => ManagementCapabilities {
+                lock: self.on_tape,
+                ..MANAGEMENT
+            }
+            .encode(),
             InPage::Status => self.status()?.encode(),
             InPage::NextBlock => self.next_block()?.encode(),
             InPage::Random => {
@@ -167,8 +193,16 @@ impl Target {
         let max_eedks = self.drive.kind().max_eedks();
         let loaded = self.medium.is_some();
         Capabilities {
-            external_control: ExternalControl::NotCapable,
-            configuration: ConfigurationAllowed::Allowed,
+            external_control: if self.by_host() {
+                ExternalControl::NotCapable
+            } else {
+                ExternalControl::Capable
+            },
+            configuration: if self.by_host() {
+                ConfigurationAllowed::Allowed
+            } else {
+                ConfigurationAllowed::Prevented
+            },
             algorithms: vec![Algorithm {
                 index: INDEX,
                 valid_for_volume: loaded,
@@ -187,7 +221,7 @@ impl Target {
                 volume_status: true,
                 ukad_fixed: false,
                 akad_fixed: true,
-                max_ukad_len: 0,
+                max_ukad_len: self.max_ukad(),
                 max_akad_len: AKAD_LEN,
                 key_len: 32,
                 decryption_kad: KadSupport::Allowed,
@@ -203,7 +237,10 @@ impl Target {
     }
 
     fn status(&self) -> Result<Status, Sense> {
-        let volume_encrypted = matches!(self.medium, Some(Medium::Encrypted(_)));
+        let volume_encrypted = match &self.place {
+            Some(place) => place.encrypted,
+            None => matches!(self.medium, Some(Medium::Encrypted(_))),
+        };
         let mut status = Status {
             nexus_scope: Scope::Public,
             key_scope: Scope::Public,
@@ -211,7 +248,7 @@ impl Target {
             decryption: DecryptionMode::Disable,
             algorithm: AlgorithmIndex(0),
             key_instance: self.key_instance,
-            control: ParametersControl::NotExclusive,
+            control: self.control,
             volume_encrypted,
             check_mode: CheckMode::VendorDefault,
             raw_disabled: true,
@@ -227,15 +264,16 @@ impl Target {
             status.algorithm = INDEX;
             status.check_mode = parameters.check_mode;
             status.kad_format = parameters.kad_format;
-            if let Some(names) = &parameters.names {
-                status.kads = names.kads(Authenticated::NotReported)?;
-            }
+            status.kads = parameters.kads.clone();
         }
         Ok(status)
     }
 
     fn next_block(&self) -> Result<NextBlock, Sense> {
         let medium = self.medium.as_ref().ok_or(Sense::MEDIUM_NOT_PRESENT)?;
+        if let Some(place) = &self.place {
+            return Ok(place.next_block());
+        }
         let (encryption, algorithm, kads) = match medium {
             Medium::Blank => (EncryptionStatus::NotABlock, 0, Kads::default()),
             Medium::Plain => (EncryptionStatus::NotEncrypted, 0, Kads::default()),
@@ -277,7 +315,7 @@ impl Target {
         } = page;
         let reservations = clearing.on_reservation_preempted || clearing.on_reservation_lost;
         let possible = scope != Scope::Public
-            && !lock
+            && (!lock || self.on_tape)
             && raw_decryption != RawDecryption::Allow
             && !supplemental
             && !reservations
@@ -296,9 +334,14 @@ impl Target {
             }
             (None, None)
         } else {
-            let names = self.names(&kads)?;
+            let names = if self.on_tape {
+                self.fit(&kads)?;
+                None
+            } else {
+                self.names(&kads)?
+            };
             // A cartridge that does not say which key it was written with is lost.
-            if encryption == EncryptionMode::Encrypt && names.is_none() {
+            if encryption == EncryptionMode::Encrypt && names.is_none() && !self.on_tape {
                 return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
             }
             (Some(self.unwrap(key)?), names)
@@ -310,8 +353,10 @@ impl Target {
             encryption,
             decryption,
             kad_format,
+            lock,
             key,
             names,
+            kads,
         });
         self.key_instance = self.key_instance.wrapping_add(1);
         Ok(())
@@ -356,65 +401,19 @@ impl Target {
     }
 }
 
-/// What is on a cartridge, as far as a drive tells without a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Medium {
-    /// Nothing.
-    Blank,
-    /// Blocks in clear.
-    Plain,
-    /// Encrypted blocks, which name their key.
-    Encrypted(MediumKey),
-}
-
-impl From<&Header> for Medium {
-    fn from(header: &Header) -> Self {
-        Self::Encrypted(MediumKey {
-            dki: header.dki(),
-            eedks: header.eedks().to_vec(),
-        })
-    }
-}
-
-/// How a cartridge names its data key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MediumKey {
-    /// The A-KAD of its blocks.
-    pub dki: DataKeyId,
-    /// Its EEDKs, where the drive keeps them.
-    pub eedks: Vec<Eedk>,
-}
-
-impl MediumKey {
-    fn kads(&self, authenticated: Authenticated) -> Result<Kads, Sense> {
-        let Self { dki, eedks } = self;
-        let dki = Kad::reported(
-            KadType::Authenticated,
-            authenticated,
-            dki.as_bytes().to_vec(),
-        );
-        let eedks = eedks
-            .iter()
-            .map(|eedk| Kad::reported(KadType::WrappedKey, authenticated, eedk.encode()));
-        std::iter::once(dki)
-            .chain(eedks)
-            .collect::<Result<_, _>>()
-            .and_then(Kads::new)
-            .map_err(|_| Sense::INTERNAL_FAILURE)
-    }
-}
-
 /// What the drive has been told. `Debug` shows no key.
 #[derive(Debug)]
-struct Parameters {
+pub(in crate::softdrive) struct Parameters {
     scope: Scope,
-    check_mode: CheckMode,
+    pub(in crate::softdrive) check_mode: CheckMode,
     clearing: Clearing,
-    encryption: EncryptionMode,
-    decryption: DecryptionMode,
+    pub(in crate::softdrive) encryption: EncryptionMode,
+    pub(in crate::softdrive) decryption: DecryptionMode,
     kad_format: KadFormat,
+    pub(in crate::softdrive) lock: bool,
     key: Option<SecretBox<[u8; 32]>>,
     names: Option<MediumKey>,
+    pub(in crate::softdrive) kads: Kads,
 }
 
 fn command(bytes: &[u8], expected: Direction) -> Result<Cdb, Sense> {
@@ -441,6 +440,17 @@ fn refusal(error: &PageError) -> Sense {
 
 /// As on most drives.
 const INDEX: AlgorithmIndex = AlgorithmIndex(1);
+
+/// What [`Target::spout`] takes.
+const MANAGEMENT: ManagementCapabilities = ManagementCapabilities {
+    lock: false,
+    clears_on_demount: true,
+    clears_on_reservation_preempted: false,
+    clears_on_reservation_lost: false,
+    all_nexus: true,
+    local: true,
+    public: false,
+};
 
 /// [`DataKeyId::LEN`] as the page has it.
 const AKAD_LEN: u16 = 12;

@@ -9,21 +9,24 @@ use crate::certificates::Vouched;
 use crate::key::{KekHash, KeyLabel};
 
 /// The public key of a business partner, confirmed by an operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partner {
     /// What we call it.
     pub label: KeyLabel,
     /// SHA-256 over its `SubjectPublicKeyInfo`, which is what both sides call it.
     pub hash: KekHash,
     /// Its `SubjectPublicKeyInfo`, DER.
+    #[serde(with = "crate::base64_bytes")]
     pub spki: Vec<u8>,
     /// Its certificate, DER.
+    #[serde(with = "crate::base64_bytes")]
     pub certificate: Vec<u8>,
     /// Who vouches for the certificate, besides the operator.
     pub vouched: Vouched,
     /// Who compared the fingerprint.
     pub operator: String,
     /// When, to the second.
+    #[serde(with = "time::serde::rfc3339")]
     pub confirmed: OffsetDateTime,
     /// The seals, one for each token that could make one then.
     pub seals: Vec<Seal>,
@@ -79,16 +82,17 @@ impl Partner {
 }
 
 /// The certificate of a KEK of ours that a token did not take.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KekCertificate {
     /// The KEK.
     pub hash: KekHash,
     /// The certificate, DER.
+    #[serde(with = "crate::base64_bytes")]
     pub certificate: Vec<u8>,
 }
 
 /// What the state knows of certificates.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificates {
     /// KEKs of partners, by label.
     pub partners: Vec<Partner>,

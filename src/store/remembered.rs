@@ -4,7 +4,18 @@
 //! asked for by each request and change rarely. What is changed through this
 //! layer counts at once. What another process changes counts when the age of
 //! what is remembered is over; with SQLite there is no other process while a
-//! server runs.
+//! server runs, with PostgreSQL there are the other servers.
+
+mod approvals;
+mod backups;
+mod evidence;
+mod kek_life;
+mod rekeys;
+mod servers;
+mod sightings;
+mod sync;
+mod tables;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +24,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::{
-    Certificates, Defaults, Drive, EedkDigest, Issuance, Origin, Partner, RegisteredKek,
-    RequestKey, Store, StoreError, VolumeKey,
+    Birth, Certificates, Defaults, Drive, EedkDigest, FailedOpening, Forgiven, Issuance, Issued,
+    KekStates, Opening, Origin, Partner, RegisteredKek, RequestKey, Store, StoreError, VolumeKey,
 };
 use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
@@ -47,6 +58,8 @@ struct Memory {
     certificates: Option<Read<Arc<Certificates>>>,
     copies: Option<Read<Arc<[KekCopy]>>>,
     defaults: Option<Read<Defaults>>,
+    states: Option<Read<Arc<KekStates>>>,
+    unstored: Option<Read<bool>>,
     origins: Origins,
     // Begun and not yet ended; what is read meanwhile may be old or new.
     changing: usize,
@@ -59,6 +72,8 @@ impl Memory {
     fn forget(&mut self) {
         self.drives.clear();
         self.defaults = None;
+        self.states = None;
+        self.unstored = None;
         outdate(&mut self.keks);
         outdate(&mut self.certificates);
         outdate(&mut self.copies);
@@ -187,6 +202,11 @@ impl<S: Store> Store for Remembered<S> {
         self.store.put_drive(drive).await
     }
 
+    async fn change_drive(&self, before: Option<&Drive>, drive: &Drive) -> Result<(), StoreError> {
+        let _change = Change::begin(&self.memory);
+        self.store.change_drive(before, drive).await
+    }
+
     async fn discover_drive(&self, drive: &Drive) -> Result<bool, StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.discover_drive(drive).await
@@ -283,6 +303,18 @@ impl<S: Store> Store for Remembered<S> {
         self.store.add_kek_copy(copy).await
     }
 
+    async fn births(&self) -> Result<Vec<Birth>, StoreError> {
+        self.store.births().await
+    }
+
+    async fn begin_birth(&self, birth: &Birth) -> Result<(), StoreError> {
+        self.store.begin_birth(birth).await
+    }
+
+    async fn end_birth(&self, ceremony: &uuid::Uuid) -> Result<(), StoreError> {
+        self.store.end_birth(ceremony).await
+    }
+
     async fn defaults(&self) -> Result<Defaults, StoreError> {
         match self.look(|memory| self.fresh(memory.defaults.as_ref())) {
             Ok(defaults) => Ok(defaults),
@@ -303,8 +335,16 @@ impl<S: Store> Store for Remembered<S> {
     }
 
     // The history only grows, so nothing that is remembered becomes wrong by it.
-    async fn issue(&self, issuance: &Issuance) -> Result<(), StoreError> {
-        self.store.issue(issuance).await
+    async fn issue(&self, issuance: &Issuance) -> Result<Issued, StoreError> {
+        let issued = self.store.issue(issuance).await?;
+        // Of another's data key it says nothing, whatever a rekey of it gave.
+        if issued == Issued::Now && issuance.new {
+            let mut memory = hold(&self.memory);
+            for stored in &issuance.eedks {
+                memory.origins.put(stored.eedk.digest(), issuance.origin);
+            }
+        }
+        Ok(issued)
     }
 
     async fn answered(
@@ -340,6 +380,26 @@ impl<S: Store> Store for Remembered<S> {
         self.store.confirm(request, dki, drive, stored, peer).await
     }
 
+    async fn data_key(&self, dki: &DataKeyId) -> Result<Option<VolumeKey>, StoreError> {
+        self.store.data_key(dki).await
+    }
+
+    async fn note_opening(&self, opening: &Opening) -> Result<(), StoreError> {
+        self.store.note_opening(opening).await
+    }
+
+    async fn failed_openings(&self) -> Result<Vec<FailedOpening>, StoreError> {
+        self.store.failed_openings().await
+    }
+
+    async fn forgive_openings(&self, whose: &Forgiven) -> Result<(), StoreError> {
+        self.store.forgive_openings(whose).await
+    }
+
+    async fn guard_secret(&self) -> Result<[u8; 32], StoreError> {
+        self.store.guard_secret().await
+    }
+
     async fn volumes(&self, volser: Option<&Volser>) -> Result<Vec<VolumeKey>, StoreError> {
         self.store.volumes(volser).await
     }
@@ -347,7 +407,7 @@ impl<S: Store> Store for Remembered<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DriveKey, DriveState, Sqlite};
+    use super::super::{DriveKey, DriveState, Sql};
     use super::*;
     use crate::bridge::message::Custody;
     use crate::key::SedkForm;
@@ -369,13 +429,13 @@ mod tests {
     struct Two {
         _directory: tempfile::TempDir,
         /// What another process would be.
-        beside: Sqlite,
-        remembered: Remembered<Sqlite>,
+        beside: Sql,
+        remembered: Remembered<Sql>,
     }
 
     async fn two(age: Duration) -> Two {
         let directory = tempfile::tempdir().unwrap();
-        let beside = Sqlite::open(directory.path()).await.unwrap();
+        let beside = Sql::sqlite(directory.path()).await.unwrap();
         Two {
             remembered: Remembered::new(beside.clone(), age),
             beside,

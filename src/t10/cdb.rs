@@ -141,6 +141,8 @@ codes! {
         Capabilities = 0x10,
         /// Supported key formats.
         KeyFormats = 0x11,
+        /// Data encryption management capabilities.
+        Management = 0x12,
         /// Data encryption status.
         Status = 0x20,
         /// Next block encryption status.

@@ -147,7 +147,8 @@ impl Kads {
 
     /// Reads descriptors up to the end of a page for a drive.
     pub(super) fn decode_for_drive(page: Reader<'_>) -> Result<Self, PageError> {
-        Self::read(page, |got| match got {
+        // The bits before it are reserved, and stenc leaves in them what its memory held before.
+        Self::read(page, |got| match got & AUTHENTICATED {
             0 => Ok(0),
             got => Err(PageError::Authenticated { got }),
         })
@@ -168,6 +169,9 @@ impl Kads {
         Self::new(kads)
     }
 }
+
+/// The bits of the field in its byte.
+const AUTHENTICATED: u8 = 0x07;
 
 codes! {
     /// What a descriptor is.
@@ -280,6 +284,14 @@ pub(super) mod tests {
             decode(b"\x01\x03\0\0"),
             Err(PageError::Authenticated { got: 3 })
         );
+    }
+
+    #[test]
+    fn what_stenc_leaves_before_authenticated_is_ignored() {
+        for left in [0x20, 0x60, 0xc0, 0xf8] {
+            let kads = decode(&[1, left, 0, 1, b'a']).unwrap();
+            assert_eq!(kads.encode(), [1, 0, 0, 1, b'a']);
+        }
     }
 
     #[test]

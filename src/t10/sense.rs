@@ -1,5 +1,8 @@
 //! Sense data: why a drive refuses a command.
 
+mod ibm;
+mod table;
+
 use std::fmt;
 
 use super::{PageError, code::codes, reader::Reader};
@@ -99,56 +102,38 @@ impl Sense {
         ]
     }
 
+    /// Whether sense data tells of an earlier command than the one it came with (71h, 73h).
+    pub fn is_deferred(bytes: &[u8]) -> bool {
+        bytes
+            .first()
+            .is_some_and(|code| matches!(code & 0x7f, 0x71 | 0x73))
+    }
+
     /// What the codes mean, where they have to do with encryption or with our commands.
-    pub const fn meaning(&self) -> Option<&'static str> {
-        Some(match (self.asc, self.ascq) {
-            (0x1a, 0x00) => "parameter list length error",
-            (0x20, 0x00) => "invalid command operation code",
-            (0x24, 0x00) => "invalid field in CDB",
-            (0x26, 0x00) => "invalid field in parameter list",
-            (0x28, 0x00) => "medium may have changed",
-            (0x29, 0x00) => "power on or reset",
-            (0x2a, 0x0d) => "data encryption capabilities changed",
-            (0x2a, 0x11) => "data encryption parameters changed by another host",
-            (0x2a, 0x12) => "data encryption parameters changed by the drive",
-            (0x2a, 0x13) => "data encryption key instance counter changed",
-            (0x3a, 0x00) => "medium not present",
-            (0x44, 0x00) => "internal target failure",
-            (0x74, 0x00) => "security error",
-            (0x74, 0x01) => "unable to decrypt data",
-            (0x74, 0x02) => "unencrypted data found while decrypting",
-            (0x74, 0x03) => "incorrect data encryption key",
-            (0x74, 0x04) => "cryptographic integrity validation failed",
-            (0x74, 0x05) => "error decrypting data",
-            (0x74, 0x06) => "unknown signature verification key",
-            (0x74, 0x07) => "encryption parameters not usable",
-            (0x74, 0x08) => "digital signature validation failed",
-            (0x74, 0x09) => "encryption mode mismatch on read",
-            (0x74, 0x0a) => "encrypted block not enabled for raw read",
-            (0x74, 0x0b) => "incorrect encryption parameters",
-            (0x74, 0x0c) => "unable to decrypt parameter list: the drive cannot unwrap the key",
-            (0x74, 0x21) => "data encryption configuration prevented by a library or manager",
-            (0x74, 0x40) => "authentication failed",
-            (0x74, 0x61) => "external key manager access error",
-            (0x74, 0x62) => "external key manager error",
-            (0x74, 0x63) => "external key not found",
-            (0x74, 0x64) => "external request not authorized",
-            (0x74, 0x6e) => "external data encryption control timed out",
-            (0x74, 0x6f) => "external data encryption control failed",
-            (0xee, 0x00) => "IBM: encryption key service not enabled",
-            (0xee, 0x01) => "IBM: encryption key service not configured",
-            (0xee, 0x02) => "IBM: encryption key service not available",
-            (0xee, 0x0e) => "IBM: encryption key service timed out",
-            (0xee, 0x0f) => "IBM: encryption key service failed",
-            (0xee, 0x2c) => "IBM: key wrapping failed",
-            (0xee, 0x31) => "IBM: key unknown to the key manager",
-            (0xee, 0x60) => "IBM: encryption proxy command error",
-            (0xef, 0x10) => "IBM: encryption key required",
-            (0xef, 0x11) => "IBM: encryption key generation required",
-            (0xef, 0x13) => "IBM: encryption key translation required",
-            (0xef, 0x1a) => "IBM: encryption key optional",
-            _ => return None,
-        })
+    pub fn meaning(&self) -> Option<&'static str> {
+        table::find(self.asc, self.ascq).map(|code| code.meaning)
+    }
+
+    /// What who runs the drive can do, where there is something.
+    pub fn advice(&self) -> Option<&'static str> {
+        table::find(self.asc, self.ascq).and_then(|code| code.advice)
+    }
+
+    /// Whether the drive does not have the command, or not what it asks for.
+    pub fn is_unsupported(&self) -> bool {
+        self.key == SenseKey::IllegalRequest
+            && matches!(
+                (self.asc, self.ascq),
+                (0x20 | 0x24 | 0x25, 0x00) | (0x26, 0x00..=0x02)
+            )
+    }
+
+    /// Whether a library, a manager or IBM's own key path has the encryption of this drive.
+    pub fn is_managed_elsewhere(&self) -> bool {
+        matches!(
+            (self.asc, self.ascq),
+            (0x74, 0x0d | 0x21 | 0x61..=0x6f) | (0xee | 0xef, _)
+        )
     }
 }
 
@@ -241,6 +226,35 @@ mod tests {
             Sense::new(SenseKey::UnitAttention, 0x99, 1).to_string(),
             "unit attention: no meaning known to us (06/99/01)"
         );
+    }
+
+    #[test]
+    fn a_drive_of_a_library_says_the_way_out() {
+        let advice = Sense::CONFIGURATION_PREVENTED.advice().unwrap();
+        assert!(advice.contains("application-managed"), "{advice}");
+        assert!(Sense::CONFIGURATION_PREVENTED.is_managed_elsewhere());
+        for key in [SenseKey::UnitAttention, SenseKey::DataProtect] {
+            let required = Sense::new(key, 0xef, 0x10);
+            assert!(
+                required
+                    .to_string()
+                    .contains("IBM: encryption key required")
+            );
+            assert!(
+                required
+                    .advice()
+                    .unwrap()
+                    .contains("system- or library-managed")
+            );
+            assert!(required.is_managed_elsewhere());
+        }
+        assert!(!Sense::INCORRECT_KEY.is_managed_elsewhere());
+    }
+
+    #[test]
+    fn deferred_errors_are_told_from_current_ones() {
+        assert!(Sense::is_deferred(&[0xf1]) && Sense::is_deferred(&[0x73]));
+        assert!(!Sense::is_deferred(&[0x70]) && !Sense::is_deferred(&[]));
     }
 
     #[test]

@@ -232,10 +232,16 @@ impl Ca {
         params.not_after = not_after;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match peer.role() {
-            Role::Server => ExtendedKeyUsagePurpose::ServerAuth,
-            Role::Drive | Role::Proxy | Role::Operator => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
+        params.extended_key_usages = match peer.role() {
+            // One that reads another server's tables is its client.
+            Role::Server => vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+            Role::Drive | Role::Proxy | Role::Operator => {
+                vec![ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
         params.subject_alt_names = alternative_names(peer, hosts)?;
         params.use_authority_key_identifier_extension = true;
         let (certificate, key_pem) = match spki {

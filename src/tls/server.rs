@@ -249,7 +249,7 @@ fn soonest_end(
 }
 
 /// Modification time, length and inode of a file that is there.
-type Stamp = Option<(Option<SystemTime>, u64, u64)>;
+pub(super) type Stamp = Option<(Option<SystemTime>, u64, u64)>;
 
 fn stamps(paths: &Paths) -> Vec<Stamp> {
     let Paths {
@@ -261,9 +261,11 @@ fn stamps(paths: &Paths) -> Vec<Stamp> {
     [Some(cert), Some(key), Some(client_ca), crl.as_ref()]
         .into_iter()
         .flatten()
-        .map(|path| {
-            let metadata = fs::metadata(path).ok()?;
-            Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
-        })
+        .map(|path| stamp(path))
         .collect()
+}
+
+pub(super) fn stamp(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
 }

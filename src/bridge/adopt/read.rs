@@ -4,6 +4,7 @@ use cryptoki_sys as ck;
 
 use crate::bridge::catalog;
 use crate::bridge::doctor::pairs::PREFIX;
+use crate::bridge::evidence;
 use crate::bridge::host;
 use crate::bridge::message::KekAttributes;
 use crate::bridge::pkcs11::{
@@ -210,7 +211,8 @@ impl Reader<'_> {
         let mut found = Vec::new();
         for handle in self.module.find(self.session, &template)? {
             let label = self.bytes(handle, ck::CKA_LABEL)?;
-            let blessed = std::str::from_utf8(&label).is_ok_and(trust::reserved);
+            let blessed = std::str::from_utf8(&label)
+                .is_ok_and(|label| trust::reserved(label) || evidence::reserved(label));
             if blessed || label.starts_with(PREFIX.as_bytes()) {
                 continue;
             }

@@ -3,15 +3,15 @@
 use cryptoki_sys as ck;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::transport::{WAYS, Way};
 use super::{Ceremony, CopiedKek, Restored, WrapFormat, birth, template_refused};
+use crate::bridge::carry::{WAYS, Way};
 use crate::bridge::catalog;
 use crate::bridge::faults::{Fault, ckr_name};
 use crate::bridge::host;
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf};
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, CallError, Mechanism};
 use crate::bridge::profile::Send as SendAttr;
-use crate::bridge::token::{data_key_template, oaep};
+use crate::bridge::token::{data_key_template, wrapping};
 use crate::key::KekHash;
 
 impl Ceremony {
@@ -246,9 +246,9 @@ impl Ceremony {
         aws_lc_rs::rand::fill(&mut block).map_err(|_| none())?;
         let secret = SecretSlice::from(secret.to_vec());
         let algorithm = self.token.profile.wrap_algorithm();
-        let eedk = host::oaep_wrap(&copied.spki, algorithm.hash, &[], &secret)
+        let eedk = host::wrap(&copied.spki, algorithm, &[], &secret)
             .map_err(|error| self.refused(&copied.label, error.to_string()))?;
-        let mechanism = oaep(algorithm, &[]);
+        let mechanism = wrapping(algorithm, &[]);
         let what = || format!("opening an EEDK with the copy of KEK {}", copied.label);
         let module = &self.token.module;
         let opens = match copied.custody {

@@ -1,80 +1,15 @@
 //! The transport key on the token, and by which mechanism it wraps a private key.
 
-use aws_lc_rs::cipher::{
-    AES_256 as AES_256_CBC, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey,
-};
-use aws_lc_rs::iv::FixedLength;
-use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
 use cryptoki_sys as ck;
 use secrecy::SecretSlice;
-use zeroize::Zeroizing;
 
 use super::{Ceremony, Opened, Stepped, WrapFormat, template_refused};
+use crate::bridge::carry::{self, Under, WAYS, Way};
 use crate::bridge::doctor::pairs::PREFIX;
 use crate::bridge::faults::{Fault, ckr_name};
 use crate::bridge::host;
-use crate::bridge::pkcs11::{
-    Attr, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, Call, CallError, Mechanism, PairHandles,
-};
-use crate::bridge::profile::{Send as SendAttr, Sensitive};
-use crate::bridge::token::oaep;
+use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Call, CallError, Mechanism, PairHandles};
 use crate::copies::TransportKey;
-
-/// PKCS#11 v3.0, 6.13.3; the bindings are of v2.40 in this place.
-const CKM_AES_KEY_WRAP_KWP: CK_MECHANISM_TYPE = 0x0000_210B;
-
-/// The mechanisms that wrap a private key, the best first: authenticated
-/// before not, and the one that means the same everywhere before the one that
-/// means three things (`CKM_AES_KEY_WRAP_PAD`).
-pub(super) const WAYS: [Way; 3] = [
-    Way {
-        name: "CKM_AES_KEY_WRAP_KWP",
-        mechanism: CKM_AES_KEY_WRAP_KWP,
-        iv: false,
-    },
-    Way {
-        name: "CKM_AES_KEY_WRAP_PAD",
-        mechanism: ck::CKM_AES_KEY_WRAP_PAD,
-        iv: false,
-    },
-    Way {
-        name: "CKM_AES_CBC_PAD",
-        mechanism: ck::CKM_AES_CBC_PAD,
-        iv: true,
-    },
-];
-
-/// A mechanism that wraps a private key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Way {
-    pub(super) name: &'static str,
-    mechanism: CK_MECHANISM_TYPE,
-    iv: bool,
-}
-
-impl Way {
-    /// With a new initialisation vector where it has one.
-    pub(super) fn fresh(self) -> Option<(Mechanism, Vec<u8>)> {
-        if !self.iv {
-            return Some((Mechanism::Plain(self.mechanism), Vec::new()));
-        }
-        let mut iv = [0; 16];
-        aws_lc_rs::rand::fill(&mut iv).ok()?;
-        self.with(&iv).map(|mechanism| (mechanism, iv.to_vec()))
-    }
-
-    /// With that initialisation vector.
-    pub(super) fn with(self, iv: &[u8]) -> Option<Mechanism> {
-        match (self.iv, <[u8; 16]>::try_from(iv)) {
-            (false, _) if iv.is_empty() => Some(Mechanism::Plain(self.mechanism)),
-            (true, Ok(iv)) => Some(Mechanism::Iv {
-                mechanism: self.mechanism,
-                iv,
-            }),
-            _ => None,
-        }
-    }
-}
 
 /// The transport key on the token.
 #[derive(Debug)]
@@ -237,39 +172,19 @@ impl Ceremony {
         pair: &ThrowAway,
         wraps: bool,
     ) -> Call<(CK_OBJECT_HANDLE, bool)> {
-        let profile = &self.token.profile;
-        let algorithm = profile.wrap_algorithm();
         let secret = SecretSlice::from(key.expose().to_vec());
-        let wrapped = host::oaep_wrap(&pair.spki, algorithm.hash, &[], &secret)
-            .map_err(|_| CallError::new("C_UnwrapKey", ck::CKR_FUNCTION_FAILED, &[]))?;
+        let under = Under {
+            private: pair.handles.private,
+            spki: &pair.spki,
+        };
         let unwrap = |trusted| {
-            let mut template = self.usage(wraps, trusted);
-            if profile.data_key.sensitive == Sensitive::Send {
-                template.push(Attr::flag(ck::CKA_SENSITIVE, true));
-            }
-            if profile.data_key.value_len == SendAttr::Send {
-                template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
-            }
-            self.token.module.unwrap(
-                self.session,
-                &oaep(algorithm, &[]),
-                pair.handles.private,
-                &wrapped,
-                &template,
-            )
+            let usage = self.usage(wraps, trusted);
+            carry::bring(&self.token, self.session, under, &secret, usage)
         };
         let handle = match unwrap(wraps) {
             Err(error) if wraps && template_refused(error) => unwrap(false)?,
             other => other?,
         };
-        if profile.data_key.sensitive == Sensitive::SetAfter {
-            // Where it cannot be set the key is still only this session's.
-            let _ = self.token.module.set_attributes(
-                self.session,
-                handle,
-                &[Attr::flag(ck::CKA_SENSITIVE, true)],
-            );
-        }
         Ok((handle, self.trusted(handle)))
     }
 
@@ -368,14 +283,9 @@ impl Ceremony {
 
 /// What the token made of the throw-away private key, which is good for nothing else.
 fn format(way: Way, key: &TransportKey, iv: &[u8], wrapped: &[u8]) -> WrapFormat {
-    let opened = if way.iv {
-        cbc_pad(key, iv, wrapped)
-    } else {
-        rfc5649(key, wrapped)
-    };
-    match opened {
+    match way.unwrap(key.expose(), iv, wrapped) {
         Some(der) if is_private_key_info(&der) => {
-            if way.iv {
+            if way.has_iv() {
                 WrapFormat::CbcPad
             } else {
                 WrapFormat::Rfc5649
@@ -383,30 +293,6 @@ fn format(way: Way, key: &TransportKey, iv: &[u8], wrapped: &[u8]) -> WrapFormat
         }
         Some(_) | None => WrapFormat::Own,
     }
-}
-
-fn rfc5649(key: &TransportKey, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    let mut opened = Zeroizing::new(vec![0; wrapped.len()]);
-    let length = AesKek::new(&AES_256, key.expose())
-        .ok()?
-        .unwrap_with_padding(wrapped, &mut opened)
-        .ok()?
-        .len();
-    opened.truncate(length);
-    Some(opened)
-}
-
-fn cbc_pad(key: &TransportKey, iv: &[u8], wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    let mut opened = Zeroizing::new(wrapped.to_vec());
-    let cipher = UnboundCipherKey::new(&AES_256_CBC, key.expose()).ok()?;
-    let iv = FixedLength::from(<[u8; 16]>::try_from(iv).ok()?);
-    let length = PaddedBlockDecryptingKey::cbc_pkcs7(cipher)
-        .ok()?
-        .decrypt(&mut opened, DecryptionContext::Iv128(iv))
-        .ok()?
-        .len();
-    opened.truncate(length);
-    Some(opened)
 }
 
 /// Whether it is a `PrivateKeyInfo` (RFC 5958): a sequence whose first member is version 0 or 1.
@@ -457,15 +343,12 @@ mod tests {
 
     #[test]
     fn what_a_token_wrapped_is_told_apart() {
-        use aws_lc_rs::key_wrap::KeyWrapPadded as _;
         let key = TransportKey::new().unwrap();
         let der = [
             0x30, 0x09, 0x02, 0x01, 0x00, 0x30, 0x00, 0x04, 0x02, 0xaa, 0xbb,
         ];
-        let mut out = [0; 64];
-        let kek = AesKek::new(&AES_256, key.expose()).unwrap();
-        let wrapped = kek.wrap_with_padding(&der, &mut out).unwrap().to_vec();
         let [kwp, _, cbc] = WAYS;
+        let (_, wrapped) = kwp.wrap(key.expose(), &der).unwrap();
         assert_eq!(format(kwp, &key, &[], &wrapped), WrapFormat::Rfc5649);
         let other = TransportKey::new().unwrap();
         assert_eq!(format(kwp, &other, &[], &wrapped), WrapFormat::Own);

@@ -5,13 +5,13 @@ use cryptoki_sys as ck;
 use secrecy::ExposeSecret;
 
 use super::examiner::{DKI, Examiner, mechanism, template};
-use super::findings::{DataKeys, Oaep, Outcome, PairKind, Rung, Sent, UnwrappedKey};
+use super::findings::{DataKeys, Oaep, Outcome, PairKind, Rung, Sent, UnwrappedKey, V15};
 use super::fitting;
 use super::pairs::Pair;
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Call, Mechanism};
-use crate::bridge::token::Token;
+use crate::bridge::token::{Token, wrapping};
 use crate::drive::Wwn;
-use crate::key::OaepHash;
+use crate::key::{OaepHash, WrapAlgorithm};
 use crate::t10::WrappedKeyLabel;
 
 /// The one to take first stands first.
@@ -62,6 +62,7 @@ pub(super) fn examine(examiner: &mut Examiner) -> DataKeys {
         fits: fit.map(|(sent, _)| sent),
         set_after: fit.is_some_and(|(_, set_after)| set_after),
         oaep,
+        v15: v15(examiner, &pair, &host),
         under_unwrap_template: opens_under(examiner, PairKind::UnwrapTemplate, opened_with, fit),
         under_protected: opens_under(examiner, PairKind::Protected, opened_with, fit),
     }
@@ -241,6 +242,42 @@ fn decrypts(examiner: &Examiner, host: &Call<Pair>, hash: OaepHash, labelled: bo
         .decrypt(pair.private, hash, label, &wrapped)
         .map(|key| Outcome::same(examiner.drive.is_known(key.expose_secret())));
     tried.into()
+}
+
+/// What a token without OAEP has instead.
+fn v15(examiner: &Examiner, pair: &Call<Pair>, host: &Call<Pair>) -> V15 {
+    let unwrap = match pair {
+        Err(_) => Outcome::untried("there is no throw-away KEK"),
+        Ok(pair) => {
+            let mut tries = Sent::ladder().into_iter().map(|sent| {
+                let opened = examiner.open_known_v15(pair, &template(sent));
+                let same = opened.and_then(|key| {
+                    let same = examiner.is_known(key).map(Outcome::same);
+                    examiner.destroy(key);
+                    same
+                });
+                Outcome::from(same)
+            });
+            let first = tries.next();
+            first
+                .filter(|first| !first.works())
+                .map_or(Outcome::Works, |first| {
+                    tries.find(Outcome::works).unwrap_or(first)
+                })
+        }
+    };
+    let by = WrapAlgorithm::Pkcs1V15;
+    let decrypt = match host {
+        Err(_) => Outcome::untried("there is no throw-away KEK for custody host"),
+        Ok(pair) => match examiner.drive.wrap_by(&pair.spki, by, &[]) {
+            None => Outcome::untried("the host cannot wrap this way"),
+            Some(wrapped) => examiner
+                .decrypt_by(pair.private, &wrapping(by, &[]), &wrapped)
+                .map(|key| Outcome::same(examiner.drive.is_known(key.expose_secret())))
+                .into(),
+        },
+    };
+    V15 { unwrap, decrypt }
 }
 
 /// `C_GenerateKey` of a data key: wrapped and never readable.

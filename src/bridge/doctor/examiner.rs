@@ -17,7 +17,7 @@ use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{
     Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, CallError, Mechanism, Module,
 };
-use crate::bridge::token::{Token, data_key_template, oaep};
+use crate::bridge::token::{Token, data_key_template, wrapping};
 use crate::key::{OaepHash, WrapAlgorithm};
 
 /// What is encrypted to compare keys that cannot be read.
@@ -185,6 +185,21 @@ impl Examiner {
         self.unwrap(pair, hash, label, &wrapped, template)
     }
 
+    /// The same by RSAES-PKCS1-v1_5.
+    pub(super) fn open_known_v15(&self, pair: &Pair, template: &[Attr]) -> Call<CK_OBJECT_HANDLE> {
+        let wrapped = self
+            .drive
+            .wrap_by(&pair.spki, WrapAlgorithm::Pkcs1V15, &[])
+            .ok_or(CallError::new("C_UnwrapKey", ck::CKR_DATA_INVALID, &[]))?;
+        self.module().unwrap(
+            self.session,
+            &wrapping(WrapAlgorithm::Pkcs1V15, &[]),
+            pair.private,
+            &wrapped,
+            template,
+        )
+    }
+
     /// Whether an object is the known data key.
     pub(super) fn is_known(&self, key: CK_OBJECT_HANDLE) -> Call<bool> {
         let block = self.module().encrypt_block(
@@ -205,10 +220,18 @@ impl Examiner {
         label: &[u8],
         wrapped: &[u8],
     ) -> Call<SecretSlice<u8>> {
+        self.decrypt_by(private, &mechanism(hash, label), wrapped)
+    }
+
+    /// The same by any mechanism.
+    pub(super) fn decrypt_by(
+        &self,
+        private: CK_OBJECT_HANDLE,
+        mechanism: &Mechanism,
+        wrapped: &[u8],
+    ) -> Call<SecretSlice<u8>> {
         let session = self.token.session()?;
-        let opened = self
-            .module()
-            .decrypt(session, &mechanism(hash, label), private, wrapped);
+        let opened = self.module().decrypt(session, mechanism, private, wrapped);
         let _ = self.module().close_session(session);
         opened
     }
@@ -231,11 +254,8 @@ impl Examiner {
 
 /// `CKM_RSA_PKCS_OAEP`; an empty label is none.
 pub(super) fn mechanism(hash: OaepHash, label: &[u8]) -> Mechanism {
-    let algorithm = WrapAlgorithm {
-        hash,
-        labelled: !label.is_empty(),
-    };
-    oaep(algorithm, label)
+    let algorithm = WrapAlgorithm::oaep(hash, !label.is_empty());
+    wrapping(algorithm, label)
 }
 
 /// The unwrap template that sends these.

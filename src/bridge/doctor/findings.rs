@@ -370,6 +370,15 @@ pub struct Oaep {
     pub decrypt: Outcome,
 }
 
+/// RSAES-PKCS1-v1_5, the way of a token that has no OAEP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct V15 {
+    /// `C_UnwrapKey` of what the host wrapped, with the first template that does.
+    pub unwrap: Outcome,
+    /// `C_Decrypt`, for custody `host`.
+    pub decrypt: Outcome,
+}
+
 /// Everything tried around data keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataKeys {
@@ -389,6 +398,8 @@ pub struct DataKeys {
     pub set_after: bool,
     /// Each OAEP.
     pub oaep: Vec<Oaep>,
+    /// The other way.
+    pub v15: V15,
     /// A KEK with `CKA_UNWRAP_TEMPLATE` opens with that template too.
     pub under_unwrap_template: Outcome,
     /// A KEK with all that it takes opens with that template too.

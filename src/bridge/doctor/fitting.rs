@@ -8,9 +8,11 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-use super::findings::{AttackName, DataKeys, Examination, Oaep, PairKind, PairMade, Rung, Sent};
-use crate::bridge::profile::{EedkProfile, HsmProfile};
-use crate::key::{OaepHash, SedkForm};
+use super::findings::{
+    AttackName, DataKeys, Examination, Oaep, PairKind, PairMade, Rung, Sent, V15,
+};
+use crate::bridge::profile::HsmProfile;
+use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 use lines::Fit;
 use verdict::verdicts;
 pub use verdict::{Verdict, Way};
@@ -70,7 +72,7 @@ pub fn fit(found: &Examination, given: &HsmProfile, best: bool) -> Fitting {
         profile: given.clone(),
         differences: Vec::new(),
     };
-    let able = !forms.is_empty() || host(data_keys, None).is_some();
+    let able = !forms.is_empty() || host(data_keys, None);
     if able {
         fit.eedk(!forms.is_empty());
         fit.drive(&forms);
@@ -196,16 +198,40 @@ fn algorithm(data_keys: &DataKeys, on_token: bool) -> Option<&Oaep> {
         .min_by_key(rank)
 }
 
-/// Custody `host` with that OAEP, or with any.
-fn host(data_keys: &DataKeys, eedk: Option<&EedkProfile>) -> Option<OaepHash> {
-    data_keys
+/// Custody `host` with EEDKs wrapped that way, or in any.
+fn host(data_keys: &DataKeys, eedk: Option<WrapAlgorithm>) -> bool {
+    let ways = data_keys.oaep.iter().map(|oaep| {
+        let way = WrapAlgorithm::oaep(oaep.hash, oaep.labelled);
+        (way, oaep.decrypt.works())
+    });
+    let v15 = (WrapAlgorithm::Pkcs1V15, data_keys.v15.decrypt.works());
+    data_keys.random.works()
+        && ways
+            .chain([v15])
+            .any(|(way, decrypts)| decrypts && eedk.is_none_or(|eedk| eedk == way))
+}
+
+/// What it means that the token has no OAEP; nothing where it has.
+#[must_use]
+pub fn without_oaep(data_keys: &DataKeys) -> Option<&'static str> {
+    let oaep = data_keys
         .oaep
         .iter()
-        .filter(|oaep| {
-            eedk.is_none_or(|eedk| oaep.hash == eedk.hash && oaep.labelled == eedk.labelled)
-        })
-        .find(|oaep| oaep.decrypt.works() && data_keys.random.works())
-        .map(|oaep| oaep.hash)
+        .any(|oaep| oaep.unwrap.works() || oaep.decrypt.works());
+    let V15 { unwrap, decrypt } = &data_keys.v15;
+    if oaep {
+        None
+    } else if decrypt.works() {
+        Some(
+            "The token has no OAEP that works, and PKCS#1 v1.5: EEDKs can be wrapped by that, in custody host, where policy.pkcs1_v15_eedks = \"allow\". A wrong v1.5 padding must be hidden from whoever sends EEDKs, and how long the token takes cannot be (docs/pkcs1-v15.md).",
+        )
+    } else if unwrap.works() {
+        Some(
+            "The token has no OAEP that works. It unwraps by PKCS#1 v1.5, but wraps for no drive without OAEP and does not decrypt for custody host.",
+        )
+    } else {
+        Some("The token has neither an OAEP that works nor PKCS#1 v1.5.")
+    }
 }
 
 /// Why the token does not make a form.

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::bridge::host::{self, PublicNumbers};
 use crate::bridge::pkcs11::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, Module};
 use crate::bridge::token::import_template;
-use crate::key::OaepHash;
+use crate::key::{OaepHash, WrapAlgorithm};
 
 // Not Debug: it has a key.
 /// A drive that does not exist, and a data key that nobody needs.
@@ -59,13 +59,18 @@ impl StandIn {
     }
 
     /// The known data key, wrapped under a public key.
-    pub(in crate::bridge) fn wrap(
+    pub(super) fn wrap(&self, spki: &[u8], hash: OaepHash, label: &[u8]) -> Option<Vec<u8>> {
+        host::oaep_wrap(spki, hash, label, &self.known).ok()
+    }
+
+    /// The same as an EEDK has it.
+    pub(in crate::bridge) fn wrap_by(
         &self,
         spki: &[u8],
-        hash: OaepHash,
-        label: &[u8],
+        algorithm: WrapAlgorithm,
+        dki: &[u8],
     ) -> Option<Vec<u8>> {
-        host::oaep_wrap(spki, hash, label, &self.known).ok()
+        host::wrap(spki, algorithm, dki, &self.known).ok()
     }
 
     /// Modulus and exponent of the drive's public key.

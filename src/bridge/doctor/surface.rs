@@ -27,7 +27,11 @@ const MECHANISMS: &[(CK_MECHANISM_TYPE, &str, &str)] = &[
     ),
     (ck::CKM_AES_KEY_GEN, "CKM_AES_KEY_GEN", "making data keys"),
     (ck::CKM_AES_ECB, "CKM_AES_ECB", "the proof of an EEDK"),
-    (ck::CKM_RSA_PKCS, "CKM_RSA_PKCS", "not used by ekm"),
+    (
+        ck::CKM_RSA_PKCS,
+        "CKM_RSA_PKCS",
+        "EEDKs, where there is no OAEP",
+    ),
     (
         ck::CKM_RSA_AES_KEY_WRAP,
         "CKM_RSA_AES_KEY_WRAP",

@@ -8,7 +8,7 @@ use crate::bridge::faults::Fault;
 use crate::bridge::host;
 use crate::bridge::message::Custody;
 use crate::bridge::pkcs11::{CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Mechanism};
-use crate::bridge::token::{Token, oaep};
+use crate::bridge::token::{Token, wrapping};
 
 /// In the place of a DKi, where EEDKs carry it as OAEP label.
 const DKI: [u8; 12] = *b"EKM.import..";
@@ -40,10 +40,9 @@ pub(in crate::bridge) fn opens(
     }
     let known = SecretSlice::from(known);
     let algorithm = token.profile.wrap_algorithm();
-    let label: &[u8] = if algorithm.labelled { &DKI } else { &[] };
-    let wrapped = host::oaep_wrap(spki, algorithm.hash, label, &known)
+    let wrapped = host::wrap(spki, algorithm, &DKI, &known)
         .map_err(|error| unsupported(error.to_string()))?;
-    let (module, mechanism) = (&token.module, oaep(algorithm, label));
+    let (module, mechanism) = (&token.module, wrapping(algorithm, &DKI));
     match custody {
         Custody::Host => {
             let opened = module

@@ -1,19 +1,6 @@
-//! How a private key travels from the bridge into the token.
-//!
-//! ```text
-//! token: throw-away RSA pair ---- public key ----> bridge
-//! token: AES-256 key <-- C_UnwrapKey, RSA-OAEP --- bridge: random AES-256 key
-//! token: private key <-- C_UnwrapKey, AES ------- bridge: PKCS#8, wrapped under it
-//! ```
-//!
-//! So nothing between the two, a network or a vendor's daemon, sees the key in
-//! clear. Where the token cannot, the key goes by `C_CreateObject`.
+//! How a private key travels from the bridge into the token: under an AES key that both share
+//! ([`carry`]), and where the token cannot, by `C_CreateObject`.
 
-use aws_lc_rs::cipher::{
-    AES_256 as AES_256_CBC, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey,
-};
-use aws_lc_rs::iv::FixedLength;
-use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
 use cryptoki_sys as ck;
 use rsa::pkcs1::RsaPrivateKey;
 use rsa::pkcs8::PrivateKeyInfo;
@@ -21,28 +8,16 @@ use secrecy::{ExposeSecret as _, SecretSlice};
 use zeroize::Zeroizing;
 
 use super::{KeyMaterial, Work, ends, undo};
+use crate::bridge::carry::{self, Under, WAYS, Way};
 use crate::bridge::catalog;
 use crate::bridge::doctor::pairs::Pair;
 use crate::bridge::faults::{Fault, FaultClass, ckr_name};
-use crate::bridge::host;
 use crate::bridge::message::Custody;
-use crate::bridge::pkcs11::{
-    Attr, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Mechanism,
-};
-use crate::bridge::profile::{Send, Sensitive};
-use crate::bridge::token::{Token, data_key_template, oaep};
-use crate::key::WrapAlgorithm;
+use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE};
+use crate::bridge::token::{Token, data_key_template};
 
 /// Modulus length of the throw-away pair, bits: no weaker than most KEKs that it carries.
 const BITS: u32 = 3072;
-
-/// The mechanisms that unwrap a private key, the best first. `CKM_AES_KEY_WRAP_PAD` is RFC 5649 on
-/// some tokens (SoftHSM, nShield) and something else on others; there it fails, and the next is tried.
-const MECHANISMS: [(CK_MECHANISM_TYPE, &str); 3] = [
-    (ck::CKM_AES_KEY_WRAP_KWP, "CKM_AES_KEY_WRAP_KWP"),
-    (ck::CKM_AES_KEY_WRAP_PAD, "CKM_AES_KEY_WRAP_PAD"),
-    (ck::CKM_AES_CBC_PAD, "CKM_AES_CBC_PAD"),
-];
 
 impl Work<'_> {
     /// The private half by `C_UnwrapKey` and with which mechanism, or why not.
@@ -55,14 +30,14 @@ impl Work<'_> {
             .module
             .mechanisms(self.token.slot())
             .map_err(|error| self.fault(error, "asking for the mechanisms"))?;
-        let usable: Vec<_> = MECHANISMS
+        let usable: Vec<Way> = WAYS
             .into_iter()
-            .filter(|(mechanism, _)| listed.contains(mechanism))
+            .filter(|way| listed.contains(&way.mechanism))
             .collect();
         if usable.is_empty() {
             return Ok(Err(format!(
                 "the token lists none of {}",
-                MECHANISMS.map(|(_, name)| name).join(", ")
+                WAYS.map(|way| way.name).join(", ")
             )));
         }
         // A session of its own, which may be left stuck.
@@ -82,11 +57,11 @@ impl Work<'_> {
             }
         };
         let mut reasons = Vec::new();
-        for (mechanism, name) in usable {
-            match self.carried(&carrier, mechanism, name)? {
+        for way in usable {
+            match self.carried(&carrier, way)? {
                 Ok(object) => {
                     carrier.leave(self.token);
-                    return Ok(Ok((object, name.to_owned())));
+                    return Ok(Ok((object, way.name.to_owned())));
                 }
                 Err(reason) => reasons.push(reason),
             }
@@ -99,10 +74,11 @@ impl Work<'_> {
     fn carried(
         &self,
         carrier: &Carrier,
-        mechanism: CK_MECHANISM_TYPE,
-        name: &str,
+        way: Way,
     ) -> Result<Result<CK_OBJECT_HANDLE, String>, Fault> {
-        let Some((mechanism, wrapped)) = carrier.wrap(mechanism, &self.asked.key) else {
+        let name = way.name;
+        let shared = carrier.key.expose_secret();
+        let Some((mechanism, wrapped)) = way.wrap(shared, &self.asked.key.0) else {
             return Ok(Err(format!(
                 "{name}: the key cannot be wrapped in software"
             )));
@@ -161,6 +137,7 @@ const fn fatal(fault: &Fault) -> bool {
         | Fault::NoKek { .. }
         | Fault::Refused { .. }
         | Fault::Operator { .. }
+        | Fault::WrongPin { .. }
         | Fault::Down { .. }
         | Fault::Deadline { .. } => true,
     }
@@ -208,62 +185,13 @@ impl Carrier {
         aws_lc_rs::rand::fill(&mut key)
             .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
         let key = SecretSlice::from(std::mem::take(&mut *key));
-        let algorithm = WrapAlgorithm {
-            labelled: false,
-            ..token.profile.wrap_algorithm()
+        let under = Under {
+            private: pair.private,
+            spki: &pair.spki,
         };
-        let wrapped = host::oaep_wrap(&pair.spki, algorithm.hash, &[], &key)
-            .map_err(|error| unsupported(error.to_string()))?;
-        let aes = token
-            .module
-            .unwrap(
-                session,
-                &oaep(algorithm, &[]),
-                pair.private,
-                &wrapped,
-                &template(token),
-            )
-            .map_err(|error| Fault::call(&token.name, error, "unwrapping a throw-away AES key"))?;
-        if token.profile.data_key.sensitive == Sensitive::SetAfter {
-            // It carries one key and goes; where this fails it is only less well guarded.
-            let _ =
-                token
-                    .module
-                    .set_attributes(session, aes, &[Attr::flag(ck::CKA_SENSITIVE, true)]);
-        }
-        Ok((aes, key))
-    }
-
-    /// The key under the shared one, as that mechanism unwraps it.
-    fn wrap(
-        &self,
-        mechanism: CK_MECHANISM_TYPE,
-        key: &KeyMaterial,
-    ) -> Option<(Mechanism, Vec<u8>)> {
-        let shared = self.key.expose_secret();
-        if mechanism == ck::CKM_AES_CBC_PAD {
-            let mut iv = [0; 16];
-            aws_lc_rs::rand::fill(&mut iv).ok()?;
-            // One block more, so that the padding does not move it and leave a copy behind.
-            let mut text = Zeroizing::new(Vec::with_capacity(key.0.len() + 16));
-            text.extend_from_slice(&key.0);
-            let cbc = UnboundCipherKey::new(&AES_256_CBC, shared)
-                .and_then(PaddedBlockEncryptingKey::cbc_pkcs7)
-                .ok()?;
-            let context = EncryptionContext::Iv128(FixedLength::from(iv));
-            cbc.less_safe_encrypt(&mut *text, context).ok()?;
-            return Some((Mechanism::Iv { mechanism, iv }, text.to_vec()));
-        }
-        // RFC 5649: eight bytes more, after padding to eight.
-        let mut wrapped = vec![0; key.0.len() + 16];
-        let length = AesKek::new(&AES_256, shared)
-            .and_then(|kek| {
-                kek.wrap_with_padding(&key.0, &mut wrapped)
-                    .map(|out| out.len())
-            })
-            .ok()?;
-        wrapped.truncate(length);
-        Some((Mechanism::Plain(mechanism), wrapped))
+        carry::bring(token, session, under, &key, usage())
+            .map(|aes| (aes, key))
+            .map_err(|error| Fault::call(&token.name, error, "unwrapping a throw-away AES key"))
     }
 
     fn leave(&self, token: &Token) {
@@ -274,18 +202,11 @@ impl Carrier {
     }
 }
 
-/// Template of the shared key on the token.
-fn template(token: &Token) -> Vec<Attr> {
+/// What the shared key is for on the token.
+fn usage() -> Vec<Attr> {
     let mut template = data_key_template(false);
     template.retain(|attr| !attr.is(ck::CKA_UNWRAP));
     template.push(Attr::flag(ck::CKA_UNWRAP, true));
-    let profile = &token.profile.data_key;
-    if profile.sensitive == Sensitive::Send {
-        template.push(Attr::flag(ck::CKA_SENSITIVE, true));
-    }
-    if profile.value_len == Send::Send {
-        template.push(Attr::ulong(ck::CKA_VALUE_LEN, 32));
-    }
     template
 }
 

@@ -173,7 +173,7 @@ impl Leader {
     /// `token` is as it says now, after the lock was taken.
     ///
     /// # Errors
-    /// [`PinError::Held`] or [`PinError::Token`] where it may not be sent.
+    /// [`PinError::Held`] or [`PinError::Spent`] where it may not be sent.
     pub fn begin(
         self,
         token: &TokenInfo,
@@ -182,12 +182,12 @@ impl Leader {
     ) -> Result<Login, PinError> {
         let mut book = self.ledger.read()?;
         if token.user_pin_locked() {
-            return Err(PinError::Token {
+            return Err(PinError::Spent {
                 what: "the user PIN is locked (CKF_USER_PIN_LOCKED); have the token's security officer reset it, then unlock",
             });
         }
         if token.user_pin_final_try() && !book.last_try {
-            return Err(PinError::Token {
+            return Err(PinError::Spent {
                 what: "the next wrong PIN locks the token (CKF_USER_PIN_FINAL_TRY); have its security officer reset the user PIN, or make sure that the PIN is right, then unlock with --last-try",
             });
         }
@@ -244,7 +244,12 @@ impl Leader {
 impl Held {
     /// Whether it may be sent all the same.
     fn judge(&self, same: bool, token: &TokenInfo, count_low: CountLow) -> Result<(), PinError> {
-        let hold = |why: String| Err(PinError::Held { why });
+        let hold = |why: String| {
+            Err(PinError::Held {
+                why,
+                wrong: token.user_pin_count_low() || matches!(self, Self::Refused { .. }),
+            })
+        };
         match self {
             Self::Refused { since, answer } => hold(format!(
                 "the token refused it on {since} ({answer}), and nothing has changed since"

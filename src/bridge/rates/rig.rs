@@ -15,7 +15,7 @@ use crate::bridge::pkcs11::{
     Attr, CK_OBJECT_HANDLE, CK_SESSION_HANDLE, Call, CallError, Mechanism,
 };
 use crate::bridge::profile::Sensitive;
-use crate::bridge::token::{Token, oaep};
+use crate::bridge::token::{Token, wrapping};
 use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
 /// Latencies that one bridge tells of one run; past this every other is left out.
@@ -143,7 +143,7 @@ impl Rig {
             work,
             drive: 0,
             to_drive: self.to_drive(),
-            opening: oaep(self.token.profile.wrap_algorithm(), DKI),
+            opening: wrapping(self.token.profile.wrap_algorithm(), DKI),
             wrapped: Vec::new(),
         };
         let ready = hand.ready().and_then(|()| hand.once());
@@ -164,13 +164,7 @@ impl Rig {
         } else {
             (OaepHash::Sha1, &[])
         };
-        oaep(
-            WrapAlgorithm {
-                hash,
-                labelled: t10,
-            },
-            label,
-        )
+        wrapping(WrapAlgorithm::oaep(hash, t10), label)
     }
 }
 
@@ -190,14 +184,13 @@ impl Hand<'_> {
             token, drive, kek, ..
         } = self.rig;
         let algorithm = token.profile.wrap_algorithm();
-        let label: &[u8] = if algorithm.labelled { DKI } else { &[] };
         let pair = match (self.work, &self.rig.host) {
             (Work::Decrypt, Ok(host)) => host,
             (Work::Decrypt, Err(error)) => return Err(*error),
             (Work::Unwrap | Work::Rewrap | Work::Create, _) => kek,
         };
         self.wrapped = drive
-            .wrap(&pair.spki, algorithm.hash, label)
+            .wrap_by(&pair.spki, algorithm, DKI)
             .unwrap_or_default();
         self.drive = drive.import(&token.module, self.session)?;
         Ok(())

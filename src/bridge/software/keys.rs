@@ -58,7 +58,7 @@ impl Keys {
     /// Reads the file; what it holds besides RSA keys is told and left out.
     pub(super) fn read(name: &str, sources: &Sources, version: Version) -> Result<Self, String> {
         let password = |source: &PinSource| {
-            let sourced = source.read(name).map_err(|error| error.to_string())?;
+            let sourced = source.read(name).map_err(|error| error.of_password())?;
             sourced
                 .pin
                 .ok_or_else(|| format!("a key file's password cannot come from {source}"))
@@ -100,7 +100,7 @@ impl Keys {
             Content::Secret { algorithm, .. } => {
                 return Err(format!("it is a secret key ({algorithm}); KEKs are RSA"));
             }
-            Content::Unreadable { reason } => return Err(reason),
+            Content::Unfit { reason, .. } | Content::Unreadable { reason } => return Err(reason),
         };
         let label = KeyLabel::try_from(entry.alias).map_err(|error| error.to_string())?;
         let private = Private::new(&key).ok_or("aws-lc-rs does not take the key")?;

@@ -574,6 +574,7 @@ fn before_login(why: &Fault) -> bool {
         | Fault::Refused { .. }
         | Fault::Unsupported { .. }
         | Fault::Operator { .. }
+        | Fault::WrongPin { .. }
         | Fault::Deadline { .. } => false,
     }
 }

@@ -507,7 +507,7 @@ pub(super) async fn receive<R: tokio::io::AsyncRead + Unpin>(
 /// Whether trying again could do harm, or cannot help.
 pub(super) fn locks(why: &Fault) -> bool {
     match why {
-        Fault::Operator { .. } => true,
+        Fault::Operator { .. } | Fault::WrongPin { .. } => true,
         // Other calls that want an operator concern the one request.
         Fault::Call {
             class: FaultClass::Operator,

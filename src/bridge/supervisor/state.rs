@@ -17,6 +17,8 @@ pub enum TokenState {
     Starting {
         /// Since when.
         since: OffsetDateTime,
+        /// What was found when it last worked.
+        last: Option<Arc<Ready>>,
     },
     /// The canary opens, with every bridge and session that the profile wants.
     Ready {
@@ -74,9 +76,10 @@ impl TokenState {
     #[must_use]
     pub const fn found(&self) -> Option<&Arc<Ready>> {
         match self {
-            Self::Starting { .. } => None,
             Self::Ready { ready, .. } | Self::Degraded { ready, .. } => Some(ready),
-            Self::Failed { last, .. } | Self::Locked { last, .. } => last.as_ref(),
+            Self::Starting { last, .. } | Self::Failed { last, .. } | Self::Locked { last, .. } => {
+                last.as_ref()
+            }
         }
     }
 
@@ -84,7 +87,7 @@ impl TokenState {
     #[must_use]
     pub const fn since(&self) -> OffsetDateTime {
         match self {
-            Self::Starting { since }
+            Self::Starting { since, .. }
             | Self::Ready { since, .. }
             | Self::Degraded { since, .. }
             | Self::Failed { since, .. }
@@ -176,6 +179,7 @@ impl Board {
             workers,
             published: watch::Sender::new(TokenState::Starting {
                 since: OffsetDateTime::now_utc(),
+                last: None,
             }),
         }
     }
@@ -282,7 +286,7 @@ impl Board {
                 next,
                 last,
             },
-            None => TokenState::Starting { since },
+            None => TokenState::Starting { since, last },
         }
     }
 
@@ -316,6 +320,7 @@ impl Board {
                 self.workers
             ));
         }
+        troubles.extend(up.iter().find_map(|(ready, ..)| ready.trouble.clone()));
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 }
@@ -323,7 +328,7 @@ impl Board {
 impl TokenState {
     const fn keep_since(&mut self, then: OffsetDateTime) {
         match self {
-            Self::Starting { since }
+            Self::Starting { since, .. }
             | Self::Ready { since, .. }
             | Self::Degraded { since, .. }
             | Self::Failed { since, .. }
@@ -354,6 +359,7 @@ mod tests {
                 trusted: Vec::new(),
                 probe: None,
                 sessions,
+                trouble: None,
             }),
             pid,
             silent: false,

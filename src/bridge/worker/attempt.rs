@@ -10,8 +10,8 @@ use crate::bridge::in_host::{self, DATA_KEY, InHost};
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Recipient, Reply, WrapUnder};
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism};
 use crate::bridge::profile::Sensitive;
-use crate::bridge::token::{Token, import_template, oaep};
-use crate::key::{DataKeyId, Eedk, KekHash, Sedk, SedkForm};
+use crate::bridge::token::{Token, import_template, wrapping};
+use crate::key::{DataKeyId, Eedk, KekHash, Sedk};
 
 /// Public keys that one session keeps imported. A small token's session
 /// objects are scarce, and a server's busiest drives are few.
@@ -24,12 +24,14 @@ pub(super) struct At<'a> {
 }
 
 /// An EEDK's KEK, looked up and allowed to open it.
-struct Opener {
-    label: String,
-    private: CK_OBJECT_HANDLE,
-    custody: Custody,
+pub(super) struct Opener {
+    pub(super) label: String,
+    pub(super) private: CK_OBJECT_HANDLE,
+    pub(super) custody: Custody,
     // What it opens is wrapped under trusted keys only.
-    trusted: bool,
+    pub(super) trusted: bool,
+    // Of its modulus, and of what it opens.
+    pub(super) bytes: usize,
 }
 
 impl At<'_> {
@@ -97,26 +99,27 @@ impl At<'_> {
         drive: &Recipient,
         custody: Custody,
     ) -> Result<Reply, Failure> {
-        let opener = self.opener(eedk, kek, custody)?;
+        let opener = self.fitting(eedk, kek, custody)?;
         match opener.custody {
-            Custody::Token if self.makes(drive.form) => {
+            Custody::Token => {
+                self.must_make(&opener, drive.form)?;
                 let key = self.unwrap(&opener, eedk, false)?;
                 let made = self.sedk_on_token(key, drive, opener.trusted);
                 let sedk = self.destroy_after(key, made)?;
-                Ok(Reply::Resolved { sedk, custody: Custody::Token })
+                Ok(Reply::Resolved {
+                    sedk,
+                    custody: Custody::Token,
+                    guarded: None,
+                })
             }
-            Custody::Token => Err(Fault::Unsupported {
-                token: self.token.name.clone(),
-                reason: format!(
-                    "KEK {} opens only inside the token, and the token cannot make an SEDK of form {}; enrol the drive in a form that it can ({}), or write such cartridges under a KEK generated with --custody host",
-                    opener.label, drive.form, self.forms()
-                ),
-            }
-            .into()),
             Custody::Host => {
                 let key = self.decrypt(&opener, eedk)?;
                 let sedk = self.in_host(&key).sedk(drive)?;
-                Ok(Reply::Resolved { sedk, custody: Custody::Host })
+                Ok(Reply::Resolved {
+                    sedk,
+                    custody: Custody::Host,
+                    guarded: None,
+                })
             }
         }
     }
@@ -129,7 +132,7 @@ impl At<'_> {
         custody: Custody,
         block: &[u8; 16],
     ) -> Result<Reply, Failure> {
-        let opener = self.opener(eedk, kek, custody)?;
+        let opener = self.fitting(eedk, kek, custody)?;
         match opener.custody {
             Custody::Token => {
                 let key = self.unwrap(&opener, eedk, true)?;
@@ -161,7 +164,7 @@ impl At<'_> {
         custody: Custody,
         block: &[u8; 16],
     ) -> Result<Reply, Failure> {
-        let opener = self.opener(eedk, kek, custody)?;
+        let opener = self.fitting(eedk, kek, custody)?;
         let proof = match opener.custody {
             Custody::Token => {
                 let key = self.unwrap(&opener, eedk, true)?;
@@ -192,7 +195,30 @@ impl At<'_> {
         }
     }
 
-    fn opener(&self, eedk: &Eedk, kek: &KekHash, custody: Custody) -> Result<Opener, Fault> {
+    /// The EEDK's KEK, and that a wrapped key of this length can be under it.
+    fn fitting(&self, eedk: &Eedk, kek: &KekHash, custody: Custody) -> Result<Opener, Fault> {
+        let opener = self.opener(eedk, kek, custody)?;
+        if eedk.wrapped().len() == opener.bytes {
+            return Ok(opener);
+        }
+        Err(Fault::BadEedk {
+            token: self.token.name.clone(),
+            kek: kek.to_string(),
+            function: "length check".to_owned(),
+            name: format!(
+                "{} bytes where the KEK gives {}",
+                eedk.wrapped().len(),
+                opener.bytes
+            ),
+        })
+    }
+
+    pub(super) fn opener(
+        &self,
+        eedk: &Eedk,
+        kek: &KekHash,
+        custody: Custody,
+    ) -> Result<Opener, Fault> {
         let token = self.token.name.clone();
         let missing = || Fault::NoKek {
             token: Some(token.clone()),
@@ -221,15 +247,14 @@ impl At<'_> {
             });
         }
         let private = handles.private.ok_or_else(missing)?;
-        let expected = usize::try_from(entry.bits / 8).unwrap_or_default();
-        if eedk.wrapped().len() != expected {
-            return Err(Fault::BadEedk {
+        if eedk.wrap().is_v15() && !self.token.profile.wrap_algorithm().is_v15() {
+            return Err(Fault::Refused {
                 token,
-                kek: kek.to_string(),
-                function: "length check".to_owned(),
-                name: format!(
-                    "{} bytes where the KEK gives {expected}",
-                    eedk.wrapped().len()
+                label,
+                reason: format!(
+                    "the EEDK is wrapped by {}, and the token's KEKs are for OAEP (profile {}, eedk.padding): whoever can probe PKCS#1 v1.5 paddings under a KEK opens all that is under it",
+                    eedk.wrap(),
+                    self.token.profile.name
                 ),
             });
         }
@@ -238,6 +263,7 @@ impl At<'_> {
             private,
             custody: needs,
             trusted: self.token.opens_trusted(entry),
+            bytes: usize::try_from(entry.bits / 8).unwrap_or_default(),
         })
     }
 
@@ -251,7 +277,7 @@ impl At<'_> {
         let key = module
             .unwrap(
                 self.session.handle,
-                &oaep(eedk.wrap(), eedk.oaep_label()),
+                &wrapping(eedk.wrap(), eedk.oaep_label()),
                 opener.private,
                 eedk.wrapped(),
                 &self.token.unwrap_template(proof, opener.trusted),
@@ -279,7 +305,7 @@ impl At<'_> {
             .module
             .decrypt(
                 self.session.handle,
-                &oaep(eedk.wrap(), eedk.oaep_label()),
+                &wrapping(eedk.wrap(), eedk.oaep_label()),
                 opener.private,
                 eedk.wrapped(),
             )
@@ -314,10 +340,11 @@ impl At<'_> {
         keks: &[WrapUnder],
         trusted: bool,
     ) -> Result<Vec<Eedk>, Failure> {
-        let algorithm = self.token.profile.wrap_algorithm();
-        let mechanism = oaep(algorithm, dki.as_bytes());
+        let own = self.token.profile.wrap_algorithm();
         keks.iter()
             .map(|kek| {
+                let algorithm = kek.way(own);
+                let mechanism = wrapping(algorithm, dki.as_bytes());
                 let public = match self.session.epoch.catalog.kek(&kek.hash) {
                     _ if trusted => Some(self.trusted(&kek.spki, &format!("KEK {}", kek.id))?),
                     Some((_, handles)) if handles.public.is_some() => handles.public,
@@ -343,7 +370,7 @@ impl At<'_> {
             .collect()
     }
 
-    fn in_host<'k>(&'k self, key: &'k SecretSlice<u8>) -> InHost<'k> {
+    pub(super) fn in_host<'k>(&'k self, key: &'k SecretSlice<u8>) -> InHost<'k> {
         InHost {
             token: &self.token.name,
             key,
@@ -360,7 +387,7 @@ impl At<'_> {
             .eedks(dki, keks, self.token.profile.wrap_algorithm())
     }
 
-    fn sedk_on_token(
+    pub(super) fn sedk_on_token(
         &mut self,
         key: CK_OBJECT_HANDLE,
         drive: &Recipient,
@@ -375,7 +402,12 @@ impl At<'_> {
         let wrapped = self
             .token
             .module
-            .wrap(self.session.handle, &oaep(algorithm, &label), public, key)
+            .wrap(
+                self.session.handle,
+                &wrapping(algorithm, &label),
+                public,
+                key,
+            )
             .during(|| "wrapping the data key for the drive".to_owned())?;
         Ok(in_host::sedk(&self.token.name, drive, wrapped)?)
     }
@@ -434,39 +466,5 @@ impl At<'_> {
             .during(|| "importing a public key".to_owned())?;
         self.session.imported.push((hash, handle));
         Ok(handle)
-    }
-
-    fn makes(&self, form: SedkForm) -> bool {
-        self.token.profile.drive.forms.contains(&form)
-    }
-
-    fn forms(&self) -> String {
-        let forms: Vec<String> = self
-            .token
-            .profile
-            .drive
-            .forms
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        forms.join(", ")
-    }
-
-    fn cannot_make(&self, form: SedkForm) -> Fault {
-        let reason = if self.token.profile.host_only() {
-            format!(
-                "it can only decrypt (profile {}: drive.forms = []), so it makes no SEDK of form {form} itself; enrol the drive for custody host (ekm drive mod SERIAL --custody host)",
-                self.token.profile.name
-            )
-        } else {
-            format!(
-                "it cannot make an SEDK of form {form} itself; enrol the drive in a form that it can ({}), or for custody host (ekm drive mod SERIAL --custody host)",
-                self.forms()
-            )
-        };
-        Fault::Unsupported {
-            token: self.token.name.clone(),
-            reason,
-        }
     }
 }

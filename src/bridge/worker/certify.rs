@@ -22,7 +22,7 @@ use crate::certificates::{Certificate, Subject};
 use crate::key::{DataKeyId, Eedk, KekHash, KekId};
 
 /// DER of a `DigestInfo` with SHA-256, before the hash (RFC 8017, 9.2, note 1).
-const DIGEST_INFO: [u8; 19] = [
+pub(super) const DIGEST_INFO: [u8; 19] = [
     0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05,
     0x00, 0x04, 0x20,
 ];
@@ -114,12 +114,7 @@ impl At<'_> {
             SecretSlice::from(key.to_vec()),
         );
         let algorithm = self.token.profile.wrap_algorithm();
-        let label: &[u8] = if algorithm.labelled {
-            dki.as_bytes()
-        } else {
-            &[]
-        };
-        let wrapped = host::oaep_wrap(&entry.spki, algorithm.hash, label, &key)
+        let wrapped = host::wrap(&entry.spki, algorithm, dki.as_bytes(), &key)
             .map_err(|error| fail(error.to_string()))?;
         let expected = host::encrypt_block(&key, block).map_err(|error| fail(error.to_string()))?;
         let eedk = Eedk::new(dki, KekId::Hash(*kek), algorithm, wrapped)
@@ -334,13 +329,13 @@ impl At<'_> {
 }
 
 /// What a token says to something that not every product can.
-enum Taken<T> {
+pub(super) enum Taken<T> {
     Yes(T),
     No(String),
     Failed(CallError),
 }
 
-fn taken<T>(outcome: Result<T, CallError>) -> Taken<T> {
+pub(super) fn taken<T>(outcome: Result<T, CallError>) -> Taken<T> {
     match outcome {
         Ok(value) => Taken::Yes(value),
         Err(error) if error.class == FaultClass::Request => Taken::No(format!(

@@ -39,8 +39,16 @@ pub(in crate::cli) struct TrustDrives {
 
 impl TrustDrives {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let config = Config::load(&context.config)?;
+        let config = context.own_config()?;
         let token = chosen(&config, self.token.as_deref())?;
+        let profile = token.settled_profile()?;
+        if !profile.data_key.blesses {
+            bail!(
+                "token {}: a token of profile {} takes no blessed keys (CKA_TRUSTED), so nothing was asked of its security officer; data_key.wrap_with_trusted cannot be had there",
+                token.name,
+                profile.name
+            );
+        }
         let drives = super::drives(context, Command::DriveList)?;
         let wanted = self.wanted(&drives)?;
         let keks: Vec<KnownKek> = match site::execute(context, Command::KekList)? {
@@ -95,7 +103,7 @@ impl TrustDrives {
             .with_context(|| format!("cannot keep the login ledgers in {}", ledgers.display()))?;
         let hello = Hello {
             name: token.name.clone(),
-            profile: token.settled_profile()?,
+            profile,
             task: Task::Trust { trust, ledgers },
         };
         let outcome = runtime()?.block_on(once(&Program::own()?, &hello));

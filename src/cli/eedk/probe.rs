@@ -126,7 +126,7 @@ impl Probe {
                 Content::Secret { .. } => {
                     not_tried.push(format!("{}: a secret key", entry.alias));
                 }
-                Content::Unreadable { reason } => {
+                Content::Unreadable { reason } | Content::Unfit { reason, .. } => {
                     not_tried.push(format!("{}: {reason}", entry.alias));
                 }
             }

@@ -10,7 +10,6 @@ use super::spinner;
 use crate::admin::{AdoptAsked, Command, Reply};
 use crate::bridge::adopt::{Adopted, Half, KeySeen, Mend, Mended, Value, Verdict, look};
 use crate::cli::{Context, Found, output, runtime, site};
-use crate::config::Config;
 use crate::key::KeyLabel;
 
 /// Columns of what is printed.
@@ -52,7 +51,7 @@ struct Report<'a> {
 
 impl Adopt {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let config = Config::load(&context.config)?;
+        let config = context.own_config()?;
         let token = own_bridge::token(&config, self.token.as_deref())?;
         let own = OwnBridge::new(&config, &token.name, self.pin_file.as_deref())?;
         let runtime = runtime()?;

@@ -15,9 +15,9 @@ use crate::bridge::ceremony::{Born, CopiedKek, Opened, Step, Stepped};
 use crate::bridge::message::Custody;
 use crate::bridge::process::harden_server;
 use crate::cli::{Context, output, runtime, site};
-use crate::config::Config;
 use crate::copies::{KekCopyFile, Quorum, TransportKey, secret};
 use crate::key::KeyLabel;
+use crate::store::Birth;
 use papers::{Paper, Papers};
 
 /// The part of `ekm kek generate` that is about a copy.
@@ -122,7 +122,7 @@ impl Ceremony {
     pub(super) fn hold(self, context: &Context) -> anyhow::Result<()> {
         // Neither a core dump nor another process of this user may see the key.
         harden_server()?;
-        let config = Config::load(&context.config)?;
+        let config = context.own_config()?;
         let token = own_bridge::token(&config, self.token.as_deref())?;
         if !KEK_BITS.contains(&self.bits) {
             bail!("a KEK has {KEK_BITS:?} bits, got {}", self.bits);
@@ -152,7 +152,12 @@ impl Ceremony {
                 },
             )
         };
-        tell_site(None)?;
+        if let Reply::Left(birth) = tell_site(None)? {
+            clear(context, &own, *birth)?;
+            if let Reply::Left(birth) = tell_site(None)? {
+                bail!("{}", birth.words());
+            }
+        }
         let done = match runtime()?.block_on(self.conduct(&own, ceremony, &phrases)) {
             Ok(done) => done,
             Err(error) => {
@@ -322,6 +327,29 @@ impl Ceremony {
             "Now give each holder his share, keep the copy where no share is, and keep the transcript.",
         )
     }
+}
+
+/// Removes what an interrupted ceremony left. The lock of the token's own bridge says that it
+/// does not go on somewhere.
+fn clear(context: &Context, own: &OwnBridge, birth: Birth) -> anyhow::Result<()> {
+    tell(&format!(
+        "0/6  a ceremony for {} of {} was interrupted; removing what it left on token {} (CKA_ID {})",
+        birth.label,
+        birth.began.date(),
+        birth.token,
+        hex::encode(birth.ceremony.as_bytes())
+    ));
+    let label = birth.label.clone();
+    let id = birth.id();
+    let objects = runtime()?.block_on(async {
+        let mut stage = Stage::set(own).await?;
+        match stage.step(Step::Clear { label, id }).await? {
+            Stepped::Undone(objects) => anyhow::Ok(objects),
+            other => bail!(stage.out_of_turn(&format!("{other:?}"))),
+        }
+    })?;
+    site::execute(context, Command::KekCleared { birth, objects })?;
+    Ok(())
 }
 
 async fn opened(stage: &mut Stage<'_>, step: Step) -> anyhow::Result<Opened> {

@@ -40,7 +40,7 @@ impl Csr {
             Reply::Request(der) => der,
             other => return site::out_of_turn(&other),
         };
-        deliver("CERTIFICATE REQUEST", &der, out.as_deref())
+        deliver(context, "CERTIFICATE REQUEST", &der, out.as_deref())
     }
 }
 
@@ -111,7 +111,7 @@ impl Cert {
                     );
                 };
                 let der = ca.certify_kek(&kek.spki, &subject, DAY * days)?;
-                deliver("CERTIFICATE", &der, out.as_deref())
+                deliver(context, "CERTIFICATE", &der, out.as_deref())
             }
         }
     }
@@ -158,10 +158,21 @@ fn import(
     }
 }
 
-fn deliver(kind: &'static str, der: &[u8], out: Option<&Path>) -> anyhow::Result<()> {
+fn deliver(
+    context: &Context,
+    kind: &'static str,
+    der: &[u8],
+    out: Option<&Path>,
+) -> anyhow::Result<()> {
     let pem = der::pem::encode_string(kind, LineEnding::LF, der)
         .map_err(|error| anyhow::anyhow!("cannot write PEM: {error}"))?;
     match out {
+        None if context.json => output::json(&serde_json::json!({ "kind": kind, "pem": pem })),
+        Some(path) if context.json => {
+            std::fs::write(path, pem)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            output::json(&serde_json::json!({ "kind": kind, "file": path }))
+        }
         Some(path) => {
             std::fs::write(path, pem)
                 .with_context(|| format!("cannot write {}", path.display()))?;

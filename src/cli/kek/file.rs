@@ -159,6 +159,11 @@ impl Row {
                 row.algorithm = Some(algorithm.clone());
                 row.why = Some(format!("no KEK: a secret key ({algorithm})"));
             }
+            Content::Unfit { what, reason } => {
+                row.algorithm = Some(what.clone());
+                row.bits = what.strip_prefix("RSA-").and_then(|bits| bits.parse().ok());
+                row.why = Some(format!("no KEK: {reason}"));
+            }
             Content::Unreadable { reason } => {
                 row.kind = "unreadable";
                 row.why = Some(reason.clone());
@@ -180,7 +185,13 @@ impl Row {
         let name = self.common_name.as_ref().or(self.subject.as_ref());
         vec![
             shown(&self.alias, KeyLabel::MAX_CHARS),
-            self.kind.to_owned(),
+            match &self.algorithm {
+                // Of which kind, where it is not RSA.
+                Some(algorithm) if self.bits.is_none() && self.kind == "key pair" => {
+                    format!("{algorithm} key pair")
+                }
+                _ => self.kind.to_owned(),
+            },
             self.bits.map_or_else(dash, |bits| bits.to_string()),
             self.hash
                 .map_or_else(dash, |hash| hash.to_string().chars().take(16).collect()),

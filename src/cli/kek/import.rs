@@ -13,7 +13,6 @@ use crate::bridge::import::{Import as Asked, Imported, KeyMaterial, Transport, c
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf};
 use crate::bridge::process::harden_server;
 use crate::cli::{Context, output, runtime, site};
-use crate::config::Config;
 use crate::key::KeyLabel;
 use crate::keyfile::{self, Content, Entry, Format, KeyFile, PrivateKey};
 
@@ -62,7 +61,7 @@ impl Import {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
         // The key is in this process for a while.
         harden_server().context("cannot forbid core dumps of this process")?;
-        let config = Config::load(&context.config)?;
+        let config = context.own_config()?;
         let shown = self.file.display();
         let bytes = keyfile::load(&self.file)?;
         let needed = keyfile::needs_password(&bytes);
@@ -241,6 +240,9 @@ fn choose(path: &Path, file: KeyFile, alias: Option<&str>) -> anyhow::Result<Pai
                 "{path} has no alias {alias}; it has {}",
                 listed(&file.entries)
             ),
+            Some(Content::Unfit { reason, .. }) => {
+                bail!("the entry {alias} in {path} cannot be a KEK: {reason}")
+            }
             Some(Content::Unreadable { reason }) => {
                 bail!("the entry {alias} in {path} cannot be read: {reason}")
             }
@@ -256,7 +258,7 @@ fn choose(path: &Path, file: KeyFile, alias: Option<&str>) -> anyhow::Result<Pai
         .entries
         .iter()
         .filter_map(|entry| match &entry.content {
-            Content::Unreadable { reason } => Some(reason.clone()),
+            Content::Unreadable { reason } | Content::Unfit { reason, .. } => Some(reason.clone()),
             Content::Pair { .. } | Content::Certificate(_) | Content::Secret { .. } => None,
         })
         .collect();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use secrecy::SecretString;
 
-use crate::bridge::pin::{Pin, PinError, PinSource};
+use crate::bridge::pin::{Pin, PinSource};
 use crate::keyfile::Passwords;
 
 /// Where the passwords of a key file come from. Belongs beside an argument `file`.
@@ -42,17 +42,7 @@ impl PasswordFiles {
 /// A file's first line, as with PINs: without its end, and not readable by others.
 pub(in crate::cli) fn first_line(path: &Path) -> anyhow::Result<SecretString> {
     let source = Pin::Source(PinSource::File(std::path::absolute(path)?));
-    source.read_secret("").map_err(|error| match error {
-        PinError::Read { path, source } => {
-            anyhow!("cannot read the password from {}: {source}", path.display())
-        }
-        PinError::Exposed { path, mode } => anyhow!(
-            "the password file {path} is readable by others (mode {mode:03o}); run: chmod 600 {path}",
-            path = path.display()
-        ),
-        PinError::Unusable { origin, problem } => {
-            anyhow!("the password from {origin} is {problem}")
-        }
-        other => other.into(),
-    })
+    source
+        .read_secret("")
+        .map_err(|error| anyhow!(error.of_password()))
 }

@@ -11,7 +11,6 @@ use crate::admin::{Command, CopyAct, CopyAsked, CopyMade, Reply};
 use crate::bridge::ceremony::{Opened, Restored, Step, Stepped};
 use crate::bridge::process::harden_server;
 use crate::cli::{Context, output, runtime, site};
-use crate::config::Config;
 use crate::copies::{KekCopyFile, TransportKey};
 use crate::key::KeyLabel;
 
@@ -198,7 +197,7 @@ impl FromCopy {
     /// Reads the files, asks for the passphrases, and has recorded what is about to be done.
     fn ready(self, context: &Context, act: CopyAct) -> anyhow::Result<Ready> {
         harden_server()?;
-        let config = Config::load(&context.config)?;
+        let config = context.own_config()?;
         let token = own_bridge::token(&config, self.token.as_deref())?;
         let file = holders::read_copy(&self.copy)?;
         let key = holders::combined(&file, &self.shares, &self.passphrases)?;

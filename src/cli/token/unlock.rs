@@ -27,13 +27,15 @@ pub(in crate::cli) struct Unlock {
 
 impl Unlock {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
-        let config = Config::load(&context.config)?;
-        let pin = self.pin(&config)?;
+        let pin = match &context.site {
+            None => self.pin(&Config::load(&context.config)?)?,
+            Some(_) => self.pin_for_another()?,
+        };
         let command = Command::TokenUnlock {
             token: self.name.clone(),
             last_try: self.last_try,
         };
-        let unlocked = match site::execute_with_pin(&config, command, pin.as_ref())? {
+        let unlocked = match site::execute_at(context, command, pin.as_ref())? {
             Reply::Unlocked(unlocked) => unlocked,
             other => return site::out_of_turn(&other),
         };
@@ -52,6 +54,16 @@ impl Unlock {
             );
         }
         Ok(())
+    }
+
+    /// The PIN for a server whose configuration is not at hand, where a file is given.
+    fn pin_for_another(&self) -> anyhow::Result<Option<Handed>> {
+        let Some(path) = &self.pin_file else {
+            return Ok(None);
+        };
+        let file = PinSource::File(std::path::absolute(path)?);
+        let pin = file.read(&self.name)?.pin;
+        pin.map(|pin| handed(&pin)).transpose()
     }
 
     /// The PIN, where it is the operator who gives it.

@@ -2,7 +2,7 @@
 
 use der::{
     Choice, Decode, Encode, ErrorKind, Sequence,
-    asn1::{Any, Null, ObjectIdentifier, OctetStringRef, UintRef, Utf8StringRef},
+    asn1::{Any, AnyRef, Null, ObjectIdentifier, OctetStringRef, UintRef, Utf8StringRef},
 };
 use spki::{AlgorithmIdentifierOwned, AlgorithmIdentifierRef};
 
@@ -15,10 +15,13 @@ pub(super) fn encode(
     wrap: WrapAlgorithm,
     wrapped: &[u8],
 ) -> Result<Vec<u8>, EedkError> {
-    let parameters = oaep_parameters(wrap.hash)?;
+    let (oid, parameters) = match wrap {
+        WrapAlgorithm::Oaep { hash, .. } => (RSAES_OAEP, oaep_parameters(hash)?),
+        WrapAlgorithm::Pkcs1V15 => (RSA_ENCRYPTION, Null.into()),
+    };
     let layout = Layout {
         version: UintRef::new(&[VERSION])?,
-        dki: if wrap.labelled {
+        dki: if wrap.labelled() {
             DkiLayout::Label(OctetStringRef::new(dki.as_bytes())?)
         } else {
             DkiLayout::Bare(OctetStringRef::new(dki.as_bytes())?)
@@ -34,7 +37,7 @@ pub(super) fn encode(
             }),
         },
         wrap: AlgorithmIdentifierRef {
-            oid: RSAES_OAEP,
+            oid,
             parameters: Some((&parameters).into()),
         },
         wrapped: OctetStringRef::new(wrapped)?,
@@ -64,10 +67,7 @@ pub(super) fn decode(
     Ok((
         DataKeyId::try_from(dki.as_bytes()).map_err(EedkError::Dki)?,
         kek_id(&kek)?,
-        WrapAlgorithm {
-            hash: wrap_hash(&wrap)?,
-            labelled,
-        },
+        algorithm(&wrap, labelled)?,
         wrapped.as_bytes().to_vec(),
     ))
 }
@@ -98,6 +98,22 @@ fn kek_id(kek: &KekLayout<'_>) -> Result<KekId, EedkError> {
             Ok(KekId::Hash(KekHash::from(value)))
         }
     }
+}
+
+fn algorithm(
+    wrap: &AlgorithmIdentifierRef<'_>,
+    labelled: bool,
+) -> Result<WrapAlgorithm, EedkError> {
+    if wrap.oid != RSA_ENCRYPTION {
+        return Ok(WrapAlgorithm::oaep(wrap_hash(wrap)?, labelled));
+    }
+    if wrap.parameters != Some(AnyRef::NULL) {
+        return Err(EedkError::NullParameters);
+    }
+    if labelled {
+        return Err(EedkError::LabelWithoutOaep);
+    }
+    Ok(WrapAlgorithm::Pkcs1V15)
 }
 
 fn wrap_hash(wrap: &AlgorithmIdentifierRef<'_>) -> Result<OaepHash, EedkError> {
@@ -233,6 +249,7 @@ struct OaepLayout {
 
 const VERSION: u8 = 1;
 
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSAES_OAEP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.7");
 const MGF1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.8");
 const SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");

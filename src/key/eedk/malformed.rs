@@ -260,13 +260,48 @@ fn short_kek_hash_is_refused() {
 
 #[test]
 fn other_wrap_algorithm_is_refused() {
-    let pkcs1 = tlv(SEQUENCE, &[&oid("1.2.840.113549.1.1.1"), &[0x05, 0]]);
+    let kem = tlv(SEQUENCE, &[&oid("1.2.840.113549.1.9.16.3.14"), &[0x05, 0]]);
     assert_eq!(
-        refused_wrap(pkcs1),
+        refused_wrap(kem),
         EedkError::WrapAlgorithm {
-            got: "1.2.840.113549.1.1.1".to_owned()
+            got: "1.2.840.113549.1.9.16.3.14".to_owned()
         }
     );
+}
+
+#[test]
+fn v15_with_other_parameters_than_null_is_refused() {
+    let oid = oid("1.2.840.113549.1.1.1");
+    for parameters in [&[][..], &[0x30, 0], &[0x04, 0], &sha(1)] {
+        let dki = tlv(OCTET_STRING, &[dki().as_bytes()]);
+        let wrap = tlv(SEQUENCE, &[&oid, parameters]);
+        let refused = Parts {
+            dki,
+            wrap,
+            ..parts()
+        }
+        .refused();
+        assert_eq!(refused, EedkError::NullParameters, "{parameters:?}");
+    }
+    let wide = tlv(SEQUENCE, &[&oid, &[0x05, 0x81, 0]]);
+    assert_eq!(refused_wrap(wide), EedkError::NotCanonical);
+    let full = tlv(SEQUENCE, &[&oid, &[0x05, 1, 0]]);
+    assert!(
+        Eedk::decode(
+            &Parts {
+                wrap: full,
+                ..parts()
+            }
+            .der()
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn v15_with_the_dki_as_label_is_refused() {
+    let v15 = tlv(SEQUENCE, &[&oid("1.2.840.113549.1.1.1"), &[0x05, 0]]);
+    assert_eq!(refused_wrap(v15), EedkError::LabelWithoutOaep);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use crate::key::{KekHash, KeyLabel};
 const LABEL_SHA1: &[u8] = include_bytes!("../../../integration/golden/eedk/label-sha1.der");
 pub(super) const LABEL_SHA256: &[u8] =
     include_bytes!("../../../integration/golden/eedk/label-sha256-labelled.der");
+const LABEL_V15: &[u8] = include_bytes!("../../../integration/golden/eedk/label-v15.der");
+const HASH_V15: &[u8] = include_bytes!("../../../integration/golden/eedk/hash-v15.der");
 const HASH_SHA1: &[u8] = include_bytes!("../../../integration/golden/eedk/hash-sha1.der");
 const HASH_SHA256: &[u8] =
     include_bytes!("../../../integration/golden/eedk/hash-sha256-labelled.der");
@@ -25,7 +27,7 @@ fn hash() -> KekId {
 }
 
 pub(super) const fn wrap(hash: OaepHash, labelled: bool) -> WrapAlgorithm {
-    WrapAlgorithm { hash, labelled }
+    WrapAlgorithm::oaep(hash, labelled)
 }
 
 pub(super) fn counting(len: usize) -> Vec<u8> {
@@ -39,10 +41,42 @@ fn golden_files_are_read_and_written_byte_for_byte() {
         (LABEL_SHA256, label(), wrap(OaepHash::Sha256, true), 384),
         (HASH_SHA1, hash(), wrap(OaepHash::Sha1, false), 256),
         (HASH_SHA256, hash(), wrap(OaepHash::Sha256, true), 384),
+        (LABEL_V15, label(), WrapAlgorithm::Pkcs1V15, 256),
+        (HASH_V15, hash(), WrapAlgorithm::Pkcs1V15, 384),
     ] {
         let eedk = Eedk::new(dki(), kek, wrap, counting(len)).unwrap();
         assert_eq!(hex::encode(eedk.encode()), hex::encode(golden));
         assert_eq!(Eedk::decode(golden), Ok(eedk));
+    }
+}
+
+#[test]
+fn v15_has_no_label() {
+    assert_eq!(Eedk::decode(LABEL_V15).unwrap().oaep_label(), b"");
+}
+
+#[test]
+fn a_wrap_algorithm_reads_as_a_profile_has_it() {
+    let read = |text: &str| toml::from_str::<WrapAlgorithm>(text);
+    let oaep = WrapAlgorithm::oaep(OaepHash::Sha1, false);
+    assert_eq!(read("hash = \"sha1\"\nlabelled = false").unwrap(), oaep);
+    let v15 = "padding = \"pkcs1-v1.5\"\n";
+    assert_eq!(read(v15).unwrap(), WrapAlgorithm::Pkcs1V15);
+    for (wrong, reason) in [
+        ("labelled = true".to_owned(), "hash"),
+        ("hash = \"sha1\"".to_owned(), "labelled"),
+        (format!("{v15}hash = \"sha1\""), "leave both out"),
+        (format!("{v15}labelled = false"), "leave both out"),
+        (format!("{v15}source = 1"), "unknown field"),
+    ] {
+        let error = read(&wrong).unwrap_err().to_string();
+        assert!(error.contains(reason), "{wrong}: {error}");
+    }
+    for algorithm in [oaep, WrapAlgorithm::Pkcs1V15] {
+        let text = toml::to_string(&algorithm).unwrap();
+        assert_eq!(read(&text).unwrap(), algorithm);
+        let bytes = postcard::to_allocvec(&algorithm).unwrap();
+        assert_eq!(postcard::from_bytes::<WrapAlgorithm>(&bytes), Ok(algorithm));
     }
 }
 
@@ -106,7 +140,10 @@ fn any_wrap() -> impl Strategy<Value = WrapAlgorithm> {
         OaepHash::Sha384,
         OaepHash::Sha512,
     ];
-    (select(hashes), any::<bool>()).prop_map(|(hash, labelled)| wrap(hash, labelled))
+    prop_oneof![
+        4 => (select(hashes), any::<bool>()).prop_map(|(hash, labelled)| wrap(hash, labelled)),
+        1 => Just(WrapAlgorithm::Pkcs1V15),
+    ]
 }
 
 proptest! {
@@ -123,7 +160,7 @@ proptest! {
 
     #[test]
     fn what_decodes_encodes_to_the_same(
-        golden in select(&[LABEL_SHA1, LABEL_SHA256, HASH_SHA1, HASH_SHA256]),
+        golden in select(&[LABEL_SHA1, LABEL_SHA256, HASH_SHA1, HASH_SHA256, LABEL_V15, HASH_V15]),
         position in 0usize..140,
         byte: u8,
     ) {

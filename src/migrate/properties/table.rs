@@ -39,8 +39,6 @@ const fn row(name: &'static str, becomes: Becomes, why: &'static str) -> Propert
 use Becomes::{Config, Moved, Nothing};
 
 const OWN_TLS: &str = "ekm has certificates of its own, PEM files under [server] (ekm tls init)";
-const ONE_STATE: &str =
-    "ekm does not copy itself to a second server: back up ekm.toml, state and audit instead";
 const LTO: &str = "symmetric keys of LTO drives are not served; ekm makes a data key per cartridge";
 const CHAIN: &str = "ekm's audit log is a chain of its own, without settings but its directory";
 const NEEDLESS: &str = "the history is in the state's database and is never cut off";
@@ -89,22 +87,22 @@ pub const PROPERTIES: &[Property] = &[
     row(
         "Admin.ssl.protocol",
         Nothing,
-        "operators come over the server's Unix socket",
+        "operators come over the server's Unix socket, or by TLS: operators.listen",
     ),
     row(
         "Admin.ssl.protocols",
         Nothing,
-        "operators come over the server's Unix socket",
+        "operators come over the server's Unix socket, or by TLS: operators.listen",
     ),
     row(
         "Admin.ssl.ciphersuites",
         Nothing,
-        "operators come over the server's Unix socket",
+        "operators come over the server's Unix socket, or by TLS: operators.listen",
     ),
     row(
         "Admin.ssl.timeout",
         Nothing,
-        "operators come over the server's Unix socket",
+        "operators come over the server's Unix socket, or by TLS: operators.listen",
     ),
     row(
         "config.keystore.file",
@@ -177,12 +175,28 @@ pub const PROPERTIES: &[Property] = &[
     row(
         "Server.authMechanism",
         Nothing,
-        "an operator is who may open the server's Unix socket",
+        "an operator is a Unix user or a certificate: operators.people",
     ),
-    row("sync.ipaddress", Nothing, ONE_STATE),
-    row("sync.action", Nothing, ONE_STATE),
-    row("sync.type", Nothing, ONE_STATE),
-    row("sync.timeinhours", Nothing, ONE_STATE),
+    row(
+        "sync.ipaddress",
+        Nothing,
+        "[[sync.from]] address, written by hand beside the name that the peer's certificate has; ekm sync (docs/sync.md)",
+    ),
+    row(
+        "sync.action",
+        Nothing,
+        "[[sync.from]] mode, merge or rewrite, where a peer is configured (docs/sync.md)",
+    ),
+    row(
+        "sync.type",
+        Nothing,
+        "[[sync.from]] what, drivetab, config, history or all, where a peer is configured (docs/sync.md)",
+    ),
+    row(
+        "sync.timeinhours",
+        Nothing,
+        "[[sync.from]] every_seconds, where a peer is configured (docs/sync.md)",
+    ),
     row(
         "debug",
         Nothing,
@@ -232,7 +246,7 @@ pub const PROPERTIES: &[Property] = &[
     row(
         "backup.keycert.before.serving",
         Nothing,
-        "a property of GKLM, not of EKM 2.1",
+        "a property of GKLM: set policy.backup_before_serving",
     ),
     row("stopRoundRobinKeyGrps", Nothing, LTO),
     row("KMIPListener.ssl.port", Nothing, "ekm does not speak KMIP"),

@@ -1,25 +1,36 @@
 //! The host's file as it is written, and the check that makes it one to work with.
 
+mod doors;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ClassName, DataClass, HostConfig, HostDrive, KeyPath, VolumeRange};
+use super::{
+    AppendInClear, ClassName, DataClass, Device, HostConfig, HostDrive, InBand, KeyPath,
+    VolumeRange,
+};
 use crate::drive::DriveSerial;
 use crate::proxy::labels::{At, Labels, Operands};
-use crate::proxy::servers::{KeyServers, ServerAddress};
+use crate::proxy::service::Times;
 use crate::volser::Volser;
+use doors::{Servers, Source, Tls};
 
 type Text = Spanned<String>;
+
+/// The daemon's socket beside the host's file, where that names none.
+const SOCKET: &str = "proxy.sock";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Host {
     path: Option<Text>,
+    socket: Option<Text>,
+    tls: Option<Tls>,
     key_servers: Option<Spanned<Servers>>,
     #[serde(default)]
     data_classes: Vec<Class>,
@@ -27,16 +38,7 @@ pub(super) struct Host {
     volume_ranges: Vec<Range>,
     #[serde(default)]
     drives: Vec<Drive>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Servers {
-    primary: Option<Text>,
-    secondary: Option<Text>,
-    servers: Option<Spanned<Vec<Text>>>,
-    maxconn: Option<Spanned<i64>>,
-    maxpconn: Option<Spanned<i64>>,
+    in_band: Option<InBandTable>,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +68,26 @@ struct Range {
 struct Drive {
     serial: Text,
     path: Option<Text>,
+    device: Option<Text>,
+    plain_key: Option<bool>,
+    unprotected: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InBandTable {
+    append_in_clear: Option<Text>,
+    history: Option<Text>,
+}
+
+/// What a file says of the daemon's socket, whatever else it says.
+pub(super) fn socket(file: &Path, text: &str) -> Result<PathBuf, toml::de::Error> {
+    #[derive(Deserialize)]
+    struct Socket {
+        socket: Option<PathBuf>,
+    }
+    let Socket { socket } = toml::from_str(text)?;
+    Ok(folder(file).join(socket.unwrap_or_else(|| SOCKET.into())))
 }
 
 impl Host {
@@ -76,17 +98,29 @@ impl Host {
             names: Vec::new(),
             spans: Vec::new(),
             serials: Vec::new(),
+            devices: Vec::new(),
             faults: Vec::new(),
         };
         let Self {
             path,
+            socket,
+            tls,
             key_servers,
             data_classes,
             volume_ranges,
             drives,
+            in_band,
         } = self;
         let path = path.and_then(|path| check.parse("path", path));
-        let key_servers = key_servers.and_then(|servers| check.servers(servers));
+        let folder = folder(file);
+        let socket = socket.and_then(|socket| check.file(&folder, "socket", socket));
+        let tls = tls.and_then(|tls| check.tls(&folder, tls));
+        let servers = key_servers.and_then(|servers| check.servers(&folder, servers));
+        let (key_servers, listed_in, times) = match servers {
+            Some((Source::Here(servers), times)) => (Some(servers), None, times),
+            Some((Source::File(listed), times)) => (None, Some(listed), times),
+            None => (None, None, Times::default()),
+        };
         let data_classes = data_classes
             .into_iter()
             .filter_map(|class| check.class(class))
@@ -99,6 +133,7 @@ impl Host {
             .into_iter()
             .filter_map(|drive| check.drive(drive))
             .collect();
+        let in_band = in_band.map(|table| check.in_band(table));
         check.once();
         check.apart();
         if !check.faults.is_empty() {
@@ -112,12 +147,23 @@ impl Host {
         Ok(HostConfig {
             file: file.to_owned(),
             key_servers,
+            listed_in,
+            times,
+            tls,
+            socket: socket.unwrap_or_else(|| folder.join(SOCKET)),
             path,
             data_classes,
             volume_ranges,
             drives,
+            in_band: in_band.unwrap_or_default(),
         })
     }
+}
+
+/// What relative paths are relative to.
+fn folder(file: &Path) -> PathBuf {
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    whole.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Where lines end, what must not be given twice, and what has been found wrong so far.
@@ -128,6 +174,7 @@ struct Check {
     /// First and last of volume ranges.
     spans: Vec<(At<Volser>, Volser)>,
     serials: Vec<At<DriveSerial>>,
+    devices: Vec<At<Device>>,
     faults: Vec<At<String>>,
 }
 
@@ -224,17 +271,57 @@ impl Check {
     }
 
     fn drive(&mut self, drive: Drive) -> Option<HostDrive> {
-        let Drive { serial, path } = drive;
+        let Drive {
+            serial,
+            path,
+            device,
+            plain_key,
+            unprotected,
+        } = drive;
         let serial: Option<At<DriveSerial>> = self.parse("drives.serial", serial);
         self.serials.extend(serial.clone());
         let path: Option<Option<At<KeyPath>>> = match path {
             Some(path) => self.parse("drives.path", path).map(Some),
             None => Some(None),
         };
+        let device: Option<Option<At<Device>>> = match device {
+            Some(device) => self.parse("drives.device", device).map(Some),
+            None => Some(None),
+        };
+        if let Some(Some(device)) = &device {
+            self.devices.push(device.clone());
+        }
         Some(HostDrive {
             serial: serial?,
             path: path?,
+            device: device?,
+            plain_key: plain_key.unwrap_or_default(),
+            unprotected: unprotected.unwrap_or_default(),
         })
+    }
+
+    fn in_band(&mut self, table: InBandTable) -> InBand {
+        let InBandTable {
+            append_in_clear,
+            history,
+        } = table;
+        let append: Option<At<AppendInClear>> =
+            self.given("in_band", "append_in_clear", append_in_clear);
+        let history = history.map(|history| {
+            let at = self.line(&history);
+            let path = history.into_inner();
+            if !path.starts_with('/') {
+                self.fault(
+                    at,
+                    format!("in_band.history: expected a whole path, got {path:?}"),
+                );
+            }
+            path
+        });
+        InBand {
+            append_in_clear: append.map(|append| append.value).unwrap_or_default(),
+            history: history.map_or_else(|| InBand::HISTORY.into(), Into::into),
+        }
     }
 
     /// The labels, none where they are faulty.
@@ -274,106 +361,13 @@ impl Check {
         }
     }
 
-    fn servers(&mut self, servers: Spanned<Servers>) -> Option<KeyServers> {
-        let table = self.line(&servers);
-        let before = self.faults.len();
-        let Servers {
-            primary,
-            secondary,
-            servers,
-            maxconn,
-            maxpconn,
-        } = servers.into_inner();
-        if let (None, Some(secondary)) = (&primary, &secondary) {
-            let at = self.line(secondary);
-            self.fault(at, "key_servers.secondary: there is no primary".to_owned());
-        }
-        let named: Vec<Text> = primary.into_iter().chain(secondary).collect();
-        let list = match servers {
-            None => named,
-            Some(list) => {
-                let at = self.line(&list);
-                if !named.is_empty() {
-                    self.fault(
-                        at,
-                        "key_servers.servers: give primary and secondary, or the list".to_owned(),
-                    );
-                }
-                let got = list.get_ref().len();
-                if got > KeyServers::MAX {
-                    let most = KeyServers::MAX;
-                    self.fault(
-                        at,
-                        format!("key_servers.servers: {got} servers, at most {most}"),
-                    );
-                }
-                list.into_inner()
-            }
-        };
-        if list.is_empty() {
-            self.fault(table, "key_servers: it names no server".to_owned());
-        }
-        let mut read: Vec<ServerAddress> = Vec::new();
-        for text in list.into_iter().take(KeyServers::MAX) {
-            let Some(At { value, at }) = self.parse("key_servers", text) else {
-                continue;
-            };
-            if read.contains(&value) {
-                self.fault(at, format!("key_servers: {value} is listed twice"));
-            }
-            read.push(value);
-        }
-        let maxconn = self.bound(
-            "maxconn",
-            maxconn,
-            1..=KeyServers::MAXCONN,
-            KeyServers::MAXCONN,
-        );
-        // A bound that is wrong itself is told once.
-        let most = maxconn.unwrap_or(KeyServers::MAXCONN);
-        let maxpconn = self.bound(
-            "maxpconn",
-            maxpconn,
-            0..=most,
-            KeyServers::MAXPCONN.min(most),
-        );
-        (self.faults.len() == before).then_some(KeyServers {
-            servers: read,
-            maxconn: maxconn?,
-            maxpconn: maxpconn?,
-        })
-    }
-
-    fn bound(
-        &mut self,
-        key: &str,
-        given: Option<Spanned<i64>>,
-        range: std::ops::RangeInclusive<u16>,
-        default: u16,
-    ) -> Option<u16> {
-        let Some(given) = given else {
-            return Some(default);
-        };
-        let found = u16::try_from(*given.get_ref())
-            .ok()
-            .filter(|given| range.contains(given));
-        if found.is_none() {
-            let at = self.line(&given);
-            let (least, most) = range.into_inner();
-            let given = given.get_ref();
-            self.fault(
-                at,
-                format!("key_servers.{key}: {given} is not {least} to {most}"),
-            );
-        }
-        found
-    }
-
     /// No name and no serial is given twice.
     fn once(&mut self) {
         let names = repeated("data_classes.name", &self.names);
         let serials = repeated("drives.serial", &self.serials);
-        self.faults.extend(names.into_iter().chain(serials));
+        let devices = repeated("drives.device", &self.devices);
+        self.faults
+            .extend(names.into_iter().chain(serials).chain(devices));
     }
 
     /// No two ranges have a volume in common.

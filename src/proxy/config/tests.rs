@@ -218,3 +218,111 @@ fn the_largest_file_is_checked_in_time() {
     assert!(faults(&text).len() > 20_000);
     assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
 }
+
+#[test]
+fn what_the_daemon_lives_by_is_read() {
+    let host = HostConfig::parse(
+        Path::new("/etc/ekm/host.toml"),
+        "socket = \"/run/ekm.sock\"\n[tls]\nca = \"ca.pem\"\ncertificate = \"/c.pem\"\nkey = \"k.pem\"\n[key_servers]\nprimary = \"a\"\nanswer_seconds = 10\nretries = 0\ntotal_seconds = 60\n",
+    )
+    .unwrap();
+    let tls = host.tls().unwrap();
+    assert_eq!(tls.ca, Path::new("/etc/ekm/ca.pem"));
+    assert_eq!(tls.certificate, Path::new("/c.pem"));
+    assert_eq!(host.socket(), Path::new("/run/ekm.sock"));
+    let times = host.times();
+    let seconds =
+        [times.connect, times.answer, times.total, times.probe].map(|time| time.as_secs());
+    assert_eq!((seconds, times.retries), ([5, 10, 60, 5], 0));
+    let plain = HostConfig::parse(Path::new("/etc/ekm/host.toml"), "").unwrap();
+    assert_eq!(plain.socket(), Path::new("/etc/ekm/proxy.sock"));
+    // What drives grant is far from being used up.
+    assert!(plain.times().total.as_secs() < 150);
+}
+
+#[test]
+fn times_and_sources_of_the_key_servers_are_checked() {
+    let text = r#"socket = ""
+[key_servers]
+primary = "a"
+file = "ibmekm.conf"
+maxconn = 7
+connect_seconds = 0
+answer_seconds = 241
+retries = 11
+total_seconds = 300
+probe_seconds = -1
+"#;
+    let faults = faults(text);
+    for wanted in [
+        "line 1: socket: it is empty",
+        "line 4: key_servers.file: name the servers here, or the file that lists them",
+        "line 6: key_servers.connect_seconds: 0 is not 1 to 60",
+        "line 7: key_servers.answer_seconds: 241 is not 1 to 240",
+        "line 8: key_servers.retries: 11 is not 0 to 10",
+        "line 9: key_servers.total_seconds: 300 is not 1 to 240",
+        "line 10: key_servers.probe_seconds: -1 is not 1 to 3600",
+    ] {
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(wanted)),
+            "no {wanted:?} in\n{}",
+            faults.join("\n")
+        );
+    }
+    assert_eq!(faults.len(), 7, "{}", faults.join("\n"));
+    assert!(parse("[tls]\nca = \"a\"\ncertificate = \"b\"\n").is_err());
+    assert!(parse("[key_servers]\nprimary = \"a\"\nretry = 1\n").is_err());
+}
+
+#[test]
+fn in_band_drives_are_read_with_what_they_are_permitted() {
+    let host = parse(HOST_EXAMPLE).unwrap();
+    let drives: Vec<&HostDrive> = host.in_band_drives().collect();
+    assert_eq!(drives.len(), 1);
+    let device = drives[0]
+        .device
+        .as_ref()
+        .map(|device| device.value.to_string());
+    assert_eq!(device.as_deref(), Some("/dev/sg3"));
+    assert!(!drives[0].plain_key && !drives[0].unprotected);
+    assert_eq!(host.in_band().append_in_clear, AppendInClear::Refuse);
+    let text = "path = \"in-band\"\n[in_band]\nappend_in_clear = \"allow\"\n[[drives]]\nserial = \"001013000123\"\ndevice = \"unix:/run/tape.sock\"\nplain_key = true\n[[drives]]\nserial = \"001013000124\"\npath = \"out-of-band\"\n";
+    let host = parse(text).unwrap();
+    let drives: Vec<&HostDrive> = host.in_band_drives().collect();
+    assert_eq!(drives.len(), 1);
+    assert!(drives[0].plain_key);
+    let device = drives[0].device.as_ref().map(|device| device.value.clone());
+    assert_eq!(device, Some(Device::Channel("/run/tape.sock".into())));
+    assert_eq!(host.in_band().append_in_clear, AppendInClear::Allow);
+    assert_eq!(host.in_band().history.to_str(), Some(InBand::HISTORY));
+}
+
+#[test]
+fn what_an_in_band_drive_cannot_be_is_a_fault() {
+    let text = r#"[in_band]
+append_in_clear = "perhaps"
+history = "here"
+[[drives]]
+serial = "001013000123"
+device = "/dev/nst0"
+[[drives]]
+serial = "001013000124"
+device = "/dev/sg3"
+[[drives]]
+serial = "001013000125"
+device = "/dev/sg3"
+"#;
+    let faults = faults(text);
+    for wanted in [
+        "line 2: in_band.append_in_clear: expected refuse or allow",
+        "line 3: in_band.history: expected a whole path",
+        "line 6: drives.device: expected the SCSI generic device",
+        "line 12: drives.device: /dev/sg3 is given twice, first in line 9",
+    ] {
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(wanted)),
+            "{wanted}: {faults:?}"
+        );
+    }
+    assert_eq!(faults.len(), 4, "{faults:?}");
+}

@@ -20,10 +20,7 @@ fn dki() -> DataKeyId {
 }
 
 fn eedk(label: &str) -> Eedk {
-    let wrap = WrapAlgorithm {
-        hash: OaepHash::Sha256,
-        labelled: true,
-    };
+    let wrap = WrapAlgorithm::oaep(OaepHash::Sha256, true);
     let kek = KekId::Label(label.parse().unwrap());
     Eedk::new(dki(), kek, wrap, vec![7; 512]).unwrap()
 }

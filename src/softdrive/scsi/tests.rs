@@ -5,8 +5,11 @@ use super::*;
 use crate::{
     drive::Wwn,
     key::{KekId, OaepHash, WrapAlgorithm},
-    softdrive::identity::tests::{drive, wrap_for},
-    t10::{DevicePublicKey, KeyFormat, KeyFormats},
+    softdrive::{
+        cartridge::Header,
+        identity::tests::{drive, wrap_for},
+    },
+    t10::{DevicePublicKey, Kad, KeyFormat, KeyFormats},
 };
 
 const KEY: [u8; 32] = [0x42; 32];
@@ -42,10 +45,7 @@ fn dki() -> DataKeyId {
 }
 
 fn eedk(label: &str) -> Eedk {
-    let wrap = WrapAlgorithm {
-        hash: OaepHash::Sha256,
-        labelled: true,
-    };
+    let wrap = WrapAlgorithm::oaep(OaepHash::Sha256, true);
     let kek = KekId::Label(label.parse().unwrap());
     Eedk::new(dki(), kek, wrap, vec![7; 384]).unwrap()
 }

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::bridge::doctor::findings::{AttackName, DataKeys, Examination, PairKind, Rung, Sent};
 use crate::bridge::profile::{
-    DataKeyProfile, EedkProfile, Generate, HsmProfile, Send as SendAttr, Sensitive, UnwrapTemplate,
+    DataKeyProfile, Generate, HsmProfile, Send as SendAttr, Sensitive, UnwrapTemplate,
 };
-use crate::key::{OaepHash, SedkForm};
+use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
 /// A profile on its way to the token.
 pub(super) struct Fit<'a> {
@@ -58,19 +58,31 @@ impl Fit<'_> {
     }
 
     pub(super) fn eedk(&mut self, on_token: bool) {
-        let given = self.given;
-        let EedkProfile { hash, labelled } = given.eedk;
+        let given = self.given.eedk;
+        let Some(best) = algorithm(self.data_keys, on_token).cloned() else {
+            let v15 = WrapAlgorithm::Pkcs1V15;
+            if !on_token && self.data_keys.v15.decrypt.works() {
+                let why = "the token has no OAEP; policy.pkcs1_v15_eedks must allow the other way";
+                self.differ("eedk.padding", &given.padding(), &v15.padding(), true, why);
+                self.profile.eedk = v15;
+            }
+            return;
+        };
+        let WrapAlgorithm::Oaep { hash, labelled } = given else {
+            let to = WrapAlgorithm::oaep(best.hash, best.labelled);
+            let why = "the token has OAEP, which gives nothing away by a wrong padding";
+            self.differ("eedk.padding", &given.padding(), &to.padding(), false, why);
+            self.profile.eedk = to;
+            return;
+        };
         let works = |hash, labelled| {
             cell(self.data_keys, hash, labelled).filter(|oaep| usable(oaep, on_token))
-        };
-        let Some(best) = algorithm(self.data_keys, on_token) else {
-            return;
         };
         let kept = works(hash, labelled);
         let nearest = kept
             .filter(|_| !self.best)
             .or_else(|| works(hash, best.labelled).filter(|_| !self.best))
-            .unwrap_or(best);
+            .unwrap_or(&best);
         let why = cell(self.data_keys, hash, labelled).map_or_else(String::new, |oaep| {
             match (on_token, oaep.unwrap.works()) {
                 (true, false) => oaep.unwrap.why(),
@@ -78,7 +90,7 @@ impl Fit<'_> {
                 (false, _) => oaep.decrypt.why(),
             }
         });
-        let (to, could) = (nearest.clone(), best.clone());
+        let (to, could) = (nearest.clone(), best);
         if kept.is_none() {
             self.differ("eedk.hash", &hash, &to.hash, true, &why);
             self.differ("eedk.labelled", &labelled, &to.labelled, true, &why);
@@ -91,10 +103,7 @@ impl Fit<'_> {
                 self.differ("eedk.labelled", &labelled, &could.labelled, false, why);
             }
         }
-        self.profile.eedk = EedkProfile {
-            hash: to.hash,
-            labelled: to.labelled,
-        };
+        self.profile.eedk = WrapAlgorithm::oaep(to.hash, to.labelled);
     }
 
     pub(super) fn drive(&mut self, forms: &[SedkForm]) {
@@ -167,6 +176,7 @@ impl Fit<'_> {
             extractable: send(to.extractable),
             value_len: send(to.value_len),
             wrap_with_trusted: given.wrap_with_trusted,
+            blesses: given.blesses,
         };
         self.differ(
             "data_key.sensitive",

@@ -82,6 +82,10 @@ fn token(ladder: impl Fn(Sent) -> Option<(bool, bool)>) -> Examination {
                     decrypt: Outcome::Works,
                 })
                 .collect(),
+            v15: V15 {
+                unwrap: refused("CKR_MECHANISM_INVALID"),
+                decrypt: refused("CKR_MECHANISM_INVALID"),
+            },
             under_unwrap_template: Outcome::Works,
             under_protected: Outcome::Works,
         }),
@@ -269,4 +273,68 @@ fn trust_that_the_user_can_give_himself_is_worth_nothing() {
 fn what_was_not_looked_at_is_not_judged() {
     let fitting = fit(&Examination::default(), &embedded(), false);
     assert!(fitting.verdicts.is_empty() && fitting.profile.is_none() && fitting.fits());
+}
+
+/// A token like ICSF's: PKCS#1 v1.5 and no OAEP.
+fn v15_only() -> Examination {
+    let mut found = token(|_| None);
+    let data_keys = found.data_keys.as_mut().unwrap();
+    for oaep in &mut data_keys.oaep {
+        for outcome in [&mut oaep.unwrap, &mut oaep.wrap, &mut oaep.decrypt] {
+            *outcome = refused("CKR_MECHANISM_INVALID");
+        }
+    }
+    data_keys.v15 = V15 {
+        unwrap: Outcome::Works,
+        decrypt: Outcome::Works,
+    };
+    found
+}
+
+#[test]
+fn a_token_without_oaep_gets_v15_in_custody_host() {
+    let found = v15_only();
+    let fitting = fit(&found, &embedded(), false);
+    let profile = fitting.profile.clone().unwrap();
+    assert_eq!(profile.eedk, WrapAlgorithm::Pkcs1V15);
+    assert!(profile.host_only());
+    assert!(lines(&fitting).contains(&("eedk.padding", "\"pkcs1-v1.5\"")));
+    let host = fitting
+        .verdicts
+        .iter()
+        .find(|one| one.way == Way::HostCustody);
+    let host = host.unwrap();
+    assert!(
+        host.able && host.why.contains("pkcs1_v15_eedks"),
+        "{host:?}"
+    );
+    let words = without_oaep(found.data_keys.as_ref().unwrap()).unwrap();
+    assert!(words.contains("no OAEP"), "{words}");
+}
+
+#[test]
+fn a_token_that_has_oaep_is_never_told_to_use_v15() {
+    let mut found = token(|sent| Some((true, sent.extractable)));
+    found.data_keys.as_mut().unwrap().v15 = V15 {
+        unwrap: Outcome::Works,
+        decrypt: Outcome::Works,
+    };
+    assert_eq!(without_oaep(found.data_keys.as_ref().unwrap()), None);
+    assert_eq!(fit(&found, &embedded(), true).differences, []);
+    // One that uses it is told of OAEP, and works as it is.
+    let mut given = embedded();
+    given.eedk = WrapAlgorithm::Pkcs1V15;
+    let fitting = fit(&found, &given, false);
+    assert!(fitting.fits());
+    let [difference] = fitting.differences.as_slice() else {
+        panic!("{:?}", fitting.differences);
+    };
+    assert_eq!(
+        (difference.field.as_str(), difference.token.as_str()),
+        ("eedk.padding", "\"oaep\"")
+    );
+    assert_eq!(
+        fitting.profile.unwrap().eedk,
+        WrapAlgorithm::oaep(OaepHash::Sha256, true)
+    );
 }

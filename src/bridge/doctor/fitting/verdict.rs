@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{cell, form_why, forms, host, pair, stops};
 use crate::bridge::doctor::findings::{AttackName, DataKeys, Examination, Outcome, PairKind};
 use crate::bridge::profile::{HsmProfile, Send};
-use crate::key::SedkForm;
+use crate::key::{SedkForm, WrapAlgorithm};
 
 /// A way of working.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +72,13 @@ pub(super) fn verdicts(
 }
 
 fn host_verdict(found: &Examination, data_keys: &DataKeys, profile: &HsmProfile) -> Verdict {
-    let decrypts = host(data_keys, Some(&profile.eedk)).is_some();
-    let decrypt = cell(data_keys, profile.eedk.hash, profile.eedk.labelled);
+    let decrypts = host(data_keys, Some(profile.eedk));
+    let decrypt = match profile.eedk {
+        WrapAlgorithm::Oaep { hash, labelled } => {
+            cell(data_keys, hash, labelled).map(|oaep| &oaep.decrypt)
+        }
+        WrapAlgorithm::Pkcs1V15 => Some(&data_keys.v15.decrypt),
+    };
     let denied = pair(found, PairKind::Host).is_some_and(|pair| pair.denied_uses);
     let made = denied || profile.kek.denied_uses == Send::Omit;
     Verdict {
@@ -81,10 +86,12 @@ fn host_verdict(found: &Examination, data_keys: &DataKeys, profile: &HsmProfile)
         able: decrypts && made,
         why: if !made && decrypts {
             "it decrypts, but makes no KEK for it with kek.denied_uses = \"send\"".to_owned()
+        } else if decrypts && profile.eedk.is_v15() {
+            "with KEKs made for it, and policy.pkcs1_v15_eedks = \"allow\"; the data key is in ekm's memory for an instant".to_owned()
         } else if decrypts {
             "with KEKs made for it; the data key is in ekm's memory for an instant".to_owned()
         } else if data_keys.random.works() {
-            decrypt.map_or_else(String::new, |oaep| oaep.decrypt.why())
+            decrypt.map_or_else(String::new, Outcome::why)
         } else {
             data_keys.random.why()
         },

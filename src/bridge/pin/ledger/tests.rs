@@ -200,17 +200,17 @@ fn a_code_of_the_vendors_own_counts_as_a_refusal() {
 fn the_last_try_is_taken_once_and_only_when_the_operator_says_so() {
     let mut site = Site::new();
     site.token.flags = ck::CKF_USER_PIN_FINAL_TRY;
-    assert!(matches!(site.begin("1"), Err(PinError::Token { .. })));
+    assert!(matches!(site.begin("1"), Err(PinError::Spent { .. })));
     site.unlock();
-    assert!(matches!(site.begin("1"), Err(PinError::Token { .. })));
+    assert!(matches!(site.begin("1"), Err(PinError::Spent { .. })));
     let leader = site.ledger().lead(Duration::ZERO).unwrap();
     leader.unlock(true).unwrap();
     drop(site.begin("1").unwrap());
-    assert!(matches!(site.begin("2"), Err(PinError::Token { .. })));
+    assert!(matches!(site.begin("2"), Err(PinError::Spent { .. })));
     site.token.flags = ck::CKF_USER_PIN_LOCKED;
     let leader = site.ledger().lead(Duration::ZERO).unwrap();
     leader.unlock(true).unwrap();
-    assert!(matches!(site.begin("2"), Err(PinError::Token { .. })));
+    assert!(matches!(site.begin("2"), Err(PinError::Spent { .. })));
 }
 
 #[test]

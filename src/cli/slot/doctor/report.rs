@@ -8,7 +8,7 @@ use crate::bridge::doctor::findings::{
     DataKeys, Examination, KekSeen, Keks, Outcome, SeenToken, Sessions, Surface, Trusted,
     UnwrappedKey,
 };
-use crate::bridge::doctor::fitting::{Difference, Verdict};
+use crate::bridge::doctor::fitting::{Difference, Verdict, without_oaep};
 use crate::bridge::message::PrivateHalf;
 use crate::cli::output;
 
@@ -309,16 +309,30 @@ fn show_data_keys(data_keys: &DataKeys) -> anyhow::Result<()> {
     output::say("")?;
     output::table(
         &["OAEP", "label", "C_UnwrapKey", "C_WrapKey", "C_Decrypt"],
-        data_keys.oaep.iter().map(|oaep| {
-            vec![
-                oaep.hash.to_string(),
-                output::yes(Some(oaep.labelled)).to_owned(),
-                oaep.unwrap.short().to_owned(),
-                oaep.wrap.short().to_owned(),
-                oaep.decrypt.short().to_owned(),
-            ]
-        }),
-    )
+        data_keys
+            .oaep
+            .iter()
+            .map(|oaep| {
+                vec![
+                    oaep.hash.to_string(),
+                    output::yes(Some(oaep.labelled)).to_owned(),
+                    oaep.unwrap.short().to_owned(),
+                    oaep.wrap.short().to_owned(),
+                    oaep.decrypt.short().to_owned(),
+                ]
+            })
+            .chain([vec![
+                "none: v1.5".to_owned(),
+                "-".to_owned(),
+                data_keys.v15.unwrap.short().to_owned(),
+                "-".to_owned(),
+                data_keys.v15.decrypt.short().to_owned(),
+            ]]),
+    )?;
+    match without_oaep(data_keys) {
+        Some(words) => output::say(&format!("\n{words}")),
+        None => Ok(()),
+    }
 }
 
 /// What the attributes say of an unwrapped key, and whether it can be read.
@@ -379,6 +393,16 @@ fn show_keks(keks: &Keks) -> anyhow::Result<()> {
             ]
         }),
     )?;
+    for KekSeen { kek, .. } in &keks.keks {
+        if let PrivateHalf::Refused { attributes, .. } = &kek.private
+            && attributes.extractable == Some(true)
+        {
+            output::say(&format!(
+                "{} is extractable, as a key that an interrupted ceremony (ekm kek generate --copy) leaves: ekm kek list says whether it is one, and how to remove it",
+                kek.label
+            ))?;
+        }
+    }
     for label in &keks.ambiguous {
         output::say(&format!(
             "the label {label} is on two different keys: requests for it are refused; rename one with the vendor's tool"

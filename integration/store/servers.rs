@@ -1,0 +1,48 @@
+//! The servers that share a state.
+
+use ekm::key::KekHash;
+use ekm::store::{Defaults, KekHeld, KeyServer, Servers as _, TokenHeld};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::both;
+
+fn server(node: &str, instance: u128) -> KeyServer {
+    KeyServer {
+        node: node.to_owned(),
+        instance: Uuid::from_u128(instance),
+        version: "0.1.0".to_owned(),
+        started: OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap(),
+        seen: OffsetDateTime::from_unix_timestamp(1_790_000_005).unwrap(),
+        tokens: vec![TokenHeld {
+            name: "main".to_owned(),
+            serial: "0001".to_owned(),
+            known: true,
+            keks: vec![KekHeld {
+                label: "KEK1".parse().unwrap(),
+                hash: KekHash::of_spki(b"k"),
+            }],
+        }],
+        defaults: Defaults {
+            kek1: Some("KEK1:hash".parse().unwrap()),
+            kek2: None,
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_tell_of_themselves_and_see_each_other() {
+    for two in both().await {
+        let (a, b) = (server("a", 1), server("b", 2));
+        assert_eq!(two.one.tell(&a).await.unwrap(), None);
+        assert_eq!(two.other.tell(&b).await.unwrap(), None);
+        let both = vec![a.clone(), b.clone()];
+        assert_eq!(two.one.servers().await.unwrap(), both);
+        // Another one of the same name sees whom it takes the place of.
+        let twin = server("a", 3);
+        assert_eq!(two.other.tell(&twin).await.unwrap(), Some(a));
+        assert!(two.one.forget_server("b").await.unwrap());
+        assert!(!two.one.forget_server("b").await.unwrap());
+        assert_eq!(two.other.servers().await.unwrap(), [twin]);
+    }
+}

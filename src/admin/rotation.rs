@@ -1,0 +1,486 @@
+//! KEKs that follow one another: rotated by hand, at a time, or by the calendar.
+
+use serde::{Deserialize, Serialize};
+use time::{Date, Month, OffsetDateTime, Time};
+use uuid::Uuid;
+
+use super::successor::successor;
+use super::{Reply, conflict, event, generate, record, stored, volumes};
+use crate::audit::{Kind, Outcome};
+use crate::key::{Encoding, KekRef, KeyLabel};
+use crate::keystore::KnownKek;
+use crate::problem::{EkmCode, Problem};
+use crate::service::{STARTING, Service};
+use crate::store::{Every, KekMove, KekSchedule, KekState, MoveState, StateChange};
+
+/// What is wanted of a rotation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateWanted {
+    /// The KEK that is written under now.
+    pub label: KeyLabel,
+    /// The new one's label; else one that follows from the old one's.
+    pub new_label: Option<KeyLabel>,
+    /// When it takes the old one's place; else at once.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub at: Option<OffsetDateTime>,
+    /// The token that the new one is made on; else one that has the old one.
+    pub token: Option<String>,
+}
+
+/// What an operator does with rollovers by the calendar.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleAct {
+    /// Sets one.
+    Set {
+        /// The KEK that is written under now.
+        label: KeyLabel,
+        /// How often.
+        every: Every,
+        /// When first; else when the next period begins.
+        #[serde(default, with = "time::serde::rfc3339::option")]
+        first: Option<OffsetDateTime>,
+    },
+    /// Takes one away.
+    Remove(KeyLabel),
+    /// Looks at all, and at the moves that are planned.
+    List,
+}
+
+/// Rollovers that are to come.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Rollovers {
+    /// By the calendar.
+    pub schedules: Vec<KekSchedule>,
+    /// Planned moves, and the last that were done.
+    pub moves: Vec<KekMove>,
+}
+
+/// Moves that were done and are still shown.
+const SHOWN: usize = 20;
+
+pub(super) async fn rotate(
+    service: &Service,
+    operator: &str,
+    wanted: RotateWanted,
+) -> Result<Reply, Problem> {
+    let RotateWanted {
+        label,
+        new_label,
+        at,
+        token,
+    } = wanted;
+    service.tokens().started(STARTING).await;
+    let old = written_under(service, &label).await?;
+    let now = OffsetDateTime::now_utc();
+    let due = at.unwrap_or(now);
+    let label = match new_label {
+        Some(label) => label,
+        None => follows(service, &old.label, due).await?,
+    };
+    let made = make(service, operator, &old, label, token).await?;
+    let planned = KekMove {
+        id: Uuid::new_v4(),
+        former: old.label.clone(),
+        successor: made,
+        due,
+        operator: operator.to_owned(),
+        state: MoveState::Planned,
+        note: None,
+    };
+    if due > now {
+        let mut event = event("kek-rotate-plan", operator);
+        event.keks = vec![planned.former.to_string(), planned.successor.to_string()];
+        event.detail = Some(format!("at {due}"));
+        record(service, event).await?;
+    }
+    stored(service.store().put_kek_move(&planned).await)?;
+    if due <= now {
+        return carry_out(service, planned)
+            .await
+            .map(|done| Reply::Rotated(Box::new(done)));
+    }
+    Ok(Reply::Rotated(Box::new(planned)))
+}
+
+/// The KEK of that label, if it is written under.
+async fn written_under(service: &Service, label: &KeyLabel) -> Result<KnownKek, Problem> {
+    let directory = service.directory().await?;
+    let kek = directory
+        .by_label(label)
+        .map_err(|error| conflict(EkmCode::EE31, error.to_string()))?;
+    if kek.partner.is_some() {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "{} is a partner's KEK, which the partner rotates",
+                kek.label
+            ),
+        ));
+    }
+    let states = stored(service.store().kek_states().await)?;
+    match states.of(&kek.hash) {
+        Some(standing) if standing.state != KekState::Active => Err(conflict(
+            EkmCode::EE30,
+            format!(
+                "KEK {} was {}, so nothing is left to rotate; make a new one: ekm kek generate",
+                kek.label,
+                standing.words()
+            ),
+        )),
+        _ => Ok(kek.clone()),
+    }
+}
+
+async fn follows(
+    service: &Service,
+    label: &KeyLabel,
+    at: OffsetDateTime,
+) -> Result<KeyLabel, Problem> {
+    let directory = service.directory().await?;
+    let registry = stored(service.store().keks().await)?;
+    successor(label, at, |label| {
+        directory.keks().iter().any(|kek| kek.label.same_as(label))
+            || registry.iter().any(|row| row.label.same_as(label))
+    })
+    .map_err(|why| conflict(EkmCode::EE31, why))
+}
+
+/// Makes the new KEK: as long as the old one, for the same custody, beside it.
+async fn make(
+    service: &Service,
+    operator: &str,
+    old: &KnownKek,
+    label: KeyLabel,
+    token: Option<String>,
+) -> Result<KeyLabel, Problem> {
+    let token = token.or_else(|| old.tokens.first().cloned());
+    let Some(custody) = old.custody else {
+        return Err(Problem::unavailable(format!(
+            "no token that is up has KEK {} (ekm token status), so it is not known what a new one must be",
+            old.label
+        )));
+    };
+    generate(
+        service,
+        operator,
+        label.clone(),
+        old.bits,
+        token,
+        (custody, false),
+    )
+    .await?;
+    Ok(label)
+}
+
+/// Puts the new KEK in the old one's place, and retires that. What was done before is done again,
+/// and changes nothing then.
+async fn carry_out(service: &Service, planned: KekMove) -> Result<KekMove, Problem> {
+    let KekMove {
+        former, successor, ..
+    } = &planned;
+    let new = KekRef {
+        label: successor.clone(),
+        encoding: Encoding::Label,
+    };
+    let fit = match service.directory().await?.by_label(successor) {
+        Ok(kek) => match service.may_write([Some(&new), None], kek.custody).await {
+            Ok(()) => service.all_have(&[(kek.label.clone(), kek.hash)]),
+            refused => refused,
+        },
+        Err(error) => Err(conflict(EkmCode::EE31, error.to_string())),
+    };
+    let mut event = event("kek-rotate", &planned.operator);
+    event.kind = Kind::ConfigurationManagement;
+    event.keks = vec![former.to_string(), successor.to_string()];
+    if let Err(problem) = fit {
+        let why = format!("KEK {former} stays in use: {}", problem.detail);
+        if planned.note.as_ref() != Some(&why) {
+            event.outcome = Outcome::Failure;
+            event.detail = Some(why.clone());
+            record(service, event).await?;
+            let planned = KekMove {
+                note: Some(why.clone()),
+                ..planned
+            };
+            stored(service.store().put_kek_move(&planned).await)?;
+        }
+        return Err(Problem {
+            detail: format!("{why}. It is tried again every minute"),
+            ..problem
+        });
+    }
+    event.outcome = Outcome::Intent;
+    record(service, event.clone()).await?;
+    let moved = stored(service.store().move_kek(former, successor).await)?;
+    retire(service, &planned).await?;
+    let drives: Vec<String> = moved.drives.iter().map(ToString::to_string).collect();
+    let note = match (moved.defaults, drives.as_slice()) {
+        (false, []) => "no default named the old one".to_owned(),
+        (true, []) => "the global labels name the new one".to_owned(),
+        (false, drives) => format!("drives {} name the new one", drives.join(", ")),
+        (true, drives) => format!(
+            "the global labels and drives {} name the new one",
+            drives.join(", ")
+        ),
+    };
+    event.outcome = Outcome::Success;
+    event.detail = Some(note.clone());
+    record(service, event).await?;
+    let done = KekMove {
+        state: MoveState::Done,
+        note: Some(note),
+        ..planned
+    };
+    stored(service.store().put_kek_move(&done).await)?;
+    Ok(done)
+}
+
+async fn retire(service: &Service, planned: &KekMove) -> Result<(), Problem> {
+    let (label, hash) = volumes::named(service, &planned.former).await?;
+    let states = stored(service.store().kek_states().await)?;
+    if states.state(&hash) != KekState::Active {
+        return Ok(());
+    }
+    let reason = format!("{} took its place", planned.successor);
+    let mut event = event("kek-retire", &planned.operator);
+    event.keks = vec![label.to_string()];
+    event.detail = Some(reason.clone());
+    record(service, event).await?;
+    let change = StateChange {
+        kek: hash,
+        state: KekState::Retired,
+        by: planned.operator.clone(),
+        reason: Some(reason),
+        before: states
+            .of(&hash)
+            .map(|standing| standing.row)
+            .unwrap_or_default(),
+    };
+    // Where another server was quicker, it is retired too.
+    stored(service.store().set_kek_state(&change).await).map(drop)
+}
+
+pub(super) async fn schedule(
+    service: &Service,
+    operator: &str,
+    act: ScheduleAct,
+) -> Result<Reply, Problem> {
+    match act {
+        ScheduleAct::Set {
+            label,
+            every,
+            first,
+        } => {
+            service.tokens().started(STARTING).await;
+            let kek = written_under(service, &label).await?;
+            let due = first.unwrap_or_else(|| next(every, OffsetDateTime::now_utc()));
+            let mut event = event("kek-schedule-set", operator);
+            event.kind = Kind::ConfigurationManagement;
+            event.keks = vec![kek.label.to_string()];
+            event.detail = Some(format!("every {every}, first at {due}"));
+            record(service, event).await?;
+            let schedule = KekSchedule {
+                label: kek.label,
+                every,
+                due,
+                operator: operator.to_owned(),
+                making: None,
+                trouble: None,
+            };
+            stored(service.store().put_kek_schedule(&schedule).await)?;
+            service.wake();
+        }
+        ScheduleAct::Remove(label) => {
+            let mut event = event("kek-schedule-remove", operator);
+            event.kind = Kind::ConfigurationManagement;
+            event.keks = vec![label.to_string()];
+            record(service, event).await?;
+            let removed = stored(service.store().remove_kek_schedule(&label).await)?;
+            let back = take_back(service, operator, &label).await?;
+            if !removed && !back {
+                return Err(conflict(
+                    EkmCode::EE31,
+                    format!(
+                        "there is no schedule and no planned rotation for KEK {label} (ekm kek schedule list)"
+                    ),
+                ));
+            }
+        }
+        ScheduleAct::List => {}
+    }
+    let mut moves = stored(service.store().kek_moves().await)?;
+    moves.sort_by_key(|planned| planned.state == MoveState::Done);
+    moves.truncate(SHOWN);
+    Ok(Reply::Rollovers(Box::new(Rollovers {
+        schedules: stored(service.store().kek_schedules().await)?,
+        moves,
+    })))
+}
+
+/// What the note of a move begins with that was taken back.
+pub const TAKEN_BACK: &str = "taken back";
+
+/// Takes back what is planned for a KEK, which stays in use; whether anything was. The one that was
+/// made for it stays, too.
+async fn take_back(service: &Service, operator: &str, label: &KeyLabel) -> Result<bool, Problem> {
+    let mut any = false;
+    for planned in stored(service.store().kek_moves().await)? {
+        if planned.state == MoveState::Planned && planned.former.same_as(label) {
+            let back = KekMove {
+                state: MoveState::Done,
+                note: Some(format!(
+                    "{TAKEN_BACK} by {operator}; KEK {label} stays in use"
+                )),
+                ..planned
+            };
+            stored(service.store().put_kek_move(&back).await)?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
+/// When the next month or year begins, UTC.
+fn next(every: Every, after: OffsetDateTime) -> OffsetDateTime {
+    let (year, month) = match every {
+        Every::Year => (after.year() + 1, Month::January),
+        Every::Month if after.month() == Month::December => (after.year() + 1, Month::January),
+        Every::Month => (after.year(), after.month().next()),
+    };
+    Date::from_calendar_date(year, month, 1)
+        .map_or(after, |date| date.with_time(Time::MIDNIGHT).assume_utc())
+}
+
+/// Does what is due: planned moves, and rollovers by the calendar.
+///
+/// # Errors
+/// The state or the records. What could not be done is noted there, and tried again.
+pub(crate) async fn work(service: &Service) -> Result<(), Problem> {
+    let now = OffsetDateTime::now_utc();
+    for planned in stored(service.store().kek_moves().await)? {
+        if planned.state == MoveState::Planned && planned.due <= now {
+            let (former, successor) = (planned.former.clone(), planned.successor.clone());
+            if let Err(problem) = carry_out(service, planned).await {
+                tracing::error!(%former, %successor, %problem, "a KEK was not rotated");
+            }
+        }
+    }
+    for schedule in stored(service.store().kek_schedules().await)? {
+        let node = service.node();
+        if schedule.due > now
+            || !stored(
+                service
+                    .store()
+                    .take_kek_schedule(&schedule.label, node)
+                    .await,
+            )?
+        {
+            continue;
+        }
+        let label = schedule.label.clone();
+        if let Err(problem) = roll(service, schedule.clone()).await {
+            tracing::error!(%label, %problem, "a KEK was not rolled over");
+            // What is being made stays noted.
+            let all = stored(service.store().kek_schedules().await)?;
+            if let Some(now) = all.into_iter().find(|one| one.label.same_as(&label)) {
+                let trouble = Some(problem.detail);
+                stored(
+                    service
+                        .store()
+                        .put_kek_schedule(&KekSchedule { trouble, ..now })
+                        .await,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn roll(service: &Service, schedule: KekSchedule) -> Result<(), Problem> {
+    service.tokens().started(STARTING).await;
+    let label = match &schedule.making {
+        Some(label) => label.clone(),
+        None => {
+            let label = follows(service, &schedule.label, schedule.due).await?;
+            let making = KekSchedule {
+                making: Some(label.clone()),
+                ..schedule.clone()
+            };
+            stored(service.store().put_kek_schedule(&making).await)?;
+            label
+        }
+    };
+    let operator = format!("{} (by schedule)", schedule.operator);
+    service.tokens().look_again().await;
+    let made = service.directory().await?.by_label(&label).is_ok();
+    if !made {
+        let old = written_under(service, &schedule.label).await?;
+        make(service, &operator, &old, label.clone(), None).await?;
+    }
+    let moves = stored(service.store().kek_moves().await)?;
+    let planned = moves
+        .into_iter()
+        .find(|planned| planned.successor.same_as(&label))
+        .unwrap_or_else(|| KekMove {
+            id: Uuid::new_v4(),
+            former: schedule.label.clone(),
+            successor: label.clone(),
+            due: schedule.due,
+            operator,
+            state: MoveState::Planned,
+            note: None,
+        });
+    if planned.state == MoveState::Planned {
+        carry_out(service, planned).await?;
+    }
+    let next = KekSchedule {
+        label,
+        due: next(schedule.every, OffsetDateTime::now_utc().max(schedule.due)),
+        making: None,
+        trouble: None,
+        ..schedule.clone()
+    };
+    stored(
+        service
+            .store()
+            .advance_kek_schedule(&schedule.label, &next)
+            .await,
+    )
+}
+
+/// What was due and could not be done: the KEK, and why.
+pub(crate) async fn troubles(service: &Service) -> Result<Vec<(String, String)>, Problem> {
+    let now = OffsetDateTime::now_utc();
+    let moves = stored(service.store().kek_moves().await)?;
+    let schedules = stored(service.store().kek_schedules().await)?;
+    let overdue = moves
+        .into_iter()
+        .filter(|planned| planned.state == MoveState::Planned && planned.due <= now)
+        .filter_map(|planned| Some((planned.former.to_string(), planned.note?)));
+    let mut all: Vec<(String, String)> = schedules
+        .into_iter()
+        .filter_map(|schedule| Some((schedule.label.to_string(), schedule.trouble?)))
+        .collect();
+    all.extend(overdue);
+    all.sort();
+    all.dedup_by(|one, other| one.0 == other.0);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn periods_begin_on_their_first_day() {
+        let at = datetime!(2026-12-31 23:59:59 UTC);
+        assert_eq!(next(Every::Month, at), datetime!(2027-01-01 0:00 UTC));
+        assert_eq!(next(Every::Year, at), datetime!(2027-01-01 0:00 UTC));
+        let begin = datetime!(2027-01-01 0:00 UTC);
+        assert_eq!(next(Every::Month, begin), datetime!(2027-02-01 0:00 UTC));
+        assert_eq!(next(Every::Year, begin), datetime!(2028-01-01 0:00 UTC));
+    }
+}

@@ -1,0 +1,264 @@
+//! `ekm backup`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use secrecy::{ExposeSecret as _, SecretString};
+use time::OffsetDateTime;
+
+use super::kek::passwords::first_line;
+use super::{Context, output, runtime, site, times};
+use crate::admin::{BackupStatus, Command, Reply};
+use crate::backup::make::{self, Made};
+use crate::backup::{BackedKek, seal};
+use crate::config::Config;
+use crate::store::{Backup, Sql};
+
+/// Makes a backup of everything that is outside the HSMs, beside a running
+/// server or without one: the state, the configuration, this server's
+/// certificates and keys, PIN ledgers, audit records, key files, and the
+/// database of an embedded token, which is the only copy of its KEKs.
+///
+/// The file is encrypted under a passphrase (Argon2id, AES-256-GCM), read back
+/// after it was written, and in its place only when it is whole. Without the
+/// passphrase it is worth nothing: keep that apart, and keep it. PINs are not in
+/// it unless you say so. `ekm restore` brings it back.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct BackupCommand {
+    /// The file to make; there must be none yet.
+    #[arg(required = true)]
+    file: Option<PathBuf>,
+    /// A file whose first line is the passphrase, 12 characters at least; without it, you are asked.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// PINs and passwords that are in files go into it too: whoever has the passphrase has the keys.
+    #[arg(long)]
+    with_pins: bool,
+    /// Leaves the audit records out, where they are archived by other means.
+    #[arg(long)]
+    without_audit: bool,
+    #[command(subcommand)]
+    about: Option<About>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum About {
+    /// Which backups were made, and which KEKs are in none.
+    Status,
+}
+
+impl BackupCommand {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
+        match (&self.about, &self.file) {
+            (Some(About::Status), _) => status(context),
+            (None, Some(file)) => self.make(context, file),
+            (None, None) => bail!("name the file to make: ekm backup FILE"),
+        }
+    }
+
+    fn make(&self, context: &Context, file: &Path) -> anyhow::Result<()> {
+        let config = Config::load(&context.config)?;
+        let passphrase = passphrase(self.passphrase_file.as_deref(), true)?;
+        seal::check(&passphrase)?;
+        let file = std::path::absolute(file)?;
+        let id = uuid::Uuid::new_v4();
+        let at = OffsetDateTime::now_utc();
+        let begin = Command::BackupBegin {
+            id,
+            file: file.display().to_string(),
+        };
+        let keks = match site::execute(context, begin)? {
+            Reply::BackupBegun(keks) => keks,
+            other => return site::out_of_turn(&other),
+        };
+        let made = self.made(context, &config, &file, &passphrase, (id, at), keks);
+        let ended = match &made {
+            Ok(made) => Ok(Box::new(noted(made, &file))),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let told = site::execute(context, Command::BackupMade { id, ended });
+        let made = made?;
+        told.with_context(|| {
+            format!(
+                "the backup {} was made and read back, but the state does not know of it",
+                file.display()
+            )
+        })?;
+        show(context, &made, &file)
+    }
+
+    fn made(
+        &self,
+        context: &Context,
+        config: &Config,
+        file: &Path,
+        passphrase: &SecretString,
+        (id, at): (uuid::Uuid, OffsetDateTime),
+        keks: Vec<BackedKek>,
+    ) -> anyhow::Result<Made> {
+        let asked = make::Asked {
+            config_path: &context.config,
+            config,
+            file,
+            passphrase,
+            with_pins: self.with_pins,
+            audit: !self.without_audit,
+            id,
+            at,
+            keks,
+        };
+        runtime()?.block_on(async {
+            let store = Sql::open(&config.state, config.database.as_ref()).await?;
+            let made = make::make(&asked, &store).await;
+            store.close().await;
+            Ok(made?)
+        })
+    }
+}
+
+fn noted(made: &Made, file: &Path) -> Backup {
+    Backup {
+        id: made.manifest.id,
+        at: made.manifest.at,
+        server: made.manifest.node.clone(),
+        file: file.display().to_string(),
+        bytes: made.bytes,
+        digest: made.digest.clone(),
+        contents: contents(made),
+        keks: made.manifest.keks.iter().map(|kek| kek.hash).collect(),
+    }
+}
+
+fn contents(made: &Made) -> String {
+    format!(
+        "{} files, {} rows of state, {}",
+        made.totals.files,
+        made.totals.rows,
+        if made.manifest.pins {
+            "PINs among the files"
+        } else {
+            "no PINs"
+        }
+    )
+}
+
+fn show(context: &Context, made: &Made, file: &Path) -> anyhow::Result<()> {
+    if context.json {
+        return output::json(&serde_json::json!({
+            "file": file,
+            "backup": noted(made, file),
+            "keks": made.manifest.keks,
+            "missing": made.manifest.missing,
+        }));
+    }
+    output::say(&format!(
+        "{}: {} bytes, read back; {}",
+        file.display(),
+        made.bytes,
+        contents(made)
+    ))?;
+    output::say(&format!("SHA-256 {}", made.digest))?;
+    let labels: Vec<String> = made
+        .manifest
+        .keks
+        .iter()
+        .map(|kek| format!("{} ({})", kek.label, kek.token))
+        .collect();
+    output::say(&if labels.is_empty() {
+        "No KEK is in it: those in an HSM are backed up by its maker's means".to_owned()
+    } else {
+        format!("KEKs in it: {}", labels.join(", "))
+    })?;
+    if made.manifest.pins {
+        output::say(
+            "PINs are in it: whoever has the file and its passphrase opens every cartridge",
+        )?;
+    }
+    not_in_it(&made.manifest.missing)
+}
+
+pub(super) fn not_in_it(missing: &[String]) -> anyhow::Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    output::say("Not in it:")?;
+    missing
+        .iter()
+        .try_for_each(|one| output::say(&format!("  {one}")))
+}
+
+/// From a file, or typed; twice where it is a new one.
+pub(super) fn passphrase(file: Option<&Path>, new: bool) -> anyhow::Result<SecretString> {
+    if let Some(path) = file {
+        return first_line(path);
+    }
+    let ask = |prompt: &str| {
+        rpassword::prompt_password(prompt)
+            .map(SecretString::from)
+            .context("cannot ask for the passphrase; give a file with --passphrase-file")
+    };
+    let typed = ask("Passphrase of the backup: ")?;
+    if new {
+        let again = ask("The same again: ")?;
+        if typed.expose_secret() != again.expose_secret() {
+            bail!("the two are not the same; nothing was done");
+        }
+    }
+    Ok(typed)
+}
+
+fn status(context: &Context) -> anyhow::Result<()> {
+    let status = match site::execute(context, Command::BackupStatus)? {
+        Reply::BackupStatus(status) => status,
+        other => return site::out_of_turn(&other),
+    };
+    if context.json {
+        return output::json(&status);
+    }
+    let BackupStatus {
+        backups,
+        rule,
+        keks,
+    } = *status;
+    if backups.is_empty() {
+        output::say("No backup was made yet: ekm backup FILE")?;
+    } else {
+        output::table_with_names(
+            &["made"],
+            &["made", "server", "keks", "bytes", "file"],
+            backups.iter().map(|backup| {
+                vec![
+                    times::shown(backup.at),
+                    backup.server.clone(),
+                    backup.keks.len().to_string(),
+                    backup.bytes.to_string(),
+                    backup.file.clone(),
+                ]
+            }),
+        )?;
+    }
+    output::say("")?;
+    output::table(
+        &["kek", "token", "backed up", "kept"],
+        keks.iter().map(|kek| {
+            vec![
+                kek.label.to_string(),
+                kek.tokens.join(", "),
+                kek.backed
+                    .map_or_else(|| "never".to_owned(), |at| at.date().to_string()),
+                if kek.kept { "yes" } else { "NO" }.to_owned(),
+            ]
+        }),
+    )?;
+    output::say(&format!(
+        "policy.backup_before_serving = \"{rule}\": {}",
+        match rule {
+            crate::policy::BackupBeforeServing::Off => "a KEK that is not kept is written under",
+            crate::policy::BackupBeforeServing::Warn =>
+                "a KEK that is not kept is written under, and an alarm is raised",
+            crate::policy::BackupBeforeServing::Require =>
+                "nothing is written under a KEK that is not kept",
+        }
+    ))
+}

@@ -1,0 +1,199 @@
+//! `ekm volume rekey`
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+use uuid::Uuid;
+
+use super::find::Filters;
+use crate::admin::{Command, OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted, Reply};
+use crate::cli::{Context, output, site, times};
+use crate::key::{KekRef, KeyLabel};
+use crate::store::RekeyState;
+use crate::volser::Volser;
+
+/// Between two looks at how far it is.
+const LOOK: Duration = Duration::from_millis(300);
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Rekey {
+    /// A volume; may be given again.
+    #[arg(long, value_name = "VOLSER")]
+    volser: Vec<Volser>,
+    /// Volumes with an EEDK under this KEK. Without --kek2 it alone gives way, to --kek1: the other
+    /// EEDK of a volume is made again under its own KEK.
+    #[arg(long, value_name = "LABEL", conflicts_with = "volser")]
+    from_kek: Option<KeyLabel>,
+    #[command(flatten)]
+    filters: Filters,
+    /// All that the filters find. Without it only their number is said.
+    #[arg(long)]
+    all_of: bool,
+    /// First new KEK: LABEL, LABEL:label or LABEL:hash.
+    #[arg(long, value_name = "LABEL[:label|:hash]", required_unless_present_any = ["status", "resume", "cancel"])]
+    kek1: Option<KekRef>,
+    /// Second new KEK.
+    #[arg(long, value_name = "LABEL[:label|:hash]")]
+    kek2: Option<KekRef>,
+    /// Most volumes a second, such as 20 or 20/s. Drives come first in any case.
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    rate: Option<u32>,
+    /// Begins it and does not wait for its end.
+    #[arg(long)]
+    no_wait: bool,
+    /// Shows how far rekeys are, or one of them.
+    #[arg(long, value_name = "ID", num_args = 0..=1, conflicts_with_all = ["kek1", "resume", "cancel"])]
+    status: Option<Option<Uuid>>,
+    /// Begins a rekey again that was cancelled, was stopped, or has failures; what is done stays.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["kek1", "cancel"])]
+    resume: Option<Uuid>,
+    /// Ends a rekey; what is done stays.
+    #[arg(long, value_name = "ID", conflicts_with = "kek1")]
+    cancel: Option<Uuid>,
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    number
+        .parse()
+        .ok()
+        .filter(|rate| *rate > 0)
+        .ok_or_else(|| format!("expected volumes a second, such as 20/s, got {text:?}"))
+}
+
+impl Rekey {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
+        let Self {
+            volser,
+            from_kek,
+            filters,
+            all_of,
+            kek1,
+            kek2,
+            rate,
+            no_wait,
+            status,
+            resume,
+            cancel,
+        } = self;
+        let act = match (status, resume, cancel, kek1) {
+            (Some(id), ..) => {
+                let jobs = ask(context, RekeyAct::Status(id))?;
+                return shown(context, &jobs, id.is_some());
+            }
+            (_, Some(id), ..) => RekeyAct::Resume(id),
+            (_, _, Some(id), _) => {
+                let jobs = ask(context, RekeyAct::Cancel(id))?;
+                return shown(context, &jobs, true);
+            }
+            (.., Some(kek1)) => RekeyAct::Start(Box::new(RekeyWanted {
+                volsers: volser,
+                filter: filters.filter(None, from_kek),
+                all_of,
+                kek1,
+                kek2,
+                rate,
+            })),
+            (.., None) => bail!("say the new KEK: --kek1 LABEL"),
+        };
+        let jobs = ask(context, act)?;
+        let [begun] = jobs.as_slice() else {
+            return shown(context, &jobs, true);
+        };
+        if no_wait {
+            shown(context, &jobs, true)?;
+        } else {
+            let ended = wait(context, begun.clone())?;
+            shown(context, std::slice::from_ref(&ended), true)?;
+            if ended.job.state != RekeyState::Done || ended.job.count.failed > 0 {
+                bail!(
+                    "not everything is rekeyed; mend what is said above, then: ekm volume rekey --resume {}",
+                    ended.job.id
+                );
+            }
+        }
+        if context.json {
+            return Ok(());
+        }
+        output::say("")?;
+        output::paragraph(OLD_EEDKS)
+    }
+}
+
+fn ask(context: &Context, act: RekeyAct) -> anyhow::Result<Vec<RekeySeen>> {
+    match site::execute(context, Command::VolumeRekey(act))? {
+        Reply::Rekeys(jobs) => Ok(jobs),
+        Reply::RekeyWould { rows, all } => {
+            let more = if all { "" } else { " or more" };
+            bail!(
+                "{rows}{more} sets of EEDKs fit, and nothing was done; say --all-of to rekey the volumes that they are of"
+            )
+        }
+        other => site::out_of_turn(&other),
+    }
+}
+
+/// Shows how far it is until it ends. It goes on where this is left.
+fn wait(context: &Context, begun: RekeySeen) -> anyhow::Result<RekeySeen> {
+    let bar = ProgressBar::new(begun.job.total);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos} of {len} {msg} {elapsed}, {eta} to go")
+    {
+        bar.set_style(style);
+    }
+    let mut seen = begun;
+    while seen.job.state == RekeyState::Running {
+        let count = &seen.job.count;
+        // More may come to light than was counted.
+        bar.set_length(seen.job.total.max(count.looked));
+        bar.set_position(count.looked);
+        let waits = seen.job.why.as_ref();
+        bar.set_message(match (waits, count.failed) {
+            (Some(why), _) => format!("waits: {why}"),
+            (None, 0) => String::new(),
+            (None, failed) => format!("{failed} failed"),
+        });
+        sleep(LOOK);
+        let mut jobs = ask(context, RekeyAct::Status(Some(seen.job.id)))?;
+        let Some(now) = jobs.pop() else {
+            bail!("the rekey {} is gone from the state", seen.job.id);
+        };
+        seen = now;
+    }
+    bar.finish_and_clear();
+    Ok(seen)
+}
+
+fn shown(context: &Context, jobs: &[RekeySeen], whole: bool) -> anyhow::Result<()> {
+    if context.json {
+        return output::json(&jobs);
+    }
+    output::table_with_names(
+        &["rekey", "began"],
+        &["rekey", "state", "rekeyed", "skipped", "failed", "began"],
+        jobs.iter().map(|RekeySeen { job, .. }| {
+            vec![
+                job.id.to_string(),
+                job.state.to_string(),
+                job.count.done.to_string(),
+                job.count.skipped.to_string(),
+                job.count.failed.to_string(),
+                times::shown(job.began),
+            ]
+        }),
+    )?;
+    if !whole {
+        return Ok(());
+    }
+    for RekeySeen { job, failures } in jobs {
+        if let Some(why) = &job.why {
+            output::paragraph(&format!("{}: {why}", job.state))?;
+        }
+        for failure in failures {
+            output::paragraph(&format!("{}: {}", failure.volser, failure.reason))?;
+        }
+    }
+    Ok(())
+}

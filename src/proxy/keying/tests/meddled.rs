@@ -1,0 +1,240 @@
+//! What happens between two commands of the proxy.
+
+use super::*;
+use crate::scsi::TransportError;
+use crate::softdrive::Quirk;
+
+/// Called before each command: whatever it does, and perhaps an end of the command that the drive
+/// never sees.
+type Before = Box<dyn FnMut(&[u8], &TapePort) -> Option<Completion> + Send>;
+
+struct Meddled {
+    port: TapePort,
+    before: Before,
+}
+
+impl Transport for Meddled {
+    fn execute(
+        &mut self,
+        cdb: &[u8],
+        data: Data<'_>,
+        limit: Duration,
+    ) -> Result<Completion, TransportError> {
+        match (self.before)(cdb, &self.port) {
+            Some(completion) => Ok(completion),
+            None => self.port.execute(cdb, data, limit),
+        }
+    }
+
+    fn name(&self) -> &str {
+        "meddled"
+    }
+}
+
+impl House {
+    /// The drive in the hands of a proxy whose commands pass by `before`.
+    fn meddle(
+        &mut self,
+        before: impl FnMut(&[u8], &TapePort) -> Option<Completion> + Send + 'static,
+    ) {
+        let transport = Meddled {
+            port: self.port.clone(),
+            before: Box::new(before),
+        };
+        self.held = HeldDrive::new(
+            Box::new(transport),
+            Box::new(self.seat.clone()),
+            self.held.rules.clone(),
+            History::new(&self.directory.path().join("history.jsonl")),
+        );
+        self.held.take_over().unwrap();
+    }
+
+    fn command(&self, cdb: &[u8]) -> Completion {
+        let mut port = self.port.clone();
+        port.execute(cdb, Data::None, SECOND).unwrap()
+    }
+}
+
+const UNLOAD: [u8; 6] = [0x1b, 0, 0, 0, 0, 0];
+
+#[test]
+fn cartridge_stays_in_while_a_job_writes_it() {
+    let mut house = House::new();
+    house.load("VOL001");
+    house.held.take_over().unwrap();
+    house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+    assert!(house.writes(b"one"));
+    // The next one would have no key, and no write protection.
+    let refused = house.command(&UNLOAD);
+    assert_eq!(refused.sense.get(12..14), Some(&[0x53, 0x02][..]));
+    assert!(house.writes(b"two"));
+    assert_eq!(house.close().alarms, []);
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+
+    // One that was left so by a proxy that died is let go by the next.
+    house.load("VOL002");
+    house.open("VOL002", "SECURE", "DISP=NEW").unwrap();
+    house.restart(|_| {});
+    house.held.take_over().unwrap();
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+}
+
+#[test]
+fn reset_between_the_last_look_and_the_lifting_refuses_the_job() {
+    let mut house = House::new();
+    house.load("VOL001");
+    let mut kept_in = false;
+    house.meddle(move |cdb, port| {
+        match cdb {
+            [0x1e, _, _, _, 1, ..] => kept_in = true,
+            [0x1a | 0x5a, ..] if kept_in => {
+                kept_in = false;
+                port.drive().reset();
+            }
+            _ => {}
+        }
+        None
+    });
+    let refused = house.refused("VOL001", "SECURE", "DISP=NEW");
+    assert!(
+        refused.contains("key") || refused.contains("reset"),
+        "{refused}"
+    );
+    assert_eq!(house.contents("VOL001").blocks, 0);
+}
+
+#[test]
+fn blocks_in_clear_behind_a_filemark_are_found() {
+    let mut house = House::new();
+    house.load("VOL001");
+    house.held.take_over().unwrap();
+    house.port.drive().misbehave(Quirk::ClaimsEncryption);
+    house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+    // Takes what is to be told.
+    house.command(&[0; 6]);
+    house.filemark();
+    assert!(house.writes(b"clear"));
+    let closed = house.close();
+    let clear = |alarm: &Alarm| matches!(alarm, Alarm::ClearBlock { .. });
+    assert!(closed.alarms.iter().any(clear), "{closed:?}");
+}
+
+#[test]
+fn eedks_of_a_tape_that_begins_with_a_filemark_stay_when_it_is_written_anew() {
+    let mut house = House::new();
+    house.held.take_over().unwrap();
+    let mut write = || {
+        house.load("VOL001");
+        let opened = house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+        for _ in 0..4 {
+            house.command(&[0; 6]);
+        }
+        house.filemark();
+        assert!(house.writes(b"behind a filemark"));
+        house.filemark();
+        let closed = house.close();
+        assert_eq!(closed.alarms, []);
+        assert!(
+            !closed
+                .warnings
+                .iter()
+                .any(|warning| warning.contains("wrote nothing")),
+            "{closed:?}"
+        );
+        opened.key.unwrap().dki
+    };
+    let first = write();
+    let second = write();
+    assert_ne!(first, second);
+    let memory = house.memory();
+    assert_eq!(memory.len(), 2);
+    assert!(
+        memory
+            .iter()
+            .all(|eedk| eedk.as_ref().unwrap().dki() == second)
+    );
+}
+
+#[test]
+fn eedks_that_are_stored_by_half_are_taken_back() {
+    let mut house = House::new();
+    house.held.take_over().unwrap();
+    let first = house.written("VOL001");
+    house.load("VOL001");
+    let mut writes = 0;
+    house.meddle(move |cdb, _| {
+        writes += usize::from(cdb[0] == 0x8d);
+        (cdb[0] == 0x8d && writes == 2).then(|| Completion {
+            status: 2,
+            transferred: 0,
+            sense: crate::t10::Sense::INTERNAL_FAILURE.encode().to_vec(),
+        })
+    });
+    let refused = house.refused("VOL001", "SECURE", "DISP=NEW");
+    assert!(refused.contains("44/00"), "{refused}");
+    let memory = house.memory();
+    assert_eq!(memory.len(), 2, "{refused}");
+    assert!(
+        memory
+            .iter()
+            .all(|eedk| eedk.as_ref().unwrap().dki() == first)
+    );
+}
+
+/// A server during whose answer another cartridge is put in.
+struct Swapped {
+    keys: TestKeys,
+    port: TapePort,
+    other: PathBuf,
+}
+
+impl Keys for Swapped {
+    fn create(&mut self, request: &CreateRequest) -> Result<CreateAnswer, KeysError> {
+        self.port.drive().unload();
+        self.port.drive().load(&self.other).unwrap();
+        self.keys.create(request)
+    }
+
+    fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer, KeysError> {
+        self.keys.resolve(request)
+    }
+
+    fn confirm(&mut self, request: &ConfirmRequest) -> Result<ConfirmAnswer, KeysError> {
+        self.keys.confirm(request)
+    }
+}
+
+#[test]
+fn cartridge_that_is_put_in_meanwhile_keeps_its_eedks() {
+    let mut house = House::new();
+    house.held.take_over().unwrap();
+    let (one, two) = (house.written("VOL001"), house.written("VOL002"));
+    house.load("VOL001");
+    let mut keys = Swapped {
+        keys: house.keys.clone(),
+        port: house.port.clone(),
+        other: house.tape("VOL002"),
+    };
+    let request = JobRequest {
+        name: None,
+        volser: "VOL001".parse().unwrap(),
+        data_class: Some("SECURE".parse().unwrap()),
+        dd: "DISP=NEW".parse().unwrap(),
+    };
+    let refused = house.held.open(&mut keys, &house.host, &request);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("28/00"), "{refused}");
+    let of = |house: &mut House, dki| {
+        let memory = house.memory();
+        assert_eq!(memory.len(), 2);
+        assert!(
+            memory
+                .iter()
+                .all(|eedk| eedk.as_ref().unwrap().dki() == dki)
+        );
+    };
+    of(&mut house, two);
+    house.load("VOL001");
+    of(&mut house, one);
+}

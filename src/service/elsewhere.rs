@@ -1,0 +1,106 @@
+//! Cartridges that may need a KEK and are not in the history: what impact cannot count.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Service, unstored};
+use crate::bridge::message::Provenance;
+use crate::config::Config;
+use crate::key::{KekHash, KeyLabel};
+use crate::migrate::history;
+use crate::problem::Problem;
+use crate::volser::Volser;
+
+/// What a server knows of them.
+#[derive(Debug)]
+pub(super) struct Elsewhere {
+    // Where records of EKM 2.1 are kept.
+    state: PathBuf,
+    // KEKs that the state has on record already, as far as this server put them there.
+    noted: Mutex<HashSet<KekHash>>,
+}
+
+impl Elsewhere {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            state: config.state.clone(),
+            noted: Mutex::default(),
+        }
+    }
+
+    /// Whether it was not noted yet; from now on it is.
+    fn first(&self, kek: KekHash) -> bool {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.insert(kek)
+    }
+
+    fn not_noted(&self, kek: &KekHash) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.remove(kek);
+    }
+}
+
+impl Service {
+    /// A KEK has opened an EEDK that was not issued here. The first time is kept.
+    pub(super) async fn note_foreign(&self, kek: &KekHash, volser: Option<&Volser>) {
+        if !self.elsewhere.first(*kek) {
+            return;
+        }
+        if let Err(error) = self.store.note_foreign(kek, volser).await {
+            tracing::warn!(%error, %kek, "that a KEK opens what was not issued here is not kept yet");
+            self.elsewhere.not_noted(kek);
+        }
+    }
+
+    /// Why cartridges may need a KEK that the history does not know of; nothing where it was made
+    /// for what was issued here, and has never opened anything else.
+    ///
+    /// # Errors
+    /// The state, or the records of EKM 2.1, cannot be read.
+    pub(crate) async fn needed_elsewhere(
+        &self,
+        label: &KeyLabel,
+        kek: &KekHash,
+    ) -> Result<Option<String>, Problem> {
+        let mut reasons = Vec::new();
+        let registry = self.store.keks().await;
+        let registry = registry.map_err(|error| unstored(&error))?;
+        let row = registry.iter().find(|row| row.hash == *kek);
+        match row.map(|row| row.provenance) {
+            Some(
+                provenance @ (Provenance::Imported | Provenance::Restored | Provenance::Software),
+            ) => {
+                reasons.push(format!("it was not made here ({provenance})"));
+            }
+            Some(Provenance::Born | Provenance::Copied) | None => {}
+        }
+        let seen = self.store.foreign_keks().await;
+        let seen = seen.map_err(|error| unstored(&error))?;
+        if let Some((_, first)) = seen.iter().find(|(seen, _)| seen == kek) {
+            reasons.push(format!(
+                "it has opened EEDKs that were not issued here, {first}"
+            ));
+        }
+        let state = self.elsewhere.state.clone();
+        let read = tokio::task::spawn_blocking(move || history::read(&state)).await;
+        let records = match read {
+            Ok(Ok(records)) => records,
+            Ok(Err(error)) => return Err(Problem::internal(error.to_string())),
+            Err(error) => return Err(Problem::internal(error.to_string())),
+        };
+        let named = |alias: &str| alias.eq_ignore_ascii_case(label.as_str());
+        let volumes: HashSet<&str> = records
+            .iter()
+            .filter(|used| named(&used.alias1) || named(&used.alias2))
+            .map(|used| used.volser.as_str())
+            .collect();
+        if !volumes.is_empty() {
+            reasons.push(format!(
+                "EKM 2.1 keyed {} cartridge(s) under it, by the records that were taken over",
+                volumes.len()
+            ));
+        }
+        Ok((!reasons.is_empty()).then(|| reasons.join("; ")))
+    }
+}

@@ -1,0 +1,24 @@
+-- Audit chains: the keys that seal them, each server's seals as they are known outside its chain,
+-- and its newest record.
+CREATE TABLE audit_keys (
+    id TEXT PRIMARY KEY,
+    spki BYTEA NOT NULL,
+    token TEXT NOT NULL,
+    made TEXT NOT NULL
+);
+
+CREATE TABLE audit_anchors (
+    node TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    seq BIGINT NOT NULL,
+    hash TEXT NOT NULL,
+    at TEXT NOT NULL,
+    PRIMARY KEY (node, number)
+);
+
+CREATE TABLE audit_heads (
+    node TEXT PRIMARY KEY,
+    seq BIGINT NOT NULL,
+    hash TEXT NOT NULL,
+    at TEXT NOT NULL
+);
