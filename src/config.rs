@@ -3,10 +3,12 @@
 //! Relative paths are relative to the file. Unknown keys are refused, and a
 //! check names every fault at once with its key.
 
+mod faults;
 mod fleet;
 mod keystore;
 mod operators;
 mod records;
+mod token;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,11 +18,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::alarms::AlarmsConfig;
-use crate::bridge::message::{Hello, Task};
-use crate::bridge::pin::{PinError, PinSource};
+use crate::bridge::message::Hello;
+use crate::bridge::pin::PinSource;
 use crate::bridge::profile::HsmProfile;
-use crate::bridge::supervisor::Rank;
-use crate::bridge::uri::TokenUri;
 use crate::keystore::Tokens;
 use crate::policy::{Pkcs1V15Eedks, PolicyConfig};
 use crate::service::{Bounds, Gates};
@@ -31,6 +31,7 @@ pub use fleet::FleetConfig;
 pub use keystore::KeystoreConfig;
 pub use operators::{ApprovalConfig, OperatorsConfig, PersonConfig};
 pub use records::{RecordsConfig, SyslogConfig};
+pub use token::{TokenConfig, TokenConfigError};
 
 /// The configuration that `ekm config example` prints.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
@@ -134,39 +135,6 @@ pub struct MetricsConfig {
     pub listen: SocketAddr,
 }
 
-/// `[[tokens]]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenConfig {
-    /// A name of the site's own choosing.
-    pub name: String,
-    /// A shipped profile's name, or the path of a `.toml` file.
-    pub profile: String,
-    /// Which token: a PKCS#11 URI, `pkcs11:token=…;serial=…`.
-    pub uri: TokenUri,
-    /// The serials that it may have, the preferred first, where the nodes of a
-    /// cluster show one label and a serial each.
-    #[serde(default)]
-    pub serials: Vec<String>,
-    /// Where its user PIN comes from.
-    pub pin: PinSource,
-    /// Tokens of the lowest number that serve are used, the next only where none does.
-    #[serde(default = "default_priority")]
-    pub priority: u8,
-    /// Its share of the work among tokens of its priority.
-    #[serde(default = "default_weight")]
-    pub weight: u32,
-    /// What `{directory}` of the profile stands for; where the embedded token keeps its keys.
-    #[serde(default)]
-    pub directory: Option<PathBuf>,
-    /// Another library than the profile's.
-    #[serde(default)]
-    pub library: Option<String>,
-    /// Environment variables of the bridge besides the profile's.
-    #[serde(default)]
-    pub environment: std::collections::BTreeMap<String, String>,
-}
-
 fn nobody_named(operators: &OperatorsConfig) -> bool {
     *operators == OperatorsConfig::default()
 }
@@ -177,14 +145,6 @@ fn default_node() -> String {
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 3801))
-}
-
-const fn default_priority() -> u8 {
-    1
-}
-
-const fn default_weight() -> u32 {
-    1
 }
 
 // A thousand drives that mount in the same second fit, also behind one proxy
@@ -395,149 +355,6 @@ impl Config {
         }
     }
 
-    /// Every fault that can be seen without a token, one sentence each.
-    fn faults(&self) -> Vec<String> {
-        let mut faults = self.policy.faults();
-        let Self {
-            node,
-            state: _,
-            database,
-            fleet,
-            audit: _,
-            server,
-            metrics: _,
-            operators,
-            tokens,
-            records,
-            keystores,
-            sync,
-            policy,
-            alarms,
-        } = self;
-        faults.extend(alarms.faults());
-        faults.extend(operators.faults());
-        faults.extend(policy.approval.faults(operators));
-        faults.extend(records.faults());
-        if node.is_empty() || node.len() > 64 {
-            faults.push("node: give the server a name of 1 to 64 bytes".to_owned());
-        }
-        if node.starts_with("server:") {
-            faults.push("node: a name that begins with server: is a peer's".to_owned());
-        }
-        for (name, path) in [
-            ("certificate", Some(&server.certificate)),
-            ("key", Some(&server.key)),
-            ("client_ca", Some(&server.client_ca)),
-            ("crl", server.crl.as_ref()),
-            ("drive_ca", server.drive_ca.as_ref()),
-        ] {
-            if let Some(path) = path.filter(|path| !path.is_file()) {
-                faults.push(format!(
-                    "server.{name}: there is no file {}; ekm tls init and ekm tls issue make one",
-                    path.display()
-                ));
-            }
-        }
-        for (name, value, range) in [
-            ("handshake_seconds", server.handshake_seconds, 1..=300),
-            ("request_seconds", server.request_seconds, 1..=300),
-            ("stop_seconds", server.stop_seconds, 1..=300),
-        ] {
-            if !range.contains(&value) {
-                faults.push(format!("server.{name}: {value} is not 1 to 300"));
-            }
-        }
-        for (name, value) in [
-            ("max_connections", server.max_connections),
-            ("max_connections_per_peer", server.max_connections_per_peer),
-            ("max_waiting", server.max_waiting),
-            ("max_waiting_per_peer", server.max_waiting_per_peer),
-        ] {
-            if !(1..=100_000).contains(&value) {
-                faults.push(format!("server.{name}: {value} is not 1 to 100000"));
-            }
-        }
-        // Most bytes of a Unix socket's name (unix(7)), its final zero not counted.
-        if self.socket().as_os_str().len() > 107 {
-            faults.push(format!(
-                "state: the operators' socket {} is longer than the 107 bytes that its name may have; choose a shorter directory",
-                self.socket().display()
-            ));
-        }
-        if tokens.is_empty() && keystores.is_empty() {
-            faults.push("tokens: at least one [[tokens]] is needed".to_owned());
-        }
-        let named: Vec<(&str, &str, u32)> = tokens
-            .iter()
-            .map(|token| ("tokens", token.name.as_str(), token.weight))
-            .chain(
-                keystores
-                    .iter()
-                    .map(|keystore| ("keystores", keystore.name.as_str(), keystore.weight)),
-            )
-            .collect();
-        for (index, (kind, name, weight)) in named.iter().enumerate() {
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-                faults.push(format!(
-                    "{kind}: {name:?} is no name; use letters, digits, - and _"
-                ));
-            }
-            if named.iter().take(index).any(|(_, other, _)| other == name) {
-                faults.push(format!("{kind}: the name {name} is given twice"));
-            }
-            if !(1..=1000).contains(weight) {
-                faults.push(format!("{kind} {name}: weight {weight} is not 1 to 1000"));
-            }
-        }
-        faults.extend(keystores.iter().flat_map(KeystoreConfig::faults));
-        faults.extend(sync.faults());
-        faults.extend(database.iter().flat_map(DatabaseConfig::faults));
-        faults.extend(
-            fleet
-                .iter()
-                .flat_map(|fleet| fleet.faults(database.is_some())),
-        );
-        for token in tokens {
-            let name = &token.name;
-            if token.serials.iter().any(String::is_empty) {
-                faults.push(format!("tokens {name}: a serial is empty"));
-            }
-            if !token.serials.is_empty() && token.uri.has_serial() {
-                faults.push(format!(
-                    "tokens {name}: the URI names a serial and serials names others; leave one of them out"
-                ));
-            }
-            if let Some(fault) = token.pin.fault() {
-                faults.push(format!("tokens {name}: pin: {fault}"));
-            }
-            match HsmProfile::load(&token.profile) {
-                Err(error) => faults.push(format!("tokens {name}: {error}")),
-                Ok(profile) => {
-                    if let Err(error) = profile.serves() {
-                        faults.push(format!("tokens {name}: {error}"));
-                    }
-                    if profile.wrap_algorithm().is_v15()
-                        && self.policy.pkcs1_v15_eedks == Pkcs1V15Eedks::Refuse
-                    {
-                        let refused = TokenConfigError::Pkcs1V15 {
-                            token: name.clone(),
-                            profile: profile.name.clone(),
-                        };
-                        faults.push(refused.to_string());
-                    }
-                    if profile.wants_directory() && token.directory.is_none() {
-                        faults.push(format!(
-                            "tokens {name}: profile {} needs directory = \"…\"",
-                            profile.name
-                        ));
-                    }
-                }
-            }
-        }
-        faults
-    }
-
     /// The tokens whose profile wraps EEDKs by RSAES-PKCS1-v1_5.
     pub fn v15_tokens(&self) -> impl Iterator<Item = &str> {
         self.tokens
@@ -563,44 +380,6 @@ impl Config {
             });
         }
         Ok(())
-    }
-
-    /// What is wrong with the files of tokens and keystores, and with those that PINs and passwords
-    /// come from, one sentence each. A server starts all the same, and such a token is ready once
-    /// its file is put right.
-    #[must_use]
-    pub fn file_faults(&self) -> Vec<String> {
-        let keystores = self.keystores.iter().filter(|one| !one.file.is_file());
-        let gone = keystores.map(|keystore| {
-            format!(
-                "keystores {}: there is no file {}",
-                keystore.name,
-                keystore.file.display()
-            )
-        });
-        let tokens = self.tokens.iter().filter_map(|token| {
-            let mut profile = HsmProfile::load(&token.profile).ok()?;
-            profile.settle(token.directory.as_deref()?);
-            let reason = profile.there().err()?;
-            Some(format!("tokens {}: {reason}", token.name))
-        });
-        gone.chain(tokens).chain(self.pin_file_faults()).collect()
-    }
-
-    fn pin_file_faults(&self) -> Vec<String> {
-        let tokens = self.tokens.iter().filter_map(|token| {
-            let error = file_fault(&token.name, &token.pin)?;
-            Some(format!("{}: {error}", token.name))
-        });
-        let keystores = self.keystores.iter().flat_map(|keystore| {
-            std::iter::once(&keystore.password)
-                .chain(&keystore.key_password)
-                .filter_map(|source| {
-                    let error = file_fault(&keystore.name, source)?;
-                    Some(format!("{}: {}", keystore.name, error.of_password()))
-                })
-        });
-        tokens.chain(keystores).collect()
     }
 
     /// The environment variables that PINs come in.
@@ -641,117 +420,6 @@ impl Config {
     #[must_use]
     pub const fn request_time(&self) -> Duration {
         Duration::from_secs(self.server.request_seconds)
-    }
-}
-
-/// What is wrong with the file of a source that is one.
-fn file_fault(name: &str, source: &PinSource) -> Option<PinError> {
-    matches!(source, PinSource::File(_))
-        .then(|| source.read(name).err())
-        .flatten()
-}
-
-/// Why a token's profile could not be made ready.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenConfigError {
-    /// The profile wraps EEDKs by PKCS#1 v1.5, and the policy does not allow it.
-    #[error(
-        "token {token} is not used: profile {profile} wraps EEDKs by RSAES-PKCS1-v1_5, whose padding can be probed (Bleichenbacher); take a token that has OAEP, or, knowing what docs/pkcs1-v15.md says, set policy.pkcs1_v15_eedks = \"allow\""
-    )]
-    Pkcs1V15 {
-        /// The token.
-        token: String,
-        /// Its profile.
-        profile: String,
-    },
-    /// The profile.
-    #[error(transparent)]
-    Profile(#[from] crate::bridge::profile::ProfileError),
-    /// A directory or file.
-    #[error("cannot make {path} for token {token}: {source}")]
-    Directory {
-        /// The token.
-        token: String,
-        /// Where.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-}
-
-impl TokenConfig {
-    /// The profile with this token's own settings in it.
-    ///
-    /// # Errors
-    /// The profile is unknown or its files cannot be made.
-    pub fn settled_profile(&self) -> Result<HsmProfile, TokenConfigError> {
-        let Self {
-            name,
-            profile,
-            uri: _,
-            serials: _,
-            pin: _,
-            priority: _,
-            weight: _,
-            directory,
-            library,
-            environment,
-        } = self;
-        let mut profile = HsmProfile::load(profile)?;
-        if let Some(library) = library {
-            profile.module.library.clone_from(library);
-        }
-        profile.module.environment.extend(
-            environment
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone())),
-        );
-        let directory = directory.clone().unwrap_or_default();
-        profile.settle(&directory);
-        // Where there is no token the bridge says so, again and again until there is one.
-        if profile.there().is_ok() {
-            profile
-                .make(&directory)
-                .map_err(|source| TokenConfigError::Directory {
-                    token: name.clone(),
-                    path: directory,
-                    source,
-                })?;
-        }
-        Ok(profile)
-    }
-
-    /// Where it stands among the others.
-    #[must_use]
-    pub const fn rank(&self) -> Rank {
-        Rank {
-            priority: self.priority,
-            weight: self.weight,
-        }
-    }
-
-    /// What its bridge is told, with the PIN guard's files in `ledgers`.
-    ///
-    /// # Errors
-    /// The profile or a directory cannot be had.
-    pub fn hello(&self, ledgers: &Path) -> Result<Hello, TokenConfigError> {
-        crate::files::private_dir(ledgers).map_err(|source| TokenConfigError::Directory {
-            token: self.name.clone(),
-            path: ledgers.to_owned(),
-            source,
-        })?;
-        let profile = self.settled_profile()?;
-        profile.serves()?;
-        Ok(Hello {
-            name: self.name.clone(),
-            profile,
-            task: Task::Serve {
-                token: self.uri.clone(),
-                serials: self.serials.clone(),
-                pin: self.pin.clone(),
-                ledgers: ledgers.to_owned(),
-            },
-        })
     }
 }
 

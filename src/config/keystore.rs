@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::default_weight;
+use super::token::default_weight;
 use crate::bridge::message::{Hello, Task};
 use crate::bridge::pin::PinSource;
 use crate::bridge::profile::HsmProfile;

@@ -1,6 +1,8 @@
 //! All configured tokens, each behind its bridge.
 
 mod first;
+#[cfg(test)]
+mod tests;
 mod verbs;
 
 use std::sync::Arc;
@@ -221,7 +223,7 @@ impl Tokens {
         may: impl Fn(&Bridge) -> Fit,
         op: &Op,
         patient: bool,
-        none: Fault,
+        none: impl Fn() -> Fault,
     ) -> Result<(&Bridge, Reply), Fault> {
         let longest = self.longest();
         // Time for one call that hangs to its end, and for another after that.
@@ -233,14 +235,12 @@ impl Tokens {
         let until = Instant::now() + longest + more;
         loop {
             let mut order = self.order(&may);
-            let mut none = none.clone();
+            let mut silent = None;
             if !patient {
                 // Who can turn to another EEDK does not wait for an HSM that hangs.
-                let silent = order.extract_if(.., |bridge| bridge.is_silent()).last();
-                if let Some(bridge) = silent {
-                    none = bridge.unheard();
-                }
+                silent = order.extract_if(.., |bridge| bridge.is_silent()).last();
             }
+            let none = || silent.map_or_else(|| self.unserved(&may, none()), Bridge::unheard);
             let outcome = first(order, op, until, patient, none).await;
             let hopeful: Vec<&Bridge> = self
                 .bridges
@@ -264,6 +264,18 @@ impl Tokens {
                 return outcome;
             }
         }
+    }
+
+    /// What to say where no token served: `none`, unless one may do it after all and serves since.
+    fn unserved(&self, may: &impl Fn(&Bridge) -> Fit, none: Fault) -> Fault {
+        if none.passes() {
+            return none;
+        }
+        let able = self.bridges.iter().find(|bridge| may(bridge) != Fit::No);
+        able.map_or(none, |bridge| Fault::Down {
+            token: bridge.name().to_owned(),
+            reason: "it was not ready a moment ago, and is now".to_owned(),
+        })
     }
 
     /// The longest that any token may take.

@@ -10,7 +10,9 @@
 mod approvals;
 mod backups;
 mod births;
+mod drives;
 mod evidence;
+mod fields;
 mod history;
 mod kek_life;
 mod openings;
@@ -28,7 +30,6 @@ mod volumes;
 pub use rows::{Filling, Snapshot};
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,20 +38,20 @@ use sha2::{Digest, Sha256};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Transaction};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{
-    Birth, Certificates, DatabaseConfig, Defaults, Drive, DriveKey, DriveState, FailedOpening,
-    Forgiven, Issuance, Issued, Opening, Origin, Partner, RegisteredKek, RequestKey, Store,
-    StoreError, VolumeKey,
+    Birth, Certificates, DatabaseConfig, Defaults, Drive, FailedOpening, Forgiven, Issuance,
+    Issued, Opening, Origin, Partner, RegisteredKek, RequestKey, Store, StoreError, VolumeKey,
 };
 use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
 use crate::key::{DataKeyId, KekHash, KeyLabel};
 use crate::tls::PeerId;
 use crate::volser::Volser;
+use fields::Fields;
 
 /// Connections of one server to PostgreSQL.
 const CONNECTIONS: u32 = 16;
@@ -375,30 +376,6 @@ impl Sql {
         Fields { store: self, row }
     }
 
-    fn drive_of(&self, row: &AnyRow) -> Result<Drive, StoreError> {
-        let row = self.row(row);
-        let spki: Option<Vec<u8>> = row.get("spki")?;
-        Ok(Drive {
-            serial: row.parsed("serial")?,
-            wwn: row.maybe("wwn")?,
-            kek1: row.maybe("kek1")?,
-            kek2: row.maybe("kek2")?,
-            key: match (row.flag("certified")?, spki) {
-                (true, _) => DriveKey::Certified,
-                (false, Some(spki)) => DriveKey::Pinned(spki),
-                (false, None) => DriveKey::None,
-            },
-            form: row.parsed("form")?,
-            custody: row.parsed("custody")?,
-            speakers: row.json("speakers")?,
-            state: match row.get::<String>("state")?.as_str() {
-                "active" => DriveState::Active,
-                "pending" => DriveState::Pending,
-                _ => return Err(row.damaged("state")),
-            },
-        })
-    }
-
     fn kek_of(&self, row: &AnyRow) -> Result<RegisteredKek, StoreError> {
         let row = self.row(row);
         Ok(RegisteredKek {
@@ -411,133 +388,6 @@ impl Sql {
             provenance: row.json("provenance")?,
         })
     }
-
-    /// Inserts a row, doing that where there is one; whether one was inserted or changed.
-    async fn insert_drive(
-        &self,
-        drive: &Drive,
-        conflict: &'static str,
-    ) -> Result<bool, StoreError> {
-        let mut transaction = self.begin().await?;
-        let done = self.put_row(&mut transaction, drive, conflict).await?;
-        self.commit(transaction).await?;
-        Ok(done)
-    }
-
-    async fn put_row(
-        &self,
-        transaction: &mut Transaction<'static, Any>,
-        drive: &Drive,
-        conflict: &'static str,
-    ) -> Result<bool, StoreError> {
-        let Drive {
-            serial,
-            wwn,
-            kek1,
-            kek2,
-            key,
-            form,
-            custody,
-            speakers,
-            state,
-        } = drive;
-        let spki = match key {
-            DriveKey::Pinned(spki) => Some(spki.as_slice()),
-            DriveKey::Certified | DriveKey::None => None,
-        };
-        let state = match state {
-            DriveState::Active => "active",
-            DriveState::Pending => "pending",
-        };
-        // One of two constants, never a peer's text.
-        let sql = sqlx::AssertSqlSafe(format!(
-            "INSERT INTO drives
-             (serial, wwn, kek1, kek2, spki, certified, form, custody, speakers, state, updated, deleted)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL)
-             ON CONFLICT (serial) DO {conflict}"
-        ));
-        let done = sqlx::query(sql)
-            .bind(serial.as_str())
-            .bind(wwn.map(|wwn| wwn.to_string()))
-            .bind(kek1.as_ref().map(ToString::to_string))
-            .bind(kek2.as_ref().map(ToString::to_string))
-            .bind(spki)
-            .bind(i64::from(*key == DriveKey::Certified))
-            .bind(form.to_string())
-            .bind(custody.to_string())
-            .bind(json(speakers))
-            .bind(state)
-            .bind(now())
-            .execute(&mut **transaction)
-            .await
-            .map_err(|source| self.database(source))?;
-        Ok(done.rows_affected() > 0)
-    }
-}
-
-/// Reads the columns of one row, naming the column that does not read.
-struct Fields<'a> {
-    store: &'a Sql,
-    row: &'a AnyRow,
-}
-
-impl Fields<'_> {
-    fn get<'r, T>(&'r self, column: &str) -> Result<T, StoreError>
-    where
-        T: sqlx::Decode<'r, Any> + sqlx::Type<Any>,
-    {
-        self.row
-            .try_get(column)
-            .map_err(|source| self.store.database(source))
-    }
-
-    /// A truth: both databases keep it as a number.
-    fn flag(&self, column: &str) -> Result<bool, StoreError> {
-        self.get::<i64>(column).map(|number| number != 0)
-    }
-
-    fn count(&self, column: &str) -> Result<u32, StoreError> {
-        let number: i64 = self.get(column)?;
-        u32::try_from(number).map_err(|_| self.damaged(column))
-    }
-
-    /// A time that [`ticks`] wrote.
-    fn time(&self, column: &str) -> Result<OffsetDateTime, StoreError> {
-        self.maybe_time(column)?.ok_or_else(|| self.damaged(column))
-    }
-
-    fn maybe_time(&self, column: &str) -> Result<Option<OffsetDateTime>, StoreError> {
-        let micros: Option<i64> = self.get(column)?;
-        micros
-            .map(|micros| {
-                OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000)
-                    .map_err(|_| self.damaged(column))
-            })
-            .transpose()
-    }
-
-    fn parsed<T: FromStr>(&self, column: &str) -> Result<T, StoreError> {
-        let text: String = self.get(column)?;
-        text.parse().map_err(|_| self.damaged(column))
-    }
-
-    fn maybe<T: FromStr>(&self, column: &str) -> Result<Option<T>, StoreError> {
-        let text: Option<String> = self.get(column)?;
-        text.map(|text| text.parse().map_err(|_| self.damaged(column)))
-            .transpose()
-    }
-
-    fn json<T: serde::de::DeserializeOwned>(&self, column: &str) -> Result<T, StoreError> {
-        let text: String = self.get(column)?;
-        serde_json::from_str(&text).map_err(|_| self.damaged(column))
-    }
-
-    fn damaged(&self, what: &str) -> StoreError {
-        StoreError::Damaged {
-            name: self.store.name.to_string(),
-            what: what.to_owned(),
-        }
-    }
 }
 
 /// Who adds a label, to the KEKs or to the partners, is alone with it.
@@ -545,16 +395,10 @@ fn label_lock(label: &KeyLabel) -> String {
     format!("label {}", label.folded())
 }
 
-/// The number by which PostgreSQL locks a name.
-/// What becomes of a drive's row that is there.
-const REPLACED: &str = "UPDATE SET wwn = excluded.wwn, kek1 = excluded.kek1, kek2 = excluded.kek2,
-    spki = excluded.spki, certified = excluded.certified, form = excluded.form,
-    custody = excluded.custody, speakers = excluded.speakers,
-    state = excluded.state, updated = excluded.updated, deleted = NULL";
-
 /// Held by each transaction that adds to the history, beside the others.
 const HISTORY: &str = "history";
 
+/// The number by which PostgreSQL locks a name.
 fn lock_number(name: &str) -> i64 {
     Sha256::digest(name)
         .first_chunk()
@@ -588,70 +432,27 @@ fn json<T: serde::Serialize>(value: &T) -> String {
 #[async_trait]
 impl Store for Sql {
     async fn drive(&self, serial: &DriveSerial) -> Result<Option<Drive>, StoreError> {
-        let row = sqlx::query("SELECT * FROM drives WHERE serial = $1 AND deleted IS NULL")
-            .bind(serial.as_str())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|source| self.database(source))?;
-        row.map(|row| self.drive_of(&row)).transpose()
+        self.one_drive(serial).await
     }
 
     async fn drives(&self) -> Result<Vec<Drive>, StoreError> {
-        sqlx::query("SELECT * FROM drives WHERE deleted IS NULL ORDER BY serial")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|source| self.database(source))?
-            .iter()
-            .map(|row| self.drive_of(row))
-            .collect()
+        self.all_drives().await
     }
 
     async fn put_drive(&self, drive: &Drive) -> Result<(), StoreError> {
-        self.insert_drive(drive, REPLACED).await.map(drop)
+        self.replace_drive(drive).await
     }
 
     async fn change_drive(&self, before: Option<&Drive>, drive: &Drive) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        self.alone(&mut transaction, &format!("drive {}", drive.serial))
-            .await?;
-        let sql = match self.dialect {
-            Dialect::Sqlite => "SELECT * FROM drives WHERE serial = $1 AND deleted IS NULL",
-            Dialect::Postgres => {
-                "SELECT * FROM drives WHERE serial = $1 AND deleted IS NULL FOR UPDATE"
-            }
-        };
-        let now = sqlx::query(sql)
-            .bind(drive.serial.as_str())
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|source| self.database(source))?
-            .map(|row| self.drive_of(&row))
-            .transpose()?;
-        if now.as_ref() != before {
-            return Err(StoreError::Changed {
-                what: format!("drive {}", drive.serial),
-            });
-        }
-        self.put_row(&mut transaction, drive, REPLACED).await?;
-        self.commit(transaction).await
+        self.exchange_drive(before, drive).await
     }
 
     async fn discover_drive(&self, drive: &Drive) -> Result<bool, StoreError> {
-        self.insert_drive(drive, "NOTHING").await
+        self.discovered(drive).await
     }
 
     async fn delete_drive(&self, serial: &DriveSerial) -> Result<bool, StoreError> {
-        let mut transaction = self.begin().await?;
-        let done = sqlx::query(
-            "UPDATE drives SET deleted = $2, updated = $2 WHERE serial = $1 AND deleted IS NULL",
-        )
-        .bind(serial.as_str())
-        .bind(now())
-        .execute(&mut *transaction)
-        .await
-        .map_err(|source| self.database(source))?;
-        self.commit(transaction).await?;
-        Ok(done.rows_affected() > 0)
+        self.remove_drive(serial).await
     }
 
     async fn keks(&self) -> Result<Arc<[RegisteredKek]>, StoreError> {

@@ -22,7 +22,7 @@ pub(super) async fn first<'a>(
     op: &Op,
     until: Instant,
     patient: bool,
-    none: Fault,
+    none: impl Fn() -> Fault,
 ) -> Result<(&'a Bridge, Reply), Fault> {
     let mut next = order.into_iter();
     let mut asked = FuturesUnordered::new();
@@ -37,13 +37,13 @@ pub(super) async fn first<'a>(
                     waiting.push(bridge);
                     asked.push(async move { (bridge, bridge.try_ask(op, until).await) });
                 }
-                None if asked.is_empty() => return Err(worst.unwrap_or(none)),
+                None if asked.is_empty() => return Err(worst.unwrap_or_else(&none)),
                 None if patient => patience = Duration::MAX,
                 None if waiting.iter().all(|bridge| bridge.is_silent()) => {
                     for bridge in waiting {
                         worse(&mut worst, bridge.unheard());
                     }
-                    return Err(worst.unwrap_or(none));
+                    return Err(worst.unwrap_or_else(&none));
                 }
                 None => patience = LOOK,
             }

@@ -97,7 +97,7 @@ impl Keystore for Tokens {
                 Fit::Able
             }
         };
-        match self.served(may, &op, true, self.no_maker()).await? {
+        match self.served(may, &op, true, || self.no_maker()).await? {
             (
                 bridge,
                 Reply::Created {
@@ -132,7 +132,7 @@ impl Keystore for Tokens {
             custody,
             guard,
         };
-        let none = self.nobody(opening.kek, custody);
+        let none = || self.nobody(opening.kek, custody);
         let may = opener(opening, custody);
         match self.served(may, &op, opening.patient, none).await? {
             (
@@ -165,7 +165,7 @@ impl Keystore for Tokens {
             custody,
             block,
         };
-        let none = self.nobody(opening.kek, custody);
+        let none = || self.nobody(opening.kek, custody);
         let may = opener(opening, custody);
         match self.served(may, &op, opening.patient, none).await? {
             (
@@ -204,7 +204,7 @@ impl Keystore for Tokens {
                 Fit::No
             }
         };
-        let none = self.nobody(&kek.hash, custody);
+        let none = || self.nobody(&kek.hash, custody);
         match self.served(may, &op, true, none).await? {
             (_, Reply::Proved { proof, custody }) => Ok((proof, custody)),
             (bridge, other) => Err(out_of_turn(bridge, &other)),
