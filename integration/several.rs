@@ -386,3 +386,40 @@ async fn a_token_with_one_session_left_serves_with_one() {
     });
     join_all((0..16).map(|_| resolve(&bench, &a, &tape))).await;
 }
+
+/// A token that lacks the drive's form answered for one that has it and was starting anew: the
+/// drive was told that its table does not fit, and its job ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_cannot_does_not_speak_for_one_that_is_away() {
+    let (able, other) = (
+        Hsm::new(Kind::SofthsmInProcess, "able").await,
+        Hsm::new(Kind::SofthsmInProcess, "other").await,
+    );
+    let form = Kind::SofthsmInProcess.form();
+    let faulty = Faulty::before(&able);
+    let lacking = altered(
+        &other,
+        "other",
+        &[("forms = [\"rsa-oaep-sha1\"]", "forms = []")],
+    );
+    let tokens = vec![faulty.config(&able, "able"), lacking];
+    let bench = Bench::with(tokens, PolicyConfig::default()).await;
+    bench.kek("KEK", "able", Custody::Token).await;
+    default_kek(&bench, "KEK").await;
+    let a = drive(bench.directory.path(), 1, form);
+    bench.enrol(&a).await;
+    create(&bench, &a).await;
+    // It is away for seconds: a bridge has five sessions, and those of the one that died count on.
+    faulty.change(|rules| {
+        rules.session_limit = Some(SessionLimit {
+            most: 5,
+            linger_ms: 2_000,
+            told: true,
+        });
+    });
+    kill(state(&bench, 0).bridges()[0]);
+    wait_for("the bridge to be missed", Duration::from_secs(5), || {
+        !bench.service.tokens().bridges()[0].serves()
+    });
+    create(&bench, &a).await;
+}

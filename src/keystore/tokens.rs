@@ -242,7 +242,7 @@ impl Tokens {
             }
             let none = || silent.map_or_else(|| self.unserved(&may, none()), Bridge::unheard);
             let outcome = first(order, op, until, patient, none).await;
-            let hopeful: Vec<&Bridge> = self
+            let mut hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
                 // What a token holds that was never up is not known. One that is left to its
@@ -250,6 +250,21 @@ impl Tokens {
                 .filter(|bridge| may(bridge) != Fit::No || bridge.found().is_none())
                 .filter(|bridge| !matches!(bridge.state(), TokenState::Locked { .. }))
                 .collect();
+            // What those that serve cannot do, one that is away may.
+            let outcome = outcome.map_err(|fault| {
+                if fault.passes() || !fault.elsewhere() {
+                    return fault;
+                }
+                hopeful.retain(|bridge| !bridge.serves());
+                match hopeful.iter().find_map(|bridge| unready(bridge)) {
+                    Some(Fault::Down { token, reason }) => Fault::Down {
+                        token,
+                        reason: format!("{reason}; and of those that serve: {fault}"),
+                    },
+                    Some(other) => other,
+                    None => fault,
+                }
+            });
             let waits = patient
                 && !hopeful.is_empty()
                 && outcome.as_ref().is_err_and(Fault::passes)
