@@ -578,3 +578,40 @@ async fn a_kek_that_is_retired_on_one_server_only_is_an_alarm() {
     first.stop();
     second.stop();
 }
+
+/// Two servers that exchange their states by sync may be on one cluster: what one of them destroys
+/// is gone for the other, whose newest tapes are in nobody else's history.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kek_that_a_server_beside_may_write_under_is_not_destroyed() {
+    let twins = Twins::new();
+    twins.on_first(&["kek", "generate", "OLD", "--bits", "2048"]);
+    std::fs::remove_dir_all(twins.house.at("token2")).unwrap();
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([twins.house.at("token"), twins.house.at("token2")])
+        .status();
+    assert!(copied.unwrap().success());
+    let first = twins.house.serve().await;
+    twins.second(&first.address, "what = \"all\"\n");
+    let second = twins.serve_second().await;
+    twins.on_second(&["kek", "retire", "OLD"]);
+    let refusal = || {
+        let words = ["--config", "ekm2.toml", "kek", "delete", "OLD", "--destroy"];
+        let output = twins.house.run(&words);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refusal();
+    assert!(
+        said.contains("what server:ekm1 wrote under it is not known"),
+        "{said}"
+    );
+    twins.sync(&[]);
+    let said = refusal();
+    assert!(said.contains("it is active on server:ekm1"), "{said}");
+    twins.on_first(&["kek", "retire", "OLD"]);
+    twins.sync(&[]);
+    twins.on_second(&["kek", "delete", "OLD", "--destroy"]);
+    first.stop();
+    second.stop();
+}

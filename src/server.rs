@@ -141,6 +141,10 @@ async fn open_with(
         service::derive(fleet, &tokens, &std::collections::HashSet::new()).await;
         fleet.believe()?;
     }
+    if let Some(fleet) = &fleet {
+        // Before the first request: what other servers hold counts for it.
+        fleet.look_once().await;
+    }
     let service = Service::new(config, store, audit, tokens).await?;
     Ok(match fleet {
         Some(fleet) => service.with_fleet(fleet, config.fleet.clone()),

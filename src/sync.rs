@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{SyncConfig, SyncFrom};
 pub use peers::Peers;
+pub(crate) use peers::Writes;
 pub use reader::{Reader, SyncError};
 pub use report::{DriveChanged, HistoryTaken, SyncReport};
 pub use run::{Ask, run};

@@ -254,6 +254,44 @@ async fn a_confirm_that_comes_late_brings_no_old_set_back() {
     }
 }
 
+/// A create counts as written before its job has written: the KEK of what the cartridge held until
+/// then could be destroyed while the job ran, and was needed where it wrote nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_is_about_to_overwrite_is_known_until_it_has_said_whether_it_did() {
+    for two in both().await {
+        let day = OffsetDateTime::now_utc() - Duration::hours(24);
+        let ahead = OffsetDateTime::now_utc() + Duration::hours(1);
+        let under = async |label: &str, since| {
+            let found = two.other.overwritten_since(&hash(label), since, 4).await;
+            found
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        let given = issuance("r1", 1, "VOL001");
+        assert_eq!(two.one.issue(&given).await.unwrap(), Issued::Now);
+        confirm(&two.one, &given, true).await.unwrap();
+        assert_eq!(under("KEK1", day).await, [""; 0]);
+        // A rekey leaves the data key there, whichever EEDKs the cartridge holds.
+        let fresh = rekeyed(1, "VOL001", "KEK9", 9);
+        assert_eq!(two.one.issue_unmounted(&fresh).await.unwrap(), Issued::Now);
+        confirm(&two.one, &fresh, true).await.unwrap();
+        assert_eq!(under("KEK1", day).await, [""; 0]);
+        let mut next = issuance("r2", 2, "VOL001");
+        next.eedks = vec![eedk(next.dki, "KEK8", 8)];
+        assert_eq!(two.one.issue(&next).await.unwrap(), Issued::Now);
+        confirm(&two.one, &next, true).await.unwrap();
+        assert_eq!(under("KEK9", day).await, ["VOL001"]);
+        assert_eq!(under("KEK9", ahead).await, [""; 0]);
+        assert_eq!(under("KEK8", day).await, [""; 0]);
+        // It wrote nothing: what was there counts again.
+        confirm(&two.one, &next, false).await.unwrap();
+        assert_eq!(under("KEK9", day).await, [""; 0]);
+        assert_eq!(sets(&two.one, 1).await.sets[1].medium, OnMedium::Yes);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_is_given_up_until_it_is_written_anew() {
     for two in both().await {

@@ -108,7 +108,7 @@ pub(super) async fn turn(
 /// saying so.
 async fn known_to_all(service: &Service, standing: Option<&KekStanding>) -> Result<(), Problem> {
     match standing {
-        Some(standing) => service.history_is_whole(standing.since).await,
+        Some(standing) => service.history_is_whole(standing).await,
         None => Ok(()),
     }
 }

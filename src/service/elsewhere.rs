@@ -4,13 +4,22 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use time::OffsetDateTime;
+
 use super::{Service, unstored};
 use crate::bridge::message::Provenance;
 use crate::config::Config;
 use crate::key::{KekHash, KeyLabel};
 use crate::migrate::history;
 use crate::problem::Problem;
+use crate::sync::Writes;
 use crate::volser::Volser;
+
+/// Longest job: by then it has said whether it wrote.
+const JOB: time::Duration = time::Duration::hours(24);
+
+/// Volumes that are named at most.
+const SHOWN: usize = 4;
 
 /// What a server knows of them.
 #[derive(Debug)]
@@ -54,7 +63,8 @@ impl Service {
     }
 
     /// Why cartridges may need a KEK that the history does not know of; nothing where it was made
-    /// for what was issued here, and has never opened anything else.
+    /// for what was issued here, has never opened anything else, and no server beside this one may
+    /// have written under it since its history was last taken over.
     ///
     /// # Errors
     /// The state, or the records of EKM 2.1, cannot be read.
@@ -100,6 +110,27 @@ impl Service {
                 "EKM 2.1 keyed {} cartridge(s) under it, by the records that were taken over",
                 volumes.len()
             ));
+        }
+        let since = OffsetDateTime::now_utc() - JOB;
+        let overwritten = self.store.overwritten_since(kek, since, SHOWN).await;
+        let overwritten = overwritten.map_err(|error| unstored(&error))?;
+        if !overwritten.is_empty() {
+            let names: Vec<String> = overwritten.iter().map(ToString::to_string).collect();
+            reasons.push(format!(
+                "volume(s) {} were given other keys within a day, and hold the former one still where that job writes nothing after all",
+                names.join(", ")
+            ));
+        }
+        for (peer, writes) in self.peers.writes(kek) {
+            match writes {
+                Writes::Nothing => {}
+                Writes::Active => reasons.push(format!(
+                    "it is active on {peer}, which may write under it: retire it there, too, and sync again (ekm sync --from {peer} --what all)"
+                )),
+                Writes::Unknown => reasons.push(format!(
+                    "what {peer} wrote under it is not known: its history was not read to the end since this server was started (ekm sync --from {peer} --what all)"
+                )),
+            }
         }
         Ok((!reasons.is_empty()).then(|| reasons.join("; ")))
     }

@@ -21,15 +21,15 @@ use crate::keystore::Tokens;
 use crate::policy::{GrantedKek, ResolveGrant};
 use crate::problem::{EkmCode, Problem};
 use crate::store::{
-    Brought, Defaults, Difference, Fleet, FleetSeen, Issuance, Issued, KekHeld, KeyServer,
-    OutageCreates, Servers as _, StoreError, TokenHeld, differences, lacking,
+    Brought, Defaults, Difference, Fleet, FleetSeen, Issuance, Issued, KekHeld, KekStanding,
+    KeyServer, OutageCreates, Servers as _, StoreError, TokenHeld, differences, lacking,
 };
 
 /// Time between two looks at the table.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long after a KEK was retired another server must have told of itself: it knew by then, whatever
-/// its clock says.
+/// How long after a KEK was retired another server must have told of itself, besides that it knew: a
+/// request may be under way by what was remembered a moment before. By the database's clock alone.
 const WHOLE: time::Duration = time::Duration::seconds(60);
 
 /// Time after which a server tells of itself again, where nothing has changed.
@@ -63,7 +63,7 @@ pub(super) struct Part {
 #[derive(Debug, Default)]
 struct Seen {
     // What was told last, and when.
-    told: Option<(Vec<TokenHeld>, Defaults, Instant)>,
+    told: Option<(KeyServer, Instant)>,
     // What the tokens held that have not been up since the start.
     prior: Option<Vec<TokenHeld>>,
     // Another server of the same node name.
@@ -280,14 +280,17 @@ impl Service {
             return Ok(());
         }
         // Before the first look at the table nothing is known of what this server told before.
-        if part.fleet.seen().cache_age.is_none() {
+        let Some(knows) = part.fleet.knows() else {
             return Ok(());
-        }
-        let own = self.own(part, self.store.defaults().await?);
+        };
+        let own = self.own(part, knows, self.store.defaults().await?);
         let due = {
             let seen = part.seen();
-            seen.told.as_ref().is_none_or(|(tokens, defaults, at)| {
-                at.elapsed() >= TELL || *tokens != own.tokens || *defaults != own.defaults
+            seen.told.as_ref().is_none_or(|(told, at)| {
+                at.elapsed() >= TELL
+                    || told.knows != own.knows
+                    || told.tokens != own.tokens
+                    || told.defaults != own.defaults
             })
         };
         if !due {
@@ -299,12 +302,12 @@ impl Service {
         if again && before.is_some_and(|before| before.instance != part.instance) {
             seen.twin = Some(Instant::now());
         }
-        seen.told = Some((own.tokens, own.defaults, Instant::now()));
+        seen.told = Some((own, Instant::now()));
         Ok(())
     }
 
     /// This server as it tells of itself.
-    fn own(&self, part: &Part, defaults: Defaults) -> KeyServer {
+    fn own(&self, part: &Part, knows: i64, defaults: Defaults) -> KeyServer {
         let mut seen = part.seen();
         let prior = seen.prior.get_or_insert_with(|| {
             let mut servers = part.fleet.servers_seen().into_iter();
@@ -347,6 +350,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: part.started,
             seen: OffsetDateTime::now_utc(),
+            knows,
             tokens,
             defaults,
         }
@@ -354,11 +358,11 @@ impl Service {
 
     /// The servers that count, this one as it is now among them.
     fn counted(&self, part: &Part) -> Vec<KeyServer> {
-        let defaults = part.seen().told.as_ref().map(|told| told.1.clone());
+        let told = part.seen().told.as_ref().map(|told| told.0.clone());
         let mut servers = part.fleet.servers_seen();
         servers.retain(|server| server.node != self.node && part.counts(server));
-        if let Some(defaults) = defaults {
-            servers.push(self.own(part, defaults));
+        if let Some(told) = told {
+            servers.push(self.own(part, told.knows, told.defaults));
         }
         servers.sort_by(|one, other| one.node.cmp(&other.node));
         servers
@@ -429,11 +433,13 @@ impl Service {
         self.part.as_ref().map(|part| part.fleet.seen())
     }
 
-    /// That what every server gave out until then is in the history that they share.
+    /// That what every server gave out before a KEK's state was changed is in the history that they
+    /// share: each has told of itself since, by a table that has the change, and with nothing that is
+    /// not in the history.
     ///
     /// # Errors
     /// Which one may have given out what is not.
-    pub(crate) async fn history_is_whole(&self, since: OffsetDateTime) -> Result<(), Problem> {
+    pub(crate) async fn history_is_whole(&self, standing: &KekStanding) -> Result<(), Problem> {
         let Some(part) = &self.part else {
             return Ok(());
         };
@@ -446,11 +452,13 @@ impl Service {
         }
         let servers = self.store.servers().await;
         for server in servers.map_err(|error| unstored(&error))? {
-            if server.node != self.node && server.seen < since + WHOLE {
+            let knows = server.knows >= standing.row && server.seen >= standing.since + WHOLE;
+            if server.node != self.node && !knows {
                 return refused(format!(
                     "server {} has not told of itself since {}, and may have given out EEDKs that are not in the history yet; wait until it has, a minute at least, or take it out of the list if it is gone for good (ekm fleet forget {})",
                     server.node,
-                    since
+                    standing
+                        .since
                         .format(&time::format_description::well_known::Rfc3339)
                         .unwrap_or_default(),
                     server.node
@@ -522,6 +530,12 @@ impl Service {
         let Some(part) = self.part.as_ref().filter(|part| part.required) else {
             return Ok(());
         };
+        // What the others have is not known yet.
+        if part.fleet.knows().is_none() {
+            return Err(Problem::unavailable(
+                "nothing is written before the table of the servers was read (fleet.require_kek_everywhere = true; ekm fleet status)",
+            ));
+        }
         let servers = self.counted(part);
         let refused = |label: &str, why: String| {
             Err(Problem::new(

@@ -254,6 +254,12 @@ impl Fleet {
             .unwrap_or_default()
     }
 
+    /// The newest change of a KEK's state that the table has, by number; none before the first look.
+    #[must_use]
+    pub fn knows(&self) -> Option<i64> {
+        self.held().map(|held| held.snapshot.newest_state())
+    }
+
     /// Openings that failed, as last read, of all servers.
     #[must_use]
     pub fn failed_seen(&self) -> Option<Vec<FailedOpening>> {
@@ -392,6 +398,15 @@ impl Fleet {
             Reach::Up(up) => Ok(Arc::clone(up)),
             Reach::Down { why, .. } => Err(self.outage_by(what, why)),
         }
+    }
+
+    /// What was not found is not there, unless it may be in what no token has verified yet.
+    fn nowhere<T>(&self, what: &str, found: Option<T>) -> Result<Option<T>, StoreError> {
+        if found.is_none() && self.0.queue.is_unread() {
+            let why = "what this server gave out in an outage before it was started is on its disk, and no token has verified it yet";
+            return Err(self.outage_by(what, why));
+        }
+        Ok(found)
     }
 
     fn outage(&self, what: &str) -> StoreError {

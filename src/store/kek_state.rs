@@ -250,6 +250,14 @@ pub trait KekLife: Send + Sync {
     async fn note_foreign(&self, kek: &KekHash, volser: Option<&Volser>) -> Result<(), StoreError>;
     /// The KEKs of which that is kept, and when it first was, in words.
     async fn foreign_keks(&self) -> Result<Vec<(KekHash, String)>, StoreError>;
+    /// Volumes that held EEDKs under a KEK and were given others since then, by name, so many at most.
+    /// A job that wrote nothing after all takes that back.
+    async fn overwritten_since(
+        &self,
+        kek: &KekHash,
+        since: OffsetDateTime,
+        most: usize,
+    ) -> Result<Vec<Volser>, StoreError>;
     /// Planned moves and those that were done, the last first.
     async fn kek_moves(&self) -> Result<Vec<KekMove>, StoreError>;
     /// Adds a move, or replaces it; one that is done stays so.

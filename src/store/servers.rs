@@ -47,9 +47,13 @@ pub struct KeyServer {
     /// When it started.
     #[serde(with = "time::serde::rfc3339")]
     pub started: OffsetDateTime,
-    /// When it last told of itself, by its own clock.
+    /// When it last told of itself, by the database's clock: it is set where it is written.
     #[serde(with = "time::serde::rfc3339")]
     pub seen: OffsetDateTime,
+    /// The number of the newest change of a KEK's state that its table has; what it gives out is by
+    /// that one or a later one.
+    #[serde(default)]
+    pub knows: i64,
     /// Its tokens; software keystores are not among them.
     pub tokens: Vec<TokenHeld>,
     /// The global labels as it has them.
@@ -216,6 +220,7 @@ mod tests {
             version: "0".to_owned(),
             started: OffsetDateTime::UNIX_EPOCH,
             seen: OffsetDateTime::UNIX_EPOCH,
+            knows: 0,
             tokens: tokens
                 .iter()
                 .zip(["main", "second"])

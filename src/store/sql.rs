@@ -329,6 +329,23 @@ impl Sql {
         Ok(transaction)
     }
 
+    /// The database's own time: servers that share it need not agree on theirs.
+    async fn clock(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+    ) -> Result<OffsetDateTime, StoreError> {
+        if self.dialect == Dialect::Sqlite {
+            return Ok(OffsetDateTime::now_utc());
+        }
+        let row = sqlx::query(
+            "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) AS micros",
+        )
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(|source| self.database(source))?;
+        self.row(&row).time("micros")
+    }
+
     /// Has the transaction alone with what that name stands for, over all
     /// servers, until it ends. An SQLite writer is alone in any case.
     async fn alone(

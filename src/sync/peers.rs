@@ -1,6 +1,6 @@
 //! The servers beside this one, and how the syncs from them went.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use time::OffsetDateTime;
 
+use super::wire::KekFact;
 use super::{SyncConfig, SyncError, SyncReport};
 use crate::config::Config;
+use crate::key::KekHash;
+use crate::store::KekState;
 use crate::tls::{ClientPaths, PeerId, TlsError, client_config_with};
 
 /// How long a peer may read pages after a head.
@@ -36,6 +39,20 @@ struct Seen {
     differs: Option<String>,
     /// When one last came to its end.
     good: Option<OffsetDateTime>,
+    /// States of the KEKs there when the history was last read to its end, which is all that was
+    /// written under those that were not active by then.
+    whole: Option<HashMap<KekHash, KekState>>,
+}
+
+/// What a peer may have written under a KEK that is not in the history here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writes {
+    /// Nothing: it did not write under it any more when its history was read to the end.
+    Nothing,
+    /// It goes on writing.
+    Active,
+    /// Its history was not read to the end since this server started.
+    Unknown,
 }
 
 impl Peers {
@@ -130,14 +147,31 @@ impl Peers {
         let seen = all.entry(peer.clone()).or_default();
         match outcome {
             Ok(report) => {
-                *seen = Seen {
-                    failed: None,
-                    differs: report.differences.alarming(),
-                    good: Some(OffsetDateTime::now_utc()),
-                };
+                seen.failed = None;
+                seen.differs = report.differences.alarming();
+                seen.good = Some(OffsetDateTime::now_utc());
             }
             Err(error) => seen.failed = Some(error.to_string()),
         }
+    }
+
+    /// The history there is here up to where these were the states of the KEKs.
+    pub(super) fn note_whole(&self, peer: &PeerId, facts: &[KekFact]) {
+        let states = facts.iter().map(|fact| (fact.hash, fact.state)).collect();
+        self.seen().entry(peer.clone()).or_default().whole = Some(states);
+    }
+
+    /// What each peer may have written under a KEK that is not in the history here.
+    pub(crate) fn writes(&self, kek: &KekHash) -> Vec<(PeerId, Writes)> {
+        let seen = self.seen();
+        let of = |peer: &PeerId| match seen.get(peer).and_then(|seen| seen.whole.as_ref()) {
+            None => Writes::Unknown,
+            Some(states) if states.get(kek) == Some(&KekState::Active) => Writes::Active,
+            Some(_) => Writes::Nothing,
+        };
+        let from = self.config.from.iter();
+        from.map(|from| (from.peer.clone(), of(&from.peer)))
+            .collect()
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<PeerId, Seen>> {

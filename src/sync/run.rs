@@ -156,6 +156,7 @@ impl Sync<'_> {
         };
         self.take_tables(&reader, &read, &directory, &mut report)
             .await?;
+        let mut to_the_end = false;
         if self.what.history() {
             if !ask.dry_run {
                 let end = read.met.head.history;
@@ -164,8 +165,9 @@ impl Sync<'_> {
             }
             let history = report.history.insert(HistoryTaken::default());
             let taken = self.take_history(&mut reader, &read.met.head, history);
-            if let Err(cause) = taken.await {
-                return Err(report.partly(cause));
+            match taken.await {
+                Ok(end) => to_the_end = end,
+                Err(cause) => return Err(report.partly(cause)),
             }
         }
         let ours = report.defaults.clone();
@@ -184,6 +186,10 @@ impl Sync<'_> {
             let now = OffsetDateTime::now_utc();
             let noted = service.store().note_synced(&from.peer, now).await;
             noted.map_err(|error| report.partly(error.into()))?;
+            // Whoever retires a KEK waits for those that write under it, so this is all of it.
+            if to_the_end {
+                peers.note_whole(&from.peer, &read.facts);
+            }
         }
         Ok(report)
     }
@@ -347,7 +353,7 @@ impl Sync<'_> {
         reader: &mut Reader,
         head: &Head,
         taken: &mut HistoryTaken,
-    ) -> Result<(), SyncError> {
+    ) -> Result<bool, SyncError> {
         let store = self.service.store();
         let peer = &self.from.peer;
         let begun = Instant::now();
@@ -394,10 +400,10 @@ impl Sync<'_> {
             }
             if !more || last >= head.history {
                 taken.complete = true;
-                return Ok(());
+                return Ok(!more);
             }
             if begun.elapsed() > HISTORY {
-                return Ok(());
+                return Ok(false);
             }
             next = last.saturating_add(1);
         }

@@ -170,6 +170,18 @@ impl KekLife for Fleet {
         .await
     }
 
+    async fn overwritten_since(
+        &self,
+        kek: &KekHash,
+        since: OffsetDateTime,
+        most: usize,
+    ) -> Result<Vec<Volser>, StoreError> {
+        self.ask("the history", |sql| async move {
+            sql.overwritten_since(kek, since, most).await
+        })
+        .await
+    }
+
     async fn move_kek(&self, former: &KeyLabel, successor: &KeyLabel) -> Result<Moved, StoreError> {
         let (former, successor) = (former.clone(), successor.clone());
         self.change("the drive table", move |sql| async move {

@@ -148,6 +148,12 @@ impl Queue {
         }
     }
 
+    /// Whether there are lines of before the start that no key that is here has verified: what is not
+    /// found may be in one of them.
+    pub(super) fn is_unread(&self) -> bool {
+        !self.held().unverified.is_empty()
+    }
+
     /// Adds a fact. On the disk when it returns.
     pub(super) async fn add(&self, keys: &LocalKeys, entry: Entry) -> io::Result<()> {
         let body = serde_json::to_string(&entry)?;

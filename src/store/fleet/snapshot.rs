@@ -78,6 +78,12 @@ impl Snapshot {
         Arc::new(self.states.iter().cloned().collect())
     }
 
+    /// The number of the newest change of a KEK's state.
+    pub(super) fn newest_state(&self) -> i64 {
+        let rows = self.states.iter().map(|(_, standing)| standing.row);
+        rows.max().unwrap_or_default()
+    }
+
     pub(super) fn guard(&self) -> Option<[u8; 32]> {
         let mut secret = [0; 32];
         hex::decode_to_slice(self.guard.expose_secret(), &mut secret).ok()?;

@@ -247,8 +247,8 @@ impl Store for Fleet {
             .await
         {
             // What another server gave the same request nobody can say now; the history keeps both.
-            Err(StoreError::Outage { .. }) if self.is_down() => Ok(None),
-            answer => answer,
+            Err(StoreError::Outage { .. }) if self.is_down() => self.nowhere("the history", None),
+            answer => self.nowhere("the history", answer?),
         }
     }
 
@@ -256,17 +256,21 @@ impl Store for Fleet {
         if let Some(origin) = self.0.queue.issued(eedk_sha256) {
             return Ok(Some(origin));
         }
-        self.ask("the origin of an EEDK", |sql| async move {
-            sql.issued(eedk_sha256).await
-        })
-        .await
+        let found = self
+            .ask("the origin of an EEDK", |sql| async move {
+                sql.issued(eedk_sha256).await
+            })
+            .await?;
+        self.nowhere("the origin of an EEDK", found)
     }
 
     async fn origin(&self, dki: &DataKeyId) -> Result<Option<Origin>, StoreError> {
-        self.ask("the origin of a data key", |sql| async move {
-            sql.origin(dki).await
-        })
-        .await
+        let found = self
+            .ask("the origin of a data key", |sql| async move {
+                sql.origin(dki).await
+            })
+            .await?;
+        self.nowhere("the origin of a data key", found)
     }
 
     async fn confirm(
@@ -291,15 +295,18 @@ impl Store for Fleet {
                 return Ok(Some(key));
             }
         }
-        self.confirm_late(request, dki, drive, stored, peer).await
+        let found = self.confirm_late(request, dki, drive, stored, peer).await?;
+        self.nowhere("the history", found)
     }
 
     async fn data_key(&self, dki: &DataKeyId) -> Result<Option<VolumeKey>, StoreError> {
         if let Some(key) = self.0.queue.data_key(dki) {
             return Ok(Some(key));
         }
-        self.ask("the history", |sql| async move { sql.data_key(dki).await })
-            .await
+        let found = self
+            .ask("the history", |sql| async move { sql.data_key(dki).await })
+            .await?;
+        self.nowhere("the history", found)
     }
 
     async fn note_opening(&self, opening: &Opening) -> Result<(), StoreError> {

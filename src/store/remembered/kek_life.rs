@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
 use super::{Change, Read, Remembered};
 use crate::key::{KekHash, KeyLabel};
@@ -30,6 +31,15 @@ impl<S: Store> KekLife for Remembered<S> {
     async fn set_kek_state(&self, change: &StateChange) -> Result<bool, StoreError> {
         let _change = Change::begin(&self.memory);
         self.store.set_kek_state(change).await
+    }
+
+    async fn overwritten_since(
+        &self,
+        kek: &KekHash,
+        since: OffsetDateTime,
+        most: usize,
+    ) -> Result<Vec<Volser>, StoreError> {
+        self.store.overwritten_since(kek, since, most).await
     }
 
     async fn move_kek(&self, former: &KeyLabel, successor: &KeyLabel) -> Result<Moved, StoreError> {

@@ -7,7 +7,7 @@ use sqlx::{Any, Transaction};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Fields, Sql, json, now, ticks};
+use super::{Fields, Sql, json, now, text, ticks};
 use crate::key::{KekHash, KekRef, KeyLabel};
 use crate::store::{
     Defaults, KekLife, KekMove, KekSchedule, KekStanding, KekState, KekStates, MoveState, Moved,
@@ -110,6 +110,7 @@ impl KekLife for Sql {
         if last.unwrap_or_default() != *before {
             return Ok(false);
         }
+        let at = text(self.clock(&mut transaction).await?);
         sqlx::query(
             "INSERT INTO kek_states (kek, state, reason, operator, at) VALUES ($1, $2, $3, $4, $5)",
         )
@@ -117,12 +118,45 @@ impl KekLife for Sql {
         .bind(state.to_string())
         .bind(reason.as_deref())
         .bind(by)
-        .bind(now())
+        .bind(at)
         .execute(&mut *transaction)
         .await
         .map_err(|source| self.database(source))?;
         self.commit(transaction).await?;
         Ok(true)
+    }
+
+    async fn overwritten_since(
+        &self,
+        kek: &KekHash,
+        since: OffsetDateTime,
+        most: usize,
+    ) -> Result<Vec<Volser>, StoreError> {
+        // By the number of the last row before: there is no index by time, and there are few behind it.
+        let rows = sqlx::query(
+            "SELECT DISTINCT g.volser FROM eedk_states s
+             JOIN generations g ON g.dki = s.dki AND g.generation = s.generation
+             WHERE s.id > COALESCE(
+                     (SELECT id FROM eedk_states WHERE at < $1 ORDER BY id DESC LIMIT 1), 0)
+               AND s.state = 'superseded'
+               AND EXISTS (SELECT 1 FROM eedks e WHERE e.dki = s.dki
+                     AND e.generation = s.generation AND e.kek_hash = $2)
+               AND EXISTS (SELECT 1 FROM eedk_states c WHERE c.dki = s.dki
+                     AND c.generation = s.generation AND c.id < s.id AND c.state = 'confirmed')
+               AND NOT EXISTS (SELECT 1 FROM generations o WHERE o.dki = s.dki
+                     AND (SELECT state FROM eedk_states n WHERE n.dki = o.dki
+                          AND n.generation = o.generation ORDER BY id DESC LIMIT 1) = 'confirmed')
+             ORDER BY g.volser LIMIT $3",
+        )
+        .bind(text(since))
+        .bind(kek.to_string())
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|source| self.database(source))?;
+        rows.iter()
+            .map(|row| self.row(row).parsed("volser"))
+            .collect()
     }
 
     async fn move_kek(&self, former: &KeyLabel, successor: &KeyLabel) -> Result<Moved, StoreError> {

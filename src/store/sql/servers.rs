@@ -21,6 +21,7 @@ impl Sql {
             version: row.get("version")?,
             started: time("started")?,
             seen: time("seen")?,
+            knows: row.get("knows")?,
             tokens: row.json("tokens")?,
             defaults: row.json("defaults")?,
         })
@@ -35,28 +36,31 @@ impl Servers for Sql {
             instance,
             version,
             started,
-            seen,
+            seen: _,
+            knows,
             tokens,
             defaults,
         } = server;
         let mut transaction = self.begin().await?;
+        let seen = self.clock(&mut transaction).await?;
         let before = sqlx::query("SELECT * FROM servers WHERE node = $1")
             .bind(node)
             .fetch_optional(&mut *transaction)
             .await
             .map_err(|source| self.database(source))?;
         sqlx::query(
-            "INSERT INTO servers (node, instance, version, started, seen, tokens, defaults)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)
+            "INSERT INTO servers (node, instance, version, started, seen, knows, tokens, defaults)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (node) DO UPDATE SET instance = excluded.instance,
                  version = excluded.version, started = excluded.started, seen = excluded.seen,
-                 tokens = excluded.tokens, defaults = excluded.defaults",
+                 knows = excluded.knows, tokens = excluded.tokens, defaults = excluded.defaults",
         )
         .bind(node)
         .bind(instance.to_string())
         .bind(version)
         .bind(text(*started))
-        .bind(text(*seen))
+        .bind(text(seen))
+        .bind(*knows)
         .bind(json(tokens))
         .bind(json(defaults))
         .execute(&mut *transaction)

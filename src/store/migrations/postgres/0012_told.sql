@@ -1,0 +1,3 @@
+-- The number of the newest change of a KEK's state (kek_states.id) that a server's table had when it
+-- told of itself: what it gives out from then on is by that.
+ALTER TABLE servers ADD COLUMN knows BIGINT NOT NULL DEFAULT 0;
