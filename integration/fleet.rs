@@ -12,13 +12,14 @@ use ekm::problem::EkmCode;
 use ekm::proxy::{KeyServers, KeyService, ServerState};
 use ekm::tls::{ClientPaths, ClientTls};
 
-use crate::door::Identity;
+use crate::door::{Identity, PATIENCE};
 use crate::pair::{becomes, is_from, server, times};
 use crate::relay::{Relay, Way};
 use stage::{Stage, eedks, refused};
 
-/// What a change may take until it counts on another server, and a slow machine besides.
-const SECOND: Duration = Duration::from_millis(1500);
+/// How long after a change on one server another may still be asked as if there were none. It is
+/// taken from when a request was sent, as a slow machine makes the answer late and no older.
+const SECOND: Duration = Duration::from_millis(1100);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_on_one_server_counts_on_the_others_within_a_second() {
@@ -33,8 +34,9 @@ async fn a_change_on_one_server_counts_on_the_others_within_a_second() {
     stage.on(0, &["drive", "del", &serial]);
     let start = Instant::now();
     let gone = loop {
+        let asked = Instant::now();
         match there.create(&stage.create(1)).await {
-            Ok(_) => assert!(start.elapsed() < SECOND, "still served"),
+            Ok(_) => assert!(asked - start < SECOND, "still served"),
             Err(error) => break refused::<()>(Err(error)),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -46,11 +48,12 @@ async fn a_change_on_one_server_counts_on_the_others_within_a_second() {
     let start = Instant::now();
     let mut own = stage.client(&b, 0);
     loop {
+        let asked = Instant::now();
         let answer = own.create(&stage.create(0)).await.unwrap();
         if answer.eedks[0].encoding == ekm::key::Encoding::Hash {
             break;
         }
-        assert!(start.elapsed() < SECOND, "still by label");
+        assert!(asked - start < SECOND, "still by label");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let status = stage.on(1, &["fleet", "status"]);
@@ -128,7 +131,6 @@ async fn nothing_is_written_under_a_kek_that_a_peer_lacks_and_the_difference_is_
     };
     let a = stage.serve(0).await;
     let mut here = stage.client(&a, 0);
-    let start = Instant::now();
     let alone = refused(here.create(&stage.create(0)).await);
     assert_eq!(alone.code, EkmCode::EE31);
     assert!(
@@ -142,8 +144,9 @@ async fn nothing_is_written_under_a_kek_that_a_peer_lacks_and_the_difference_is_
             status["servers"].as_array().unwrap().len() == 2
         })
         .await;
+    let start = Instant::now();
     while here.create(&stage.create(0)).await.is_err() {
-        assert!(start.elapsed() < Duration::from_secs(20), "still refused");
+        assert!(start.elapsed() < PATIENCE, "still refused");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 

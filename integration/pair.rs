@@ -16,13 +16,13 @@ use crate::relay::Relay;
 /// The host speaks for all drives, and may name KEKs.
 const RULES: &str = "[[policy.peers]]\npeer = \"proxy:host1\"\ndrives = [\"*\"]\ncreate_keks = [\"*\"]\nrekey_keks = [\"*\"]\n";
 
-/// The times of the tests: short.
+/// The times of the tests: short, and long enough for a loaded machine.
 pub(crate) fn times() -> Times {
     Times {
-        connect: Duration::from_secs(2),
-        answer: Duration::from_secs(2),
+        connect: Duration::from_secs(5),
+        answer: Duration::from_secs(5),
         retries: 1,
-        total: Duration::from_secs(12),
+        total: PATIENCE,
         probe: Duration::from_millis(200),
         wait: true,
     }

@@ -9,10 +9,27 @@ use ekm::store::EedkState;
 use rustix::process::Signal;
 
 use super::stage::{Stage, eedks, reads, refused};
+use crate::door::{PATIENCE, Serving};
+
+/// Waits until a server tells of all these alarms at once.
+async fn alarms(stage: &Stage, serving: &Serving, codes: &[&str]) {
+    let watcher = stage.house.identity("operator", "watcher");
+    let mut watcher = stage.house.client_of(serving, &watcher);
+    let start = Instant::now();
+    loop {
+        let (_, body) = watcher.get("/readyz").await.unwrap();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if codes.iter().all(|code| text.contains(code)) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{text}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_database_a_server_reads_and_queues_what_the_cartridge_keeps() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     let a = stage.serve(0).await;
@@ -55,14 +72,7 @@ async fn without_its_database_a_server_reads_and_queues_what_the_cartridge_keeps
     // A repeated one is the same.
     assert_eq!(here.create(&request).await.unwrap().dki, queued.dki);
     assert_eq!(stage.status(0)["database"]["at_risk"], 1);
-    let watcher = stage.house.identity("operator", "watcher");
-    let mut watcher = stage.house.client_of(&a, &watcher);
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    let (_, body) = watcher.get("/readyz").await.unwrap();
-    let text = String::from_utf8_lossy(&body).into_owned();
-    for code in ["EKM-A24", "EKM-A25"] {
-        assert!(text.contains(code), "{text}");
-    }
+    alarms(&stage, &a, &["EKM-A24", "EKM-A25"]).await;
 
     // Also after a kill -9, from what is on its disk.
     a.kill();
@@ -124,7 +134,7 @@ async fn without_its_database_a_server_reads_and_queues_what_the_cartridge_keeps
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_two_servers_answered_in_the_outage_keeps_both_data_keys() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     let (a, b) = (stage.serve(0).await, stage.serve(1).await);
@@ -165,8 +175,7 @@ async fn a_request_that_two_servers_answered_in_the_outage_keeps_both_data_keys(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drive_that_was_deleted_meanwhile_gets_no_key_after_the_maximum_age() {
-    let limits = "answer_seconds = 1\ncache_seconds = 4";
-    let Some(stage) = Stage::new(2, limits, "").await else {
+    let Some(stage) = Stage::new(2, "cache_seconds = 20", "").await else {
         return;
     };
     let (a, b) = (stage.serve(0).await, stage.serve(1).await);
@@ -176,14 +185,19 @@ async fn a_drive_that_was_deleted_meanwhile_gets_no_key_after_the_maximum_age() 
     stage.wire.cut();
     let cut = Instant::now();
     stage.on(1, &["drive", "del", stage.drives[1].serial.as_str()]);
-    // The other server knows.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    // The other server knows soon.
     let mut there = stage.client(&b, 1);
-    let gone = refused(there.resolve(&stage.resolve(1, &tape)).await);
+    let gone = loop {
+        match there.resolve(&stage.resolve(1, &tape)).await {
+            Ok(_) => assert!(cut.elapsed() < PATIENCE, "still served"),
+            Err(error) => break refused::<()>(Err(error)),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
     assert_eq!(gone.code, EkmCode::EF01);
     // This one cannot, for as long as its table serves.
     reads(&stage, &mut here, 1, &tape, &key).await;
-    tokio::time::sleep(Duration::from_millis(5500).saturating_sub(cut.elapsed())).await;
+    tokio::time::sleep(Duration::from_millis(21_500).saturating_sub(cut.elapsed())).await;
     for drive in [0, 1] {
         let mut client = stage.client(&a, drive);
         let closed = refused(client.resolve(&stage.resolve(drive, &tape)).await);
@@ -193,7 +207,7 @@ async fn a_drive_that_was_deleted_meanwhile_gets_no_key_after_the_maximum_age() 
     // Nor does it start with that.
     a.kill();
     let said = stage.launch(0).await.err().unwrap();
-    assert!(said.contains("database.cache_seconds = 4"), "{said}");
+    assert!(said.contains("database.cache_seconds = 20"), "{said}");
     stage.wire.mend();
     let a = stage.serve(0).await;
     let gone = refused(stage.client(&a, 1).resolve(&stage.resolve(1, &tape)).await);
@@ -204,7 +218,7 @@ async fn a_drive_that_was_deleted_meanwhile_gets_no_key_after_the_maximum_age() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cached_table_that_was_changed_on_the_disk_serves_nobody() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     stage.serve(0).await.kill();
@@ -228,7 +242,7 @@ async fn a_cached_table_that_was_changed_on_the_disk_serves_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_hangs_costs_a_request_its_time_and_the_next_one_nothing() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     let b = stage.serve(1).await;
@@ -240,7 +254,7 @@ async fn a_database_that_hangs_costs_a_request_its_time_and_the_next_one_nothing
     reads(&stage, &mut there, 0, &tape, &key).await;
     let first = start.elapsed();
     // An answer's time, and a second to say anything at all.
-    assert!(first < Duration::from_secs(5), "{first:?}");
+    assert!(first < Duration::from_secs(15), "{first:?}");
     stage
         .becomes(1, "out of reach", |status| {
             !status["database"]["outage"].is_null()
@@ -251,8 +265,9 @@ async fn a_database_that_hangs_costs_a_request_its_time_and_the_next_one_nothing
         reads(&stage, &mut there, 0, &tape, &key).await;
     }
     let queued = there.create(&stage.create(0)).await.unwrap();
+    // Eleven times an answer's time would be more than half a minute.
     assert!(
-        start.elapsed() < Duration::from_secs(2),
+        start.elapsed() < Duration::from_secs(20),
         "{:?}",
         start.elapsed()
     );
@@ -269,7 +284,7 @@ async fn a_database_that_hangs_costs_a_request_its_time_and_the_next_one_nothing
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_answered_before_the_synchronous_replica_has_it() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     let replica = stage.postgres.replica("second");
@@ -296,7 +311,7 @@ async fn nothing_is_answered_before_the_synchronous_replica_has_it() {
     let took = start.elapsed();
     assert_eq!((waited.code, waited.status), (EkmCode::EE0F, 503));
     assert!(
-        (Duration::from_secs(3)..Duration::from_secs(9)).contains(&took),
+        (Duration::from_secs(11)..Duration::from_secs(30)).contains(&took),
         "{took:?}"
     );
     // Reading goes on, and that is no outage: nothing is queued beside the replica.
@@ -325,7 +340,7 @@ async fn nothing_is_answered_before_the_synchronous_replica_has_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_queued_under_a_kek_that_was_retired_meanwhile_comes_into_the_history() {
-    let Some(stage) = Stage::new(1, "answer_seconds = 1", "").await else {
+    let Some(stage) = Stage::new(1, "", "").await else {
         return;
     };
     let (a, b) = (stage.serve(0).await, stage.serve(1).await);
