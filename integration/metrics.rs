@@ -12,10 +12,11 @@ use crate::door::{House, PATIENCE, Serving, say};
 use crate::hardship::SmallDisk;
 use crate::support::wait_for;
 
-const DOOR: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
+/// Opens the door for measurements.
+pub(crate) const DOOR: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
 
 /// Where the server says that its metrics are.
-fn address(serving: &Serving) -> String {
+pub(crate) fn address(serving: &Serving) -> String {
     serving.says("metrics are at http://", 1);
     let log = serving.log();
     let (_, rest) = log.split_once("metrics are at http://").unwrap();
@@ -35,7 +36,7 @@ async fn fetch(address: &str, path: &str) -> (String, String) {
 
 /// A page's values by name and labels, as written. Whatever is not in the text
 /// format (Prometheus, "Exposition formats") fails here.
-async fn scrape(address: &str) -> BTreeMap<String, f64> {
+pub(crate) async fn scrape(address: &str) -> BTreeMap<String, f64> {
     let (head, body) = fetch(address, "/metrics").await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
     assert!(

@@ -6,16 +6,20 @@ use ekm::api::{ConfirmRequest, CreateAnswer};
 use ekm::problem::EkmCode;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
 use crate::door::{
-    GET_HEALTH, Heard, House, HouseDrive, PATIENCE, Serving, closed, hear, open, post, say,
+    GET_HEALTH, House, HouseDrive, PATIENCE, Serving, closed, hear, open, post, say,
 };
+use crate::metrics::{DOOR, address, scrape};
 
 /// Exchanges under way at once at the embedded token: four for each of its four workers.
 const PLACES: usize = 16;
+
+/// How soon "at once" is where the machine is loaded; who is not told at once waits for a minute.
+const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// The bridge's process of the only token.
 fn bridge(house: &House) -> Pid {
@@ -56,15 +60,12 @@ async fn ask(serving: &Serving, drive: &HouseDrive) -> TlsStream<TcpStream> {
     stream
 }
 
-/// What came back within a second, if anything did.
-async fn at_once(stream: &mut TlsStream<TcpStream>) -> Option<Heard> {
-    tokio::time::timeout(Duration::from_secs(1), hear(stream))
-        .await
-        .ok()
-        .map(|heard| heard.expect("the server closed instead of answering"))
-}
-
-fn assert_busy(heard: &Heard) {
+/// Asks in vain, and is told so at once.
+async fn assert_refused(serving: &Serving, drive: &HouseDrive) {
+    let mut stream = ask(serving, drive).await;
+    let heard = tokio::time::timeout(AT_ONCE, hear(&mut stream)).await;
+    let heard = heard.expect("it waits instead of being refused");
+    let heard = heard.expect("the server closed instead of answering");
     assert_eq!(heard.status, 503);
     assert!(heard.head.contains("retry-after: "), "{}", heard.head);
     let problem = heard.problem();
@@ -72,15 +73,35 @@ fn assert_busy(heard: &Heard) {
     assert!(problem.detail.contains("is busy"), "{problem}");
 }
 
+/// Waits until so many requests are under way at the only token, and so many wait.
+async fn gate_has(metrics: &str, under_way: usize, waiting: usize) {
+    let wanted = [under_way, waiting].map(|count| Some(count.to_string()));
+    let start = Instant::now();
+    loop {
+        let page = scrape(metrics).await;
+        let level = |name: &str| page.get(name).map(ToString::to_string);
+        let levels = [
+            level(r#"ekm_admission_under_way{gate="main"}"#),
+            level(r#"ekm_admission_waiting{gate="main"}"#),
+        ];
+        if levels == wanted {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{levels:?}, not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
     const WAITING: usize = 6;
     let house = House::new(
         &format!("max_waiting = {WAITING}\nmax_waiting_per_peer = {WAITING}"),
-        "",
+        DOOR,
     );
     let drive = house.drive(1);
     let serving = house.serve().await;
+    let metrics = address(&serving);
     // Something to confirm later, without a token.
     let mut client = house.client_of(&serving, &drive.identity);
     let before = drive.create();
@@ -88,19 +109,14 @@ async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
 
     let stopped = Stopped::new(&house);
     let mut taken = Vec::new();
-    let mut refused = 0;
-    while refused < 3 {
-        assert!(taken.len() <= PLACES + WAITING, "nobody was refused");
-        let mut stream = ask(&serving, &drive).await;
-        match at_once(&mut stream).await {
-            Some(heard) => {
-                assert_busy(&heard);
-                refused += 1;
-            }
-            None => taken.push(stream),
-        }
+    // One after the other, so that the last ones are those that wait.
+    for count in 1..=PLACES + WAITING {
+        taken.push(ask(&serving, &drive).await);
+        gate_has(&metrics, count.min(PLACES), count.saturating_sub(PLACES)).await;
     }
-    assert_eq!(taken.len(), PLACES + WAITING);
+    for _ in 0..3 {
+        assert_refused(&serving, &drive).await;
+    }
 
     // What needs no token is not held up.
     let confirm = ConfirmRequest {
@@ -112,19 +128,13 @@ async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
     let asked = Instant::now();
     client.confirm(&confirm).await.unwrap();
     client.challenge().await.unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
 
     // A client that goes leaves its room to another.
     drop(taken.pop());
-    let start = Instant::now();
-    let in_its_place = loop {
-        assert!(start.elapsed() < PATIENCE, "no room became free");
-        let mut stream = ask(&serving, &drive).await;
-        if at_once(&mut stream).await.is_none() {
-            break stream;
-        }
-    };
-    taken.push(in_its_place);
+    gate_has(&metrics, PLACES, WAITING - 1).await;
+    taken.push(ask(&serving, &drive).await);
+    gate_has(&metrics, PLACES, WAITING).await;
 
     drop(stopped);
     let mut keys = std::collections::HashSet::new();
@@ -142,7 +152,8 @@ async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_floods_leaves_another_served_soon() {
     const FLOOD: usize = 500;
-    let house = House::new("", "");
+    // The first of them say nothing until the last one is open.
+    let house = House::new("handshake_seconds = 60", "");
     let (flood, single) = (house.drive(1), house.drive(2));
     let serving = house.serve().await;
     let mut open_before = Vec::new();
@@ -183,13 +194,18 @@ async fn a_peer_that_floods_leaves_another_served_soon() {
         single_times.len(),
         single_times[single_times.len() / 2],
     );
-    // Behind the flood in one queue the first of them would take all its time.
-    assert!(
-        longest < flood_time / 2,
-        "{single_times:?} in {flood_time:?}"
-    );
-    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    // Behind the flood in one queue the first of them or the second would take all its time. How
+    // many there were says so whether the machine is fast or slow.
+    assert!(single_times.len() > 5, "{single_times:?} in {flood_time:?}");
     serving.stop();
+}
+
+/// From another address than everybody else: before their handshakes all connections of one address
+/// give way to each other, and how long a handshake takes is the machine's affair.
+async fn connect_from_elsewhere(address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    socket.connect(address.parse().unwrap()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +217,7 @@ async fn silent_connections_however_renewed_keep_nobody_out() {
     let silence = tokio::spawn(async move {
         let mut silent = std::collections::VecDeque::new();
         loop {
-            silent.push_back(TcpStream::connect(&address).await.unwrap());
+            silent.push_back(connect_from_elsewhere(&address).await);
             if silent.len() > 100 {
                 silent.pop_front();
             }
