@@ -80,8 +80,8 @@ async fn a_keystore_writes_nothing_while_the_token_with_the_same_kek_is_down() {
     let made = stage.create("BOTH").await.unwrap();
     let eedks: Vec<_> = made.eedks.into_iter().map(|eedk| eedk.eedk).collect();
     take_away(&hsm, &stage.service.tokens().bridges()[0]);
-    // It is for reading: that goes on at once.
-    let read = tokio::time::timeout(SOON, stage.resolve(&eedks)).await;
+    // It is for reading: that goes on without the token.
+    let read = tokio::time::timeout(PATIENCE, stage.resolve(&eedks)).await;
     read.expect("it waited for the token").unwrap();
     let create = stage.create("BOTH");
     tokio::pin!(create);

@@ -15,9 +15,10 @@ use secrecy::ExposeSecret;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::door::PATIENCE;
 use crate::faulty::{Fault, Faulty};
 use crate::site::Site;
-use crate::support::{Hsm, Kind, TestDrive, drive};
+use crate::support::{Hsm, Kind, TestDrive, drive, wait_for};
 use memory::{Image, Paused, children};
 use needles::{Form, Needles};
 
@@ -247,9 +248,14 @@ async fn a_data_key_in_host_custody_is_seen_in_the_bridge_and_nowhere_else() {
     let tape = peer.create().await;
     let needles = Needles::new(&[tape.key]);
 
-    faulty.strike(Some("C_Decrypt"), 0, Some(1), Fault::Late(3000));
+    let before = faulty.called("C_Decrypt");
+    faulty.strike(Some("C_Decrypt"), 0, Some(1), Fault::Late(10_000));
     let resolving = tokio::spawn(async move { peer.resolve(&tape).await });
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::task::block_in_place(|| {
+        wait_for("the call", PATIENCE, || faulty.called("C_Decrypt") > before);
+    });
+    // It is counted as it begins, and the key is there when the token has done its part.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let [serve_image, bridge_image] = {
         let _paused = [Paused::new(site.pid()), Paused::new(bridge)];
         [site.pid(), bridge].map(|pid| Image::of(pid).unwrap())

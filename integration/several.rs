@@ -102,7 +102,7 @@ async fn steadily(
 /// outcome may be written a moment after its answer.
 fn shares(bench: &Bench, requests: &[String]) -> BTreeMap<String, usize> {
     let all = || recorded(bench, requests).values().sum::<usize>() == requests.len();
-    wait_for("the record of every answer", Duration::from_secs(5), all);
+    wait_for("the record of every answer", Duration::from_secs(30), all);
     recorded(bench, requests)
 }
 
@@ -219,8 +219,8 @@ async fn the_load_goes_by_priority_and_by_what_each_token_sustains() {
     let even = read(80).await;
     assert!(even["main"] >= 25 && even["second"] >= 25, "{even:?}");
 
-    // One token takes 40 ms for each key: the other gets the most of it.
-    faulty[1].strike(Some("C_UnwrapKey"), 0, None, Fault::Delay(40));
+    // One token takes 300 ms for each key: the other gets the most of it.
+    faulty[1].strike(Some("C_UnwrapKey"), 0, None, Fault::Delay(300));
     let requests = steadily(&bench, &a, &tape, 8, 25).await;
     let uneven = shares(&bench, &requests);
     let slow = uneven.get("second").copied().unwrap_or_default();
@@ -366,7 +366,7 @@ async fn a_token_with_one_session_left_serves_with_one() {
     faulty.change(|rules| {
         rules.session_limit = Some(SessionLimit {
             most: 6,
-            linger_ms: 8_000,
+            linger_ms: 60_000,
             told: true,
         });
     });
@@ -374,13 +374,14 @@ async fn a_token_with_one_session_left_serves_with_one() {
     let begun = Instant::now();
     join_all((0..16).map(|_| resolve(&bench, &a, &tape))).await;
     assert!(
-        begun.elapsed() < Duration::from_secs(4),
+        begun.elapsed() < Duration::from_secs(20),
         "{:?}",
         begun.elapsed()
     );
     let crowded = state(&bench, 0);
     assert_eq!(crowded.word(), "degraded", "{crowded:?}");
     assert!(crowded.why().unwrap().contains("CKR_SESSION_COUNT"));
+    faulty.change(|rules| rules.session_limit.as_mut().unwrap().linger_ms = 0);
     wait_for("all its sessions", Duration::from_secs(30), || {
         state(&bench, 0).word() == "ready"
     });

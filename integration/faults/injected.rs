@@ -105,6 +105,12 @@ fn answered(faulty: &Faulty, function: &str, code: u64) -> usize {
         .count()
 }
 
+/// How often a bridge has begun with the module. Unlike places on the board, which are given away
+/// again after a minute, it only grows.
+fn loaded(faulty: &Faulty) -> u64 {
+    faulty.called("C_Initialize")
+}
+
 /// Has the next call of the function fail, and says what came of a request.
 async fn outcome(
     faulty: &Faulty,
@@ -112,7 +118,7 @@ async fn outcome(
     code: u64,
     request: impl Future<Output = Result<(), ekm::problem::Problem>>,
 ) -> Outcome {
-    let bridges = faulty.clients().len();
+    let bridges = loaded(faulty);
     let before = answered(faulty, function, code);
     faulty.strike(Some(function), 0, Some(1), Fault::Answer(code));
     let answer = request.await;
@@ -122,7 +128,7 @@ async fn outcome(
         before + 1,
         "{function} did not answer {code:#x} once"
     );
-    let restarted = faulty.clients().len() > bridges;
+    let restarted = loaded(faulty) > bridges;
     match answer {
         Ok(()) if restarted => Restarted,
         Ok(()) => Mended,
@@ -173,7 +179,7 @@ async fn one_failed_call_of_a_create_costs_what_its_class_says() {
 async fn a_broken_token_is_not_the_cartridges_fault() {
     let (faulty, stage) = faulty("broken", None).await;
     let (eedks, key) = tape(&stage).await;
-    let bridges = faulty.clients().len();
+    let bridges = loaded(&faulty);
     faulty.strike(
         Some("C_UnwrapKey"),
         0,
@@ -182,7 +188,7 @@ async fn a_broken_token_is_not_the_cartridges_fault() {
     );
     // The canary fails, too, so the bridge is started until the token is well.
     assert_eq!(stage.resolve(&[&eedks[0]]).await.unwrap(), (key, 0));
-    assert!(faulty.clients().len() > bridges);
+    assert!(loaded(&faulty) > bridges);
 }
 
 /// The same key gives the same verdict, so the second token is not asked.
@@ -296,7 +302,7 @@ async fn an_attempt_that_could_not_end_in_time_is_not_begun() {
         .try_ask(&resolve, Instant::now() + slow * 10)
         .await
         .unwrap();
-    for (time, expected) in [(slow * 10, 2), (slow * 3 / 2, 1)] {
+    for (time, expected) in [(slow * 10, 2), (slow * 19 / 10, 1)] {
         let lost = Fault::Answer(ck::CKR_SESSION_HANDLE_INVALID);
         faulty.strike(Some("C_WrapKey"), 0, Some(1), lost);
         let before = faulty.called("C_UnwrapKey");
