@@ -335,7 +335,7 @@ async fn killed(volumes: usize, kills: usize) {
     stage.turn("OLD", KekState::Retired).await.unwrap();
     // So that a few volumes are not done before the first kill.
     let wanted = RekeyWanted {
-        rate: (volumes < 1000).then_some(100),
+        rate: (volumes < 1000).then_some(25),
         ..from("OLD", "NEW")
     };
     let asked = stage.rekey(RekeyAct::Start(Box::new(wanted)));
@@ -521,7 +521,7 @@ async fn a_kek_is_rotated_at_once_at_a_time_and_by_the_calendar() {
     assert_eq!(answer.eedks[0].label, Some(label("TAPE2")));
 
     // At a time, over a server's death.
-    let at = OffsetDateTime::now_utc() + Duration::from_secs(2);
+    let at = OffsetDateTime::now_utc() + Duration::from_secs(8);
     let Reply::Rotated(planned) = stage.ask(rotate("TAPE2", Some(at))).await.unwrap() else {
         panic!("not planned");
     };
@@ -569,12 +569,13 @@ async fn a_kek_is_rotated_at_once_at_a_time_and_by_the_calendar() {
     stage.site.ekm(&["kek", "schedule", "remove", "TAPE4"]);
 
     // A rotation that is planned can be taken back, and TAPE4 stays in use.
-    let at = OffsetDateTime::now_utc() + Duration::from_secs(2);
+    let at = OffsetDateTime::now_utc() + Duration::from_secs(10);
     stage.ask(rotate("TAPE4", Some(at))).await.unwrap();
     stage.site.ekm(&["kek", "schedule", "remove", "TAPE4"]);
     let list = stage.site.ekm(&["kek", "schedule", "list"]);
     assert!(list.contains("taken back"), "{list}");
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let past = at + Duration::from_secs(3) - OffsetDateTime::now_utc();
+    tokio::time::sleep(past.try_into().unwrap_or_default()).await;
     let answer = stage.try_create("VOL004", "").await.unwrap();
     assert_eq!(answer.eedks[0].label, Some(label("TAPE4")));
     stage.site.stop();

@@ -220,12 +220,13 @@ async fn the_history_ends_at_no_row_behind_one_that_is_still_being_written() {
     let database = server.database();
     let name = database.url.split(['/', '?']).nth(3).unwrap().to_owned();
     let two = Place::Postgres(database).two().await;
-    // Holds a create up after its transaction has begun.
+    // Holds a create up after its transaction has begun, until it is told to let go.
     let holder = std::thread::spawn({
         let name = name.clone();
         move || {
-            let held =
-                "BEGIN; LOCK TABLE generations IN EXCLUSIVE MODE; SELECT pg_sleep(2); COMMIT";
+            let held = "BEGIN; LOCK TABLE generations IN EXCLUSIVE MODE;
+                DO $$ BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END $$;
+                COMMIT";
             server.psql(&name, held)
         }
     });
@@ -244,7 +245,13 @@ async fn the_history_ends_at_no_row_behind_one_that_is_still_being_written() {
         async move { (two.one.issue(&given).await, two.one) }
     });
     until("SELECT count(*) > 0 FROM pg_locks WHERE relation = 'generations'::regclass AND NOT granted").await;
-    let end = two.other.history_end().await.unwrap();
+    // Only then is the create let go on, so that whoever asks for the end has to wait for it.
+    let let_go = async {
+        until("SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
+        server.psql(&name, "SELECT pg_cancel_backend(pid) FROM pg_locks WHERE relation = 'generations'::regclass AND mode = 'ExclusiveLock' AND granted");
+    };
+    let (end, ()) = tokio::join!(two.other.history_end(), let_go);
+    let end = end.unwrap();
     let rows = two.other.history_rows(1, 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.id).max(), Some(end));
     let (issued, _one) = created.await.unwrap();

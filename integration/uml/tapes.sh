@@ -58,7 +58,7 @@ note() {
 wait_for() {
     local what=$1 tries
     shift
-    for ((tries = 0; tries < 200; tries++)); do
+    for ((tries = 0; tries < 1200; tries++)); do
         "$@" && return
         sleep 0.05
     done
