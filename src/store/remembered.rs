@@ -44,10 +44,18 @@ pub struct Remembered<S> {
     memory: Mutex<Memory>,
 }
 
-/// What was read, and when.
+/// What was read, and when it was asked for: what another process changes later need not be in it.
 #[derive(Clone, Debug)]
 struct Read<T> {
     value: T,
+    at: Instant,
+}
+
+/// A look that found nothing remembered, before the store is asked.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// The count of changes then.
+    changes: u64,
     at: Instant,
 }
 
@@ -160,17 +168,22 @@ impl<S: Store> Remembered<S> {
             .map(|read| read.value.clone())
     }
 
-    /// What is remembered, or where nothing is, the count of changes before the store is asked.
-    fn look<T>(&self, remembered: impl FnOnce(&Memory) -> Option<T>) -> Result<T, u64> {
+    /// What is remembered, or where nothing is, what there was before the store is asked.
+    fn look<T>(&self, remembered: impl FnOnce(&Memory) -> Option<T>) -> Result<T, Asked> {
         let memory = hold(&self.memory);
-        remembered(&memory).ok_or(memory.changes)
+        remembered(&memory).ok_or_else(|| Asked {
+            changes: memory.changes,
+            at: Instant::now(),
+        })
     }
 
     /// Keeps what was read, unless something has changed since it was asked for.
-    fn keep(&self, asked: u64, keep: impl FnOnce(&mut Memory, Instant)) {
+    fn keep(&self, asked: Asked, keep: impl FnOnce(&mut Memory, Instant)) {
         let mut memory = hold(&self.memory);
-        if memory.changing == 0 && memory.changes == asked {
-            keep(&mut memory, Instant::now());
+        if memory.changing == 0 && memory.changes == asked.changes {
+            // Its age begins with the question: the database may have answered from before a
+            // change, and been long about it.
+            keep(&mut memory, asked.at);
         }
     }
 }
@@ -530,6 +543,30 @@ mod tests {
             memory.drives.insert(row.serial.clone(), Read { value, at });
         });
         assert!(hold(&two.remembered.memory).drives.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_age_of_what_a_slow_read_gave_begins_when_it_was_asked_for() {
+        let two = two(Duration::from_millis(20)).await;
+        let row = drive(Custody::Host);
+        let asked = two
+            .remembered
+            .look(|memory| memory.drives.get(&row.serial).cloned())
+            .unwrap_err();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let answered = Instant::now();
+        two.remembered.keep(asked, |memory, at| {
+            let value = row.clone();
+            memory.drives.insert(row.serial.clone(), Read { value, at });
+        });
+        let kept = hold(&two.remembered.memory)
+            .drives
+            .get(&row.serial)
+            .cloned()
+            .unwrap();
+        assert!(kept.at < answered);
+        // What another process has changed meanwhile is seen at once.
+        assert!(two.remembered.fresh(Some(&kept)).is_none());
     }
 
     #[test]
