@@ -296,11 +296,13 @@ async fn known(service: &Service, named: impl IntoIterator<Item = &KekRef>) -> R
     }
     let tokens = service.tokens();
     tokens.started(STARTING).await;
+    // Before the look: one that comes up meanwhile is not in what is read.
+    let all_serve = tokens.all_serve();
     let directory = service.directory().await?;
     for kek in named {
         match directory.by_label(&kek.label) {
             Ok(_) => {}
-            Err(error @ KekError::Unknown { .. }) if !tokens.all_serve() => {
+            Err(error @ KekError::Unknown { .. }) if !all_serve => {
                 return Err(Problem::unavailable(format!(
                     "{error}; but not all tokens are ready, and it may be on one of those (ekm token status)"
                 )));

@@ -337,6 +337,56 @@ fn a_kek_whose_token_was_not_seen_yet_is_out_of_reach_and_not_unfit() {
     ));
 }
 
+/// BOTH as token old shows it, beside tokens that are not up; no registry says where it is.
+fn shown_by_old(private: PrivateHalf, unseen: &[&str]) -> Directory {
+    let (spki, _) = certified("BOTH", -1, 5);
+    let keks = [KekOnToken {
+        label: "BOTH".parse().unwrap(),
+        hash: KekHash::of_spki(&spki),
+        spki,
+        bits: 2048,
+        private,
+        certificate: None,
+    }];
+    let shown = [("old", &keks[..])];
+    Directory::new(shown, Arc::from([]), &Certificates::default()).with_registry(unseen, &[])
+}
+
+#[test]
+fn a_kek_without_a_private_half_here_is_not_unfit_before_every_token_was_seen() {
+    let refused = PrivateHalf::Refused {
+        reason: "it opened no canary".to_owned(),
+        attributes: KekAttributes::default(),
+    };
+    for private in [PrivateHalf::Absent, refused] {
+        let directory = shown_by_old(private.clone(), &["main"]);
+        match written_under(directory, Custody::Token).unwrap_err() {
+            Refusal::OutOfReach { away, .. } => assert_eq!(away, ["main"]),
+            other => panic!("{other:?}"),
+        }
+        // Once all were, that is the word.
+        assert!(matches!(
+            written_under(shown_by_old(private, &[]), Custody::Token),
+            Err(Refusal::KekUnfit { .. })
+        ));
+    }
+    // Where the policy lets it be written unproved, it must still be readable here.
+    for (unseen, away) in [(&["main"][..], true), (&[][..], false)] {
+        let mut stage = Stage::new();
+        stage.config.unproved_keks = UnprovedKeks::Allow;
+        stage.directory = shown_by_old(PrivateHalf::Absent, unseen);
+        stage.drive.kek1 = Some("BOTH".parse().unwrap());
+        stage.drive.kek2 = None;
+        let refusal = stage.create().unwrap_err();
+        assert!(refusal.to_string().contains("nobody here could read"));
+        assert_eq!(
+            matches!(refusal, Refusal::OutOfReach { .. }),
+            away,
+            "{refusal:?}"
+        );
+    }
+}
+
 /// EEDKs by PKCS#1 v1.5 under OURS, and where each comes from.
 fn v15(origins: &[Option<Origin>]) -> Vec<Presented> {
     let eedk = |byte| {

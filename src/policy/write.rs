@@ -39,10 +39,20 @@ pub(super) fn write_keks(
             .iter()
             .map(|granted| granted.kek.label.to_string())
             .collect();
-        return Err(Refusal::KekUnfit {
-            label: labels.join(" and "),
-            reason: "no token here holds a private half, so nobody here could read the cartridge"
+        let (label, reason) = (
+            labels.join(" and "),
+            "no token here holds a private half, so nobody here could read the cartridge"
                 .to_owned(),
+        );
+        let unseen = known.directory.unseen();
+        // A partner's private half is the partner's, whatever token comes up.
+        if unseen.is_empty() || chosen.iter().all(|kek| kek.partner.is_some()) {
+            return Err(Refusal::KekUnfit { label, reason });
+        }
+        return Err(Refusal::OutOfReach {
+            label,
+            reason,
+            away: unseen.to_vec(),
         });
     }
     copies::required(known.config.require_copy, &chosen)?;
@@ -87,28 +97,13 @@ fn fit(known: Known<'_>, kek: &KnownKek, custody: Custody) -> Result<Vec<String>
     if let (Some(fault), ExpiredKeks::Refuse) = (expired, config.expired_keks) {
         return Err(unfit(expired_words(kek, &fault)));
     }
-    if kek.holders.is_empty() && kek.away.is_empty() {
-        if let Some((token, reason)) = kek.refused.first() {
-            return Err(unfit(format!("token {token} holds it, but {reason}")));
-        }
-        if kek.partner.is_some() {
-            return Ok(Vec::new());
-        }
-        return match config.unproved_keks {
-            UnprovedKeks::Allow => Ok(Vec::new()),
-            UnprovedKeks::Refuse => Err(unfit(
-                "its private half is not on any token here, so the EEDK cannot be proved"
-                    .to_owned(),
-            )),
-        };
-    }
-    writers(config, kek, custody).map_err(|reason| {
-        // The registry says where it is, or else any that was not seen yet may have it.
-        let away = if kek.away.is_empty() {
-            known.directory.unseen()
-        } else {
-            &kek.away
-        };
+    // The registry says where it is, or else any that was not seen yet may have it.
+    let away = if kek.away.is_empty() {
+        known.directory.unseen()
+    } else {
+        &kek.away
+    };
+    let now = |reason: String| {
         if away.is_empty() {
             return unfit(reason);
         }
@@ -117,7 +112,23 @@ fn fit(known: Known<'_>, kek: &KnownKek, custody: Custody) -> Result<Vec<String>
             reason,
             away: away.to_vec(),
         }
-    })
+    };
+    if kek.holders.is_empty() && kek.away.is_empty() {
+        if let Some((token, reason)) = kek.refused.first() {
+            return Err(now(format!("token {token} holds it, but {reason}")));
+        }
+        if kek.partner.is_some() {
+            return Ok(Vec::new());
+        }
+        return match config.unproved_keks {
+            UnprovedKeks::Allow => Ok(Vec::new()),
+            UnprovedKeks::Refuse => Err(now(
+                "its private half is not on any token here, so the EEDK cannot be proved"
+                    .to_owned(),
+            )),
+        };
+    }
+    writers(config, kek, custody).map_err(now)
 }
 
 /// The holders of the KEK that may take part in writing under it, each by its own custody and

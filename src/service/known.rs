@@ -70,11 +70,38 @@ impl DriveCa {
 pub(super) struct Looked {
     drive_ca: Option<Vec<u8>>,
     drive: Option<Drive>,
+    // Before the directory was read.
+    all_serve: bool,
     directory: Arc<Directory>,
     defaults: Defaults,
     sealed: Arc<HashSet<[u8; 32]>>,
     states: Arc<KekStates>,
     now: OffsetDateTime,
+}
+
+impl Looked {
+    /// Whether the directory is the whole one: every token was up as it was read. One that has
+    /// come up since is not in it.
+    fn whole(&self) -> bool {
+        self.all_serve && self.directory.unseen().is_empty()
+    }
+}
+
+/// The answer to a refusal; `whole` where no token was missing in what it was judged by.
+fn refused(refusal: &Refusal, whole: bool) -> Problem {
+    match refusal {
+        // The key may be on a token that is not ready: that is not the request's fault.
+        Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_) if !whole => {
+            Problem::unavailable(format!(
+                "not every token is ready (ekm token status); {refusal}"
+            ))
+        }
+        // It was, for this very request, and then all seals were to be verified again.
+        Refusal::Unverified { .. } => Problem::unavailable(format!(
+            "{refusal} yet; it is verified when the request is repeated"
+        )),
+        refusal => Problem::from(refusal),
+    }
 }
 
 /// EEDKs, and where they come from.
@@ -196,61 +223,44 @@ impl Service {
         judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
     ) -> Result<T, Problem> {
         self.tokens.started(STARTING).await;
-        let looked = self
-            .look(&claim.serial, claim.key.session.is_some())
-            .await?;
-        let verdict = judge(self.known(&looked));
-        let mut verdict = match verdict {
-            Err(Refusal::UnknownDrive { .. }) if self.take_in(peer, claim).await? => judge(
-                self.known(
-                    &self
-                        .look(&claim.serial, claim.key.session.is_some())
-                        .await?,
-                ),
-            ),
+        let signed = claim.key.session.is_some();
+        let mut looked = self.look(&claim.serial, signed).await?;
+        let mut verdict = judge(self.known(&looked));
+        // One that is discovered now is noted by that.
+        let in_table = looked.drive.is_some();
+        let unknown_drive = matches!(verdict, Err(Refusal::UnknownDrive { .. }));
+        let unknown_kek = matches!(
+            verdict,
             Err(Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_))
-                if self.may_search() =>
-            {
-                self.tokens.look_again().await;
-                judge(
-                    self.known(
-                        &self
-                            .look(&claim.serial, claim.key.session.is_some())
-                            .await?,
-                    ),
-                )
-            }
-            verdict => verdict,
+        );
+        let again = if unknown_drive {
+            self.take_in(peer, claim).await?
+        } else if unknown_kek && self.may_search() {
+            self.tokens.look_again().await;
+            true
+        } else {
+            false
         };
+        // A verdict and the look that it is by are never parted: what is said of the verdict must
+        // have been true as it was made.
+        if again {
+            looked = self.look(&claim.serial, signed).await?;
+            verdict = judge(self.known(&looked));
+        }
         // Each of two KEKs may be a partner's.
         for _ in 0..2 {
             let Err(Refusal::Unverified { label }) = &verdict else {
                 break;
             };
             self.require_seal(label).await?;
-            let looked = self
-                .look(&claim.serial, claim.key.session.is_some())
-                .await?;
+            looked = self.look(&claim.serial, signed).await?;
             verdict = judge(self.known(&looked));
         }
-        // One that was just discovered is noted already.
-        if let (Err(refusal), Some(row)) = (&verdict, &looked.drive) {
+        let row = looked.drive.as_ref().filter(|_| in_table);
+        if let (Err(refusal), Some(row)) = (&verdict, row) {
             self.note_refused(peer, claim, row, refusal).await;
         }
-        verdict.map_err(|refusal| {
-            // The key may be on a token that is not ready: that is not the request's fault.
-            if !self.tokens.all_serve()
-                && matches!(
-                    refusal,
-                    Refusal::Kek(KekError::Unknown { .. }) | Refusal::Unreadable(_)
-                )
-            {
-                return Problem::unavailable(format!(
-                    "not every token is ready (ekm token status); {refusal}"
-                ));
-            }
-            Problem::from(&refusal)
-        })
+        verdict.map_err(|refusal| refused(&refusal, looked.whole()))
     }
 
     /// Whether these KEKs may be written under as things are; for a drive of that custody, or of
@@ -269,6 +279,7 @@ impl Service {
             let looked = Looked {
                 drive_ca: None,
                 drive: None,
+                all_serve: self.tokens.all_serve(),
                 directory: self.directory().await?,
                 defaults: self.store.defaults().await.map_err(fail)?,
                 sealed: self.seals.good(),
@@ -280,8 +291,8 @@ impl Service {
                 verdict => return verdict.map_err(|refusal| Problem::from(&refusal)),
             }
         }
-        Err(Problem::internal(
-            "the seals of partners' KEKs change all the time",
+        Err(Problem::unavailable(
+            "the seals of partners' KEKs are being verified again; ask once more",
         ))
     }
 
@@ -372,6 +383,7 @@ impl Service {
                 None
             },
             drive: self.store.drive(serial).await.map_err(fail)?,
+            all_serve: self.tokens.all_serve(),
             directory: self.directory().await?,
             defaults: self.store.defaults().await.map_err(fail)?,
             sealed: self.seals.good(),
@@ -402,6 +414,61 @@ impl Service {
             states: &looked.states,
             now: looked.now,
             drive_ca: looked.drive_ca.as_deref(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looked(all_serve: bool, unseen: &[&str]) -> Looked {
+        Looked {
+            drive_ca: None,
+            drive: None,
+            all_serve,
+            directory: Arc::new(Directory::default().with_registry(unseen, &[])),
+            defaults: Defaults::default(),
+            sealed: Arc::default(),
+            states: Arc::default(),
+            now: OffsetDateTime::now_utc(),
+        }
+    }
+
+    /// The token with the KEK comes up after the directory was read: that it serves by the time of
+    /// the answer made a definite "unknown" of what was not known.
+    #[test]
+    fn a_refusal_is_definite_only_where_no_token_was_missing_as_it_was_judged() {
+        let unknown = Refusal::Kek(KekError::Unknown {
+            label: "KEK1".to_owned(),
+        });
+        let unreadable = Refusal::Unreadable("no token has the KEK".to_owned());
+        for looked in [
+            looked(false, &[]),
+            looked(true, &["b"]),
+            looked(false, &["b"]),
+        ] {
+            assert!(!looked.whole());
+            for refusal in [&unknown, &unreadable] {
+                let problem = refused(refusal, looked.whole());
+                assert_eq!((problem.status, problem.code), (503, EkmCode::EE0F));
+            }
+        }
+        let whole = looked(true, &[]).whole();
+        assert!(whole);
+        assert_eq!(refused(&unknown, whole).code, EkmCode::EE31);
+        assert_eq!(refused(&unreadable, whole).code, EkmCode::EE32);
+    }
+
+    #[test]
+    fn a_seal_that_was_forgotten_between_two_looks_is_no_lasting_refusal() {
+        let refusal = Refusal::Unverified {
+            label: "PARTNER".parse().unwrap(),
+        };
+        for whole in [true, false] {
+            let problem = refused(&refusal, whole);
+            assert_eq!((problem.status, problem.code), (503, EkmCode::EE0F));
+            assert!(problem.retry_after.is_some());
         }
     }
 }
