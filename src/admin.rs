@@ -65,7 +65,7 @@ pub use partners::{Offered, PartnerSeen, Removed, look};
 pub use pending::DriveSeen;
 pub use perform::perform;
 pub(crate) use rekey::work_on_rekeys;
-pub use rekey::{OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted};
+pub use rekey::{MOST_RATE, OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted};
 pub use rotation::{Rollovers, RotateWanted, ScheduleAct, TAKEN_BACK};
 pub(crate) use rotation::{troubles as rotation_troubles, work as work_on_rotations};
 pub use status::{RaisedAlarm, TokenStatus};

@@ -18,6 +18,7 @@ mod routes;
 mod scrape;
 mod seats;
 mod sync;
+mod watchers;
 
 use std::io;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::store::{Fleet, Remembered, Sql, Store, StoreError};
 use crate::tls::{ServerTls, TlsError};
 use desk::Desk;
 use monitor::Monitor;
+use watchers::Watchers;
 
 pub use operator::{OperatorError, ask, ask_with_pin};
 pub use remote::ask_remote;
@@ -318,15 +320,32 @@ impl Server {
             tasks.spawn(scrape::accept(scrapes, monitor, stopped.clone()));
         }
         tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
-        let mut watchers = JoinSet::new();
-        watchers.spawn(watch_certificates(tls, reloaded));
-        watchers.spawn(Arc::clone(&service).keep_fleet());
-        watchers.spawn(Arc::clone(&monitor).watch_certificates());
-        watchers.spawn(monitor.watch());
-        watchers.spawn(crate::sync::schedule(Arc::clone(&service)));
-        watchers.spawn(keeper::rekeys(Arc::clone(&service)));
-        watchers.spawn(keeper::rotations(Arc::clone(&service)));
-        watchers.spawn(tend_audit(Arc::clone(&service)));
+        let mut watchers = Watchers::new();
+        // One sender for all its runs: without any, every connection ends after its request.
+        let reloaded = Arc::new(reloaded);
+        watchers.spawn("certificates", move || {
+            watch_certificates(Arc::clone(&tls), Arc::clone(&reloaded))
+        });
+        // What is by the service alone.
+        let of = |service: &Arc<Service>| {
+            let service = Arc::clone(service);
+            move || Arc::clone(&service)
+        };
+        let own = of(&service);
+        watchers.spawn("fleet", move || own().keep_fleet());
+        let own = of(&service);
+        watchers.spawn("sync", move || crate::sync::schedule(own()));
+        let own = of(&service);
+        watchers.spawn("rekeys", move || keeper::rekeys(own()));
+        let own = of(&service);
+        watchers.spawn("rotations", move || keeper::rotations(own()));
+        let own = of(&service);
+        watchers.spawn("audit", move || tend_audit(own()));
+        let own = Arc::clone(&monitor);
+        watchers.spawn("kek-certificates", move || {
+            Arc::clone(&own).watch_certificates()
+        });
+        watchers.spawn("alarms", move || Arc::clone(&monitor).watch());
         stop.await;
         tracing::info!("stopping: requests in flight finish, no new ones are taken");
         stopping.send_replace(true);
@@ -374,7 +393,7 @@ async fn tend_audit(service: Arc<Service>) {
 }
 
 /// Takes new certificates in.
-async fn watch_certificates(tls: Arc<ServerTls>, reloaded: watch::Sender<u64>) {
+async fn watch_certificates(tls: Arc<ServerTls>, reloaded: Arc<watch::Sender<u64>>) {
     loop {
         tokio::time::sleep(RELOAD).await;
         if !tls.changed_on_disk() {

@@ -21,6 +21,9 @@ pub const OLD_EEDKS: &str = "An EEDK that was copied earlier, from a cartridge o
     opens its tape for whoever has the old KEK: a rekey changes the EEDKs, not the data key. Only \
     writing the data anew, under a new data key, ends that.";
 
+/// Most volumes a second that a rekey may be held to; more is as good as no limit.
+pub const MOST_RATE: u32 = 100_000;
+
 /// Rows that are counted before it begins.
 const COUNTED: usize = 100_000;
 
@@ -41,7 +44,7 @@ pub struct RekeyWanted {
     pub kek1: KekRef,
     /// Second new KEK.
     pub kek2: Option<KekRef>,
-    /// Most volumes a second.
+    /// Most volumes a second, from 1 to [`MOST_RATE`].
     pub rate: Option<u32>,
 }
 
@@ -115,6 +118,19 @@ pub(super) async fn act(
     }
 }
 
+/// That a rekey can be held to the rate.
+fn paced(rate: Option<u32>) -> Result<(), Problem> {
+    match rate.filter(|rate| !(1..=MOST_RATE).contains(rate)) {
+        None => Ok(()),
+        Some(rate) => Err(conflict(
+            EkmCode::EE30,
+            format!(
+                "a rate is from 1 to {MOST_RATE} volumes a second, not {rate}; leave --rate out for no limit"
+            ),
+        )),
+    }
+}
+
 async fn start(service: &Service, operator: &str, wanted: RekeyWanted) -> Result<Reply, Problem> {
     let RekeyWanted {
         volsers,
@@ -124,12 +140,7 @@ async fn start(service: &Service, operator: &str, wanted: RekeyWanted) -> Result
         kek2,
         rate,
     } = wanted;
-    if rate == Some(0) {
-        return Err(conflict(
-            EkmCode::EE30,
-            "a rate of 0 volumes a second never ends; leave --rate out for no limit".to_owned(),
-        ));
-    }
+    paced(rate)?;
     known(service, [Some(&kek1), kek2.as_ref()].into_iter().flatten()).await?;
     service
         .may_write([Some(&kek1), kek2.as_ref()], None)
@@ -224,4 +235,21 @@ async fn turn(
     }
     service.wake();
     seen(service, id).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_that_no_timer_keeps_is_refused_before_it_is_in_the_state() {
+        for good in [None, Some(1), Some(20), Some(MOST_RATE)] {
+            assert!(paced(good).is_ok(), "{good:?}");
+        }
+        for bad in [0, MOST_RATE + 1, 1_000_000_001, u32::MAX] {
+            let refused = paced(Some(bad)).unwrap_err();
+            assert_eq!(refused.code, EkmCode::EE30);
+            assert!(refused.detail.contains("--rate"), "{}", refused.detail);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 use super::super::{event, record, stored, volumes};
+use super::MOST_RATE;
 use crate::audit::{Audited, Outcome};
 use crate::key::KekRef;
 use crate::problem::Problem;
@@ -60,7 +61,7 @@ async fn run(service: &Arc<Service>, job: RekeyJob) -> Result<(), Problem> {
     let mut place = job.place;
     let mut count = job.count;
     let mut pace = job.asked.rate.map(|rate| {
-        let mut pace = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
+        let mut pace = tokio::time::interval(between(rate));
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pace
     });
@@ -160,6 +161,12 @@ async fn run(service: &Arc<Service>, job: RekeyJob) -> Result<(), Problem> {
     record(service, event).await?;
     let done = store.turn_rekey(&job.id, &[RekeyState::Running], RekeyState::Done, None);
     stored(done.await).map(drop)
+}
+
+/// Time between two volumes. The rate was checked as the rekey was asked for, but the row may be
+/// another version's; a timer of no length panics, and would again at whichever server takes it.
+fn between(rate: u32) -> Duration {
+    Duration::from_secs(1) / rate.clamp(1, MOST_RATE)
 }
 
 async fn stop(service: &Service, job: &RekeyJob, why: &str) -> Result<(), Problem> {
@@ -338,4 +345,19 @@ fn request_of(job: &Uuid, dki: &[u8]) -> Uuid {
         .finalize();
     let bytes: [u8; 16] = digest.first_chunk().copied().unwrap_or_default();
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rate_of_the_state_whatever_it_is_makes_a_timer() {
+        assert_eq!(between(0), Duration::from_secs(1));
+        assert_eq!(between(20), Duration::from_millis(50));
+        for rate in [1_000_000_001, u32::MAX] {
+            // It panics for no time at all.
+            tokio::time::interval(between(rate)).tick().await;
+        }
+    }
 }

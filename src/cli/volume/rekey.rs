@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
 use super::find::Filters;
-use crate::admin::{Command, OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted, Reply};
+use crate::admin::{Command, MOST_RATE, OLD_EEDKS, RekeyAct, RekeySeen, RekeyWanted, Reply};
 use crate::cli::{Context, output, site, times};
 use crate::key::{KekRef, KeyLabel};
 use crate::store::RekeyState;
@@ -37,7 +37,7 @@ pub(in crate::cli) struct Rekey {
     /// Second new KEK.
     #[arg(long, value_name = "LABEL[:label|:hash]")]
     kek2: Option<KekRef>,
-    /// Most volumes a second, such as 20 or 20/s. Drives come first in any case.
+    /// Most volumes a second, such as 20 or 20/s; from 1 to 100000. Drives come first in any case.
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<u32>,
     /// Begins it and does not wait for its end.
@@ -57,10 +57,14 @@ pub(in crate::cli) struct Rekey {
 fn rate(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix("/s").unwrap_or(text);
     number
-        .parse()
+        .parse::<u32>()
         .ok()
-        .filter(|rate| *rate > 0)
-        .ok_or_else(|| format!("expected volumes a second, such as 20/s, got {text:?}"))
+        .filter(|rate| (1..=MOST_RATE).contains(rate))
+        .ok_or_else(|| {
+            format!(
+                "expected volumes a second from 1 to {MOST_RATE}, such as 20/s, got {text:?}; leave --rate out for no limit"
+            )
+        })
 }
 
 impl Rekey {
@@ -196,4 +200,20 @@ fn shown(context: &Context, jobs: &[RekeySeen], whole: bool) -> anyhow::Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_has_bounds_and_the_error_says_them() {
+        assert_eq!(rate("20"), Ok(20));
+        assert_eq!(rate("20/s"), Ok(20));
+        assert_eq!(rate("100000/s"), Ok(MOST_RATE));
+        for bad in ["0", "100001", "2000000000/s", "99999999999", "-1", "many"] {
+            let error = rate(bad).unwrap_err();
+            assert!(error.contains("from 1 to 100000"), "{error}");
+        }
+    }
 }
