@@ -1,7 +1,7 @@
 //! The audit chain's seals, anchors, retention, and the emergency policy.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -9,12 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::{Service, unrecorded, unstored};
 use crate::audit::{
-    Anchor, AuditError, ChainMark, Event, Keep, Kind, Outcome, Reserve, Seal, SealFound, SealKey,
-    hash_at, newest_seal, removable, remove, statement,
+    Anchor, AuditError, AuditLog, ChainMark, Event, Keep, Kind, Outcome, Reserve, Seal, SealFound,
+    SealKey, hash_at, newest_seal, removable, remove, statement,
 };
 use crate::config::Config;
 use crate::problem::Problem;
@@ -49,8 +50,8 @@ pub(super) struct Chain {
     anchor_tokens: bool,
     keep: Keep,
     // One seal at a time.
-    sealing: tokio::sync::Mutex<()>,
-    known: Mutex<Known>,
+    sealing: Arc<tokio::sync::Mutex<()>>,
+    known: Arc<Mutex<Known>>,
 }
 
 #[derive(Debug, Default)]
@@ -131,8 +132,8 @@ impl Chain {
             demanded: records.seal_minutes.is_some_and(|minutes| minutes > 0),
             anchor_tokens: records.anchor_tokens,
             keep: records.keep(),
-            sealing: tokio::sync::Mutex::default(),
-            known: Mutex::default(),
+            sealing: Arc::default(),
+            known: Arc::default(),
         }
     }
 
@@ -155,6 +156,44 @@ impl Chain {
         self.known().newest = Some(found.clone());
         Ok(found)
     }
+
+    /// Puts a seal on record, and takes note of it as the newest; with `accepted`, of a chain that
+    /// is the right one from now on.
+    ///
+    /// The writer writes what is queued also where nobody waits for it any more. A caller that is
+    /// cut off here, as at the stop, would leave a seal that this server does not know of, and the
+    /// next one would have its number: a log that counts as forged for ever. So this part is a
+    /// task of its own, and has the lock until it has ended; whoever makes the next seal waits.
+    async fn put(
+        &self,
+        audit: &AuditLog,
+        alone: OwnedMutexGuard<()>,
+        mut event: Event,
+        seal: Seal,
+        accepted: bool,
+    ) -> Result<(SealFound, OwnedMutexGuard<()>), AuditError> {
+        let (audit, known) = (audit.clone(), Arc::clone(&self.known));
+        let put = tokio::spawn(async move {
+            let (number, covers, key) = (seal.number, seal.seq, seal.key.clone());
+            event.chain = Some(Box::new(ChainMark::Seal(seal)));
+            let receipt = audit.record(event).await?;
+            let found = SealFound {
+                number,
+                seq: receipt.seq(),
+                hash: receipt.hash(),
+                covers,
+                key,
+            };
+            let mut held = known.lock().unwrap_or_else(PoisonError::into_inner);
+            if accepted {
+                held.mismatch = None;
+            }
+            held.newest = Some(Some((found.clone(), OffsetDateTime::now_utc())));
+            drop(held);
+            Ok::<_, AuditError>((found, alone))
+        });
+        put.await.unwrap_or(Err(AuditError::Stopped))
+    }
 }
 
 impl Service {
@@ -165,7 +204,7 @@ impl Service {
     /// No key, no token that has it, or the seal cannot be recorded.
     pub async fn seal_audit(&self, accept: bool) -> Result<SealMade, Problem> {
         let chain = &self.chain;
-        let _alone = chain.sealing.lock().await;
+        let alone = Arc::clone(&chain.sealing).lock_owned().await;
         let anchored = self.compare_chain().await?;
         if let Some(mismatch) = chain.known().mismatch.clone().filter(|_| !accept) {
             return Err(Problem::unavailable(format!(
@@ -225,26 +264,15 @@ impl Service {
         if let Some(mismatch) = &accepted {
             event.detail = Some(format!("accepted by an operator: {mismatch}"));
         }
-        event.chain = Some(Box::new(ChainMark::Seal(Seal {
+        let seal = Seal {
             number,
             seq: head.seq,
             hash: head.hash,
             key: key.fingerprint(),
             signature: STANDARD.encode(signature),
-        })));
-        let receipt = self.audit.record(event).await;
-        let receipt = receipt.map_err(|error| unrecorded(&error))?;
-        if accepted.is_some() {
-            chain.known().mismatch = None;
-        }
-        let seal = SealFound {
-            number,
-            seq: receipt.seq(),
-            hash: receipt.hash(),
-            covers: head.seq,
-            key: key.fingerprint(),
         };
-        chain.known().newest = Some(Some((seal.clone(), OffsetDateTime::now_utc())));
+        let put = chain.put(&self.audit, alone, event, seal, accepted.is_some());
+        let (seal, _alone) = put.await.map_err(|error| unrecorded(&error))?;
         let not_anchored = self.anchor(&seal).await;
         Ok(SealMade {
             seal,
@@ -523,7 +551,8 @@ impl Service {
         removed.await.unwrap_or(Err(AuditError::Stopped))
     }
 
-    /// The last seal of a server that stops, as far as a token makes it in time.
+    /// The last seal of a server that stops, as far as a token makes it in time. One that is on its
+    /// way to the log comes first.
     pub(crate) async fn seal_at_stop(&self, patience: Duration) {
         if self.chain.interval.is_none() {
             return;
@@ -707,5 +736,50 @@ fn mismatch(own: Option<&SealFound>, anchored: Option<&Anchored>, node: &str) ->
             "the audit log has no seal, and seal {} of {node} is anchored in the state database: another directory, or the log was removed",
             anchor.number
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::audit::Options;
+
+    /// The stop ends whoever waits for a seal's record, and makes a seal of its own at once.
+    #[tokio::test]
+    async fn a_seal_that_was_cut_off_as_it_was_recorded_keeps_its_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let audit = AuditLog::open(path, "node", Options::default()).unwrap();
+        let chain = Chain {
+            directory: path.to_owned(),
+            switch: path.join(SWITCH),
+            reserve: Reserve::of(path, 0),
+            interval: None,
+            demanded: false,
+            anchor_tokens: false,
+            keep: Keep::default(),
+            sealing: Arc::default(),
+            known: Arc::default(),
+        };
+        assert_eq!(chain.newest().await.unwrap(), None);
+        let event = Event::new(Kind::Runtime, "audit-seal", Outcome::Success);
+        let seal = Seal {
+            number: 1,
+            seq: 0,
+            hash: "00".to_owned(),
+            key: "11".to_owned(),
+            signature: String::new(),
+        };
+        let alone = Arc::clone(&chain.sealing).lock_owned().await;
+        let put = chain.put(&audit, alone, event, seal, false);
+        assert!(put.now_or_never().is_none());
+
+        let _next = chain.sealing.lock().await;
+        let (newest, _) = chain.newest().await.unwrap().unwrap();
+        assert_eq!(newest.number, 1);
+        let (written, _) = newest_seal(path).unwrap().unwrap();
+        assert_eq!(written, newest);
     }
 }
