@@ -4,6 +4,7 @@
 
 mod load;
 mod orphans;
+mod slips;
 mod slots;
 mod start;
 

@@ -166,6 +166,32 @@ impl Catalog {
         }
     }
 
+    /// Takes a refusal back: the KEK is as it was read.
+    pub(super) fn reinstate(&mut self, hash: &KekHash, as_read: &Self) {
+        let both = self.keks.iter_mut().zip(&as_read.keks);
+        for (kek, read) in both.filter(|(kek, _)| kek.hash == *hash) {
+            kek.private.clone_from(&read.private);
+        }
+        if let Some(handles) = as_read.handles.get(hash) {
+            self.handles.insert(*hash, *handles);
+        }
+    }
+
+    /// KEKs that would serve by what was read, and were refused since; each once, with what they
+    /// are for.
+    pub(super) fn refused_since(&self, as_read: &Self) -> Vec<(KekHash, Custody)> {
+        let mut refused: Vec<(KekHash, Custody)> = Vec::new();
+        for (read, now) in as_read.keks.iter().zip(&self.keks) {
+            if let (PrivateHalf::Serves { custody, .. }, PrivateHalf::Refused { .. }) =
+                (&read.private, &now.private)
+                && !refused.iter().any(|(hash, _)| *hash == read.hash)
+            {
+                refused.push((read.hash, *custody));
+            }
+        }
+        refused
+    }
+
     /// The KEK of that hash, with its handles.
     pub(super) fn kek(&self, hash: &KekHash) -> Option<(&KekOnToken, Handles)> {
         let kek = self.keks.iter().find(|kek| kek.hash == *hash)?;
@@ -632,6 +658,52 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    /// A token with these KEKs, each under one label or two.
+    fn shown(keks: &[(&str, u8)]) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (number, (label, key)) in (1..).zip(keks) {
+            let hash = KekHash::of_spki(&[*key]);
+            catalog.keks.push(KekOnToken {
+                label: label.parse().unwrap(),
+                hash,
+                spki: vec![*key],
+                bits: 3072,
+                private: judge(&GOOD, 3072, false, &profile()),
+                certificate: None,
+            });
+            let handles = Handles {
+                private: Some(number),
+                public: None,
+            };
+            catalog.handles.insert(hash, handles);
+        }
+        catalog
+    }
+
+    #[test]
+    fn a_kek_that_was_refused_by_a_trial_is_known_and_comes_back_as_it_was_read() {
+        let as_read = shown(&[("KEK1", 1), ("ALIAS", 1), ("KEK2", 2), ("KEK3", 3)]);
+        let mut catalog = as_read.clone();
+        assert!(catalog.refused_since(&as_read).is_empty());
+        let [one, two] = [1, 2].map(|key: u8| KekHash::of_spki(&[key]));
+        catalog.refuse(&one, "it opened no canary");
+        catalog.refuse(&two, "nor did it");
+        assert_eq!(
+            catalog.refused_since(&as_read),
+            [(one, Custody::Token), (two, Custody::Token)]
+        );
+        assert_eq!(catalog.kek(&one).unwrap().1.private, None);
+        catalog.reinstate(&one, &as_read);
+        assert_eq!(catalog.refused_since(&as_read), [(two, Custody::Token)]);
+        assert_eq!(catalog.kek(&one), as_read.kek(&one));
+        catalog.reinstate(&two, &as_read);
+        assert_eq!(catalog, as_read);
+        // What its attributes forbid was never a matter of a trial.
+        let mut forbidden = as_read.clone();
+        forbidden.refuse(&two, "CKA_SENSITIVE is not true");
+        assert!(forbidden.clone().refused_since(&forbidden).is_empty());
     }
 
     #[test]

@@ -35,6 +35,12 @@ const MECHANISMS: &[(ck::CK_MECHANISM_TYPE, &str)] = &[
     (ck::CKM_SHA256, "CKM_SHA256"),
 ];
 
+/// KEKs that were refused by a trial and are tried again at one look.
+const TRIALS: usize = 3;
+
+/// Reads of a token's KEKs at one look, where the login is lost under the first.
+const READS: usize = 2;
+
 /// What was true since the last login or search.
 #[derive(Debug)]
 pub(super) struct Epoch {
@@ -46,7 +52,7 @@ pub(super) struct Epoch {
 }
 
 /// An EEDK of the token's own, to tell a bad EEDK from a broken token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Canary {
     pub(super) kek: KekHash,
     pub(super) custody: Custody,
@@ -81,6 +87,8 @@ pub(super) struct Token {
     anchor: Mutex<Option<CK_SESSION_HANDLE>>,
     epoch: RwLock<Arc<Epoch>>,
     probe: OnceLock<Probe>,
+    // Where the next look goes on among those that were refused by a trial.
+    retried: AtomicUsize,
 }
 
 impl Token {
@@ -130,6 +138,7 @@ impl Token {
             logins,
             anchor: Mutex::new(Some(anchor)),
             probe: OnceLock::new(),
+            retried: AtomicUsize::new(0),
         };
         token.log_in(anchor)?;
         Ok(token)
@@ -340,12 +349,11 @@ impl Token {
     }
 
     fn look_again(&self, session: CK_SESSION_HANDLE, same_login: bool) -> Result<(), Fault> {
-        let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
-        let host_only = self.profile.host_only();
-        let mut catalog =
-            Catalog::read(&self.module, session, host_only, &self.profile).map_err(fail)?;
+        let (mut catalog, same_login) = self.read_keks(session, same_login)?;
         // Sessions and imported keys live as long as their epoch.
-        if same_login && self.epoch().number > 0 && self.epoch().as_read == catalog {
+        let epoch = self.epoch();
+        if same_login && epoch.number > 0 && epoch.as_read == catalog {
+            self.try_again(&epoch);
             return Ok(());
         }
         let as_read = catalog.clone();
@@ -355,6 +363,11 @@ impl Token {
         {
             self.probe.get_or_init(|| learned);
         }
+        self.begin_epoch(catalog, as_read, canary);
+        Ok(())
+    }
+
+    fn begin_epoch(&self, catalog: Catalog, as_read: Catalog, canary: Option<Canary>) {
         let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         let number = epoch.number + 1;
         *epoch = Arc::new(Epoch {
@@ -363,7 +376,72 @@ impl Token {
             as_read,
             canary,
         });
-        Ok(())
+    }
+
+    /// Reads the KEKs, and says whether the login is still the one from before. A login that is
+    /// lost in the middle hides the private halves, which are not gone for that: it is made again,
+    /// and they are read again.
+    fn read_keks(
+        &self,
+        session: CK_SESSION_HANDLE,
+        mut same_login: bool,
+    ) -> Result<(Catalog, bool), Fault> {
+        let fail = |error| Fault::call(&self.name, error, "reading the KEKs");
+        let user = ck::CKS_RW_USER_FUNCTIONS;
+        let host_only = self.profile.host_only();
+        for _ in 0..READS {
+            // A module that does not tell of the login before does not tell of its loss either.
+            let told = same_login || self.module.session_state(session) == Ok(user);
+            let read = Catalog::read(&self.module, session, host_only, &self.profile);
+            // On a session that is gone by now nothing is hidden: a call on it fails.
+            let lost = told
+                && self
+                    .module
+                    .session_state(session)
+                    .is_ok_and(|state| state != user);
+            if !lost {
+                return read.map(|catalog| (catalog, same_login)).map_err(fail);
+            }
+            same_login = false;
+            self.log_in(session)?;
+        }
+        Err(fail(
+            self.module
+                .failed("C_GetSessionInfo", ck::CKR_USER_NOT_LOGGED_IN),
+        ))
+    }
+
+    /// Tries KEKs again that were refused for opening no canary: that may have been the token's
+    /// slip, and else they would stay so until the next login. A look does not fail by it. Those
+    /// that open now serve from a new epoch on; without one there is none, as each ends all
+    /// sessions.
+    fn try_again(&self, epoch: &Epoch) {
+        let refused = epoch.catalog.refused_since(&epoch.as_read);
+        if refused.is_empty() {
+            return;
+        }
+        let from = self.retried.fetch_add(TRIALS, Ordering::Relaxed) % refused.len();
+        let turn = refused.iter().cycle().skip(from);
+        let mut catalog = epoch.catalog.clone();
+        for (hash, custody) in turn.take(TRIALS.min(refused.len())) {
+            let Some((kek, _)) = epoch.as_read.kek(hash) else {
+                continue;
+            };
+            let Ok(canary) = self.canary_of(kek, *custody) else {
+                continue;
+            };
+            if let Some(Ok(())) = self.sing_apart(&epoch.as_read, &canary) {
+                tracing::info!(
+                    token = self.name,
+                    kek = %kek.label,
+                    "the KEK opens a canary now, and serves"
+                );
+                catalog.reinstate(hash, &epoch.as_read);
+            }
+        }
+        if catalog != epoch.catalog {
+            self.begin_epoch(catalog, epoch.as_read.clone(), epoch.canary.clone());
+        }
     }
 
     /// A canary under the first KEK that opens one. A key that does not is
@@ -376,15 +454,12 @@ impl Token {
         let mut failed = None;
         while let Some((kek, custody)) = catalog.canary() {
             let (hash, label) = (kek.hash, kek.label.clone());
-            let wrapped = self.wrap_nonsense(&kek.spki, self.profile.wrap_algorithm(), &[])?;
-            let canary = Canary {
-                kek: hash,
-                custody,
-                wrapped,
-            };
+            let canary = self.canary_of(kek, custody)?;
             let sung = self.sing(session, catalog, &canary).or_else(|error| {
-                // One slip of the token refuses no key.
-                self.sing(session, catalog, &canary).map_err(|_| error)
+                // One slip of the token refuses no key, nor a session that it left stuck.
+                self.sing_apart(catalog, &canary)
+                    .unwrap_or_else(|| self.sing(session, catalog, &canary))
+                    .map_err(|_| error)
             });
             match sung {
                 Ok(()) => return Ok(Some(canary)),
@@ -404,6 +479,24 @@ impl Token {
             }
         }
         failed.map_or(Ok(None), Err)
+    }
+
+    fn canary_of(&self, kek: &KekOnToken, custody: Custody) -> Result<Canary, Fault> {
+        let wrapped = self.wrap_nonsense(&kek.spki, self.profile.wrap_algorithm(), &[])?;
+        Ok(Canary {
+            kek: kek.hash,
+            custody,
+            wrapped,
+        })
+    }
+
+    /// Opens the canary on a session of its own; none where the token gives no session.
+    fn sing_apart(&self, catalog: &Catalog, canary: &Canary) -> Option<Call<()>> {
+        let session = self.session().ok()?;
+        let sung = self.sing(session, catalog, canary);
+        // It may be gone already, and there is nothing else to do with it.
+        let _ = self.module.close_session(session);
+        Some(sung)
     }
 
     /// A key that opens nothing, under a public key; it may as well come from here.
