@@ -25,7 +25,10 @@
 //! 4. *The key stays* after a job until the cartridge leaves the drive (CKOD): whoever got past the
 //!    others would write encrypted.
 //! 5. *The look afterwards.* The cartridge is asked for blocks in clear, and the drive whether its
-//!    key is the one that was set.
+//!    key is the one that was set, and whether the cartridge is the job's.
+//!
+//! The permit is for one cartridge. Before SWP is cleared, for whichever job, the drive is told to
+//! keep it in (PREVENT MEDIUM REMOVAL), until SWP is back.
 //!
 //! What keeps a cartridge from being lost to a wrong key: a new data key only for DISP=NEW at load
 //! point; its EEDKs stored and read back before it is set; what the cartridge held before is in the

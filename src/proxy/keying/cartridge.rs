@@ -129,6 +129,35 @@ impl Cartridge {
         })
     }
 
+    /// What is in the drive in the place of this cartridge; none where it is this one. Where neither
+    /// has a name of its own, the drive's word that one came in decides.
+    ///
+    /// # Errors
+    /// The drive cannot be asked.
+    pub(super) fn exchanged(&self, unit: &mut Unit) -> Result<Option<String>, DriveError> {
+        let barcode = text(unit, AttributeId::BARCODE)?;
+        let medium_serial = text(unit, AttributeId::MEDIUM_SERIAL)?;
+        let told = unit.attentions().iter().find(|sense| sense.asc == 0x28);
+        let same = if medium_serial.is_some() || self.medium_serial.is_some() {
+            medium_serial == self.medium_serial
+        } else if self.barcode.is_some() {
+            barcode == self.barcode
+        } else {
+            // A barcode may have been written by the job.
+            told.is_none()
+        };
+        if same {
+            return Ok(None);
+        }
+        let named = |name: Option<String>| name.unwrap_or_else(|| "none".to_owned());
+        Ok(Some(format!(
+            "its barcode is {}, its serial number {}{}",
+            named(barcode),
+            named(medium_serial),
+            told.map_or_else(String::new, |sense| format!("; the drive says: {sense}"))
+        )))
+    }
+
     /// Whether the cartridge in the drive holds what this one held; in doubt it does not.
     pub(super) fn is_unwritten(
         &self,

@@ -59,34 +59,44 @@ impl HeldDrive {
                 why: error.to_string(),
             });
         }
-        let unit = &mut self.unit;
-        let settled = settle(unit);
-        if let Err(error) = protect(unit, self.rules.unprotected) {
-            closed.alarms.insert(
-                0,
-                Alarm::Unprotected {
-                    why: error.to_string(),
-                },
-            );
-        }
-        if matches!(job.permit, Permit::Encrypted(_))
-            && let Err(error) = unit.allow_removal()
-        {
-            closed
-                .warnings
-                .push(format!("the cartridge is still kept in the drive: {error}"));
-        }
-        match settled {
-            Ok(Readiness::Ready) if held.is_ok() => {
-                if let Permit::Encrypted(confirmed) = &job.permit {
-                    self.look(&job, confirmed, &mut closed);
-                }
-                if unload {
-                    self.put_out(&job, &mut closed);
+        let settled = settle(&mut self.unit);
+        match protect(&mut self.unit, self.rules.unprotected) {
+            Ok(_) => {
+                if let Err(error) = self.let_out() {
+                    closed
+                        .warnings
+                        .push(format!("the cartridge is still kept in the drive: {error}"));
                 }
             }
-            Ok(Readiness::Ready) => {}
-            Ok(_) if matches!(job.permit, Permit::Encrypted(_)) => {
+            // It stays in: the drive might write the next one in clear. Whoever takes it over lets it
+            // out once it is protected.
+            Err(error) => {
+                closed.alarms.insert(
+                    0,
+                    Alarm::Unprotected {
+                        why: error.to_string(),
+                    },
+                );
+                if self.kept_in {
+                    closed.warnings.push(
+                        "the cartridge is kept in the drive until it is write protected".to_owned(),
+                    );
+                }
+            }
+        }
+        match settled {
+            Ok(Readiness::Ready) => {
+                let same = job.permit == Permit::Read || self.is_the_jobs(&job, &mut closed);
+                if held.is_ok() {
+                    if let Permit::Encrypted(confirmed) = &job.permit {
+                        self.look(&job, confirmed, same, &mut closed);
+                    }
+                    if unload {
+                        self.put_out(&job, &mut closed);
+                    }
+                }
+            }
+            Ok(_) if job.permit != Permit::Read => {
                 closed.clear_blocks =
                     ClearBlocks::Unknown("the cartridge is out of the drive".to_owned());
             }
@@ -126,7 +136,34 @@ impl HeldDrive {
         }
     }
 
-    fn look(&mut self, job: &OpenJob, confirmed: &Confirmed, closed: &mut Closed) {
+    /// Whether the cartridge of a job that could write is still the one in the drive: what the job was
+    /// allowed, and what is seen now, is of that one alone.
+    fn is_the_jobs(&mut self, job: &OpenJob, closed: &mut Closed) -> bool {
+        let alarm = match job.cartridge.exchanged(&mut self.unit) {
+            Ok(None) => return true,
+            Ok(Some(what)) => {
+                closed.clear_blocks =
+                    ClearBlocks::Unknown("another cartridge is in the drive".to_owned());
+                Alarm::OtherCartridge {
+                    volser: job.request.volser.clone(),
+                    what,
+                }
+            }
+            Err(error) => {
+                closed.clear_blocks = ClearBlocks::Unknown(
+                    "the drive does not say which cartridge it has".to_owned(),
+                );
+                Alarm::NotLookedAt {
+                    why: error.to_string(),
+                }
+            }
+        };
+        closed.alarms.push(alarm);
+        false
+    }
+
+    /// `same`: whether it is the job's cartridge; another one says nothing of what the job wrote.
+    fn look(&mut self, job: &OpenJob, confirmed: &Confirmed, same: bool, closed: &mut Closed) {
         let unit = &mut self.unit;
         match unit.encryption_status() {
             Ok(status) => {
@@ -137,6 +174,9 @@ impl HeldDrive {
             Err(error) => closed.alarms.push(Alarm::NotLookedAt {
                 why: error.to_string(),
             }),
+        }
+        if !same {
+            return;
         }
         match look_for_clear(unit, job, confirmed.dki(), closed) {
             Ok(Wrote::Something) => {}

@@ -124,6 +124,16 @@ pub enum Alarm {
         /// What the block says.
         what: String,
     },
+    /// It was let out all the same, and the drive could write whatever came in.
+    #[error(
+        "another cartridge is in the drive than the job's, {volser}, and may have been written in clear: {what}"
+    )]
+    OtherCartridge {
+        /// The job's cartridge.
+        volser: Volser,
+        /// What is in the drive.
+        what: String,
+    },
     /// The drive may write, and no job has it.
     #[error("the drive is not write protected: {why}")]
     Unprotected {

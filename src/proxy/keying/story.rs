@@ -11,14 +11,14 @@ use super::error::{JobRefused, TakeOverError};
 use super::history::History;
 use super::protect::{Confirmed, Guard, Permit, lift, protect};
 use super::report::{Alarm, Opened, TakenOver};
-use super::seams::{Hold, Keys, Unit};
+use super::seams::{Hold, Keys, Unit, means_absent};
 use crate::api::ConfirmRequest;
 use crate::drive::DriveSerial;
 use crate::job::JobName;
 use crate::key::DataKeyId;
 use crate::proxy::{ClassName, Dd, Disp, HostConfig, HostDrive, Job, Reason};
 use crate::scsi::drive::{NotReady, Readiness};
-use crate::scsi::{Drive, Transport};
+use crate::scsi::{Drive, DriveError, Transport};
 use crate::t10::{EncryptionMode, KadType};
 use crate::volser::Volser;
 
@@ -72,6 +72,8 @@ pub struct HeldDrive {
     pub(super) job: Option<OpenJob>,
     /// What the key server does not know yet: nothing was written under that data key.
     pub(super) unused: Option<ConfirmRequest>,
+    /// Whether the cartridge is kept in the drive, by this proxy.
+    pub(super) kept_in: bool,
     /// How many jobs there have been.
     jobs: u64,
 }
@@ -122,6 +124,7 @@ impl HeldDrive {
             history,
             job: None,
             unused: None,
+            kept_in: false,
             jobs: 0,
         }
     }
@@ -172,9 +175,17 @@ impl HeldDrive {
         let unit = &mut self.unit;
         let loaded = settle_held(unit, self.hold.as_mut())?;
         let guard = protect(unit, self.rules.unprotected)?;
-        // A proxy that was killed under a job has left it kept in.
-        if let Err(error) = unit.allow_removal() {
-            tracing::warn!(drive = %self.rules.serial, %error, "the cartridge may be kept in the drive");
+        // A proxy that was killed under a job has left it kept in. Only now: a drive that may write must
+        // not be given another cartridge.
+        let may_be_in = self.kept_in || loaded == Readiness::Ready;
+        match unit.allow_removal() {
+            Ok(()) => self.kept_in = false,
+            // Nothing is kept in then: there is no such command, or no cartridge.
+            Err(error) if means_absent(&error) || !may_be_in => {
+                tracing::warn!(drive = %self.rules.serial, %error, "the cartridge may be kept in the drive");
+            }
+            // Tried again with all of this, or it would stay in until the next job ends.
+            Err(error) => return Err(JobRefused::from(error).into()),
         }
         let keyed = unit.encryption_status().ok().and_then(|status| {
             let set = status.encryption != EncryptionMode::Disable;
@@ -345,15 +356,17 @@ impl HeldDrive {
             still(unit, confirmed, &status)?;
         }
         undisturbed(unit)?;
-        if let Permit::Encrypted(confirmed) = &job.permit {
-            // The next cartridge would find neither a key nor write protection.
+        if job.permit != Permit::Read {
+            // The next cartridge would find no write protection, and no key. A job that may write this
+            // one in clear may write no other so.
+            self.kept_in = true;
             unit.prevent_removal()?;
             lift(unit, job.guard)?;
+        }
+        if let Permit::Encrypted(confirmed) = &job.permit {
             // The commands of the lifting are repeated after a reset, and so would hide it.
             let status = unit.encryption_status()?;
             still(unit, confirmed, &status)?;
-        } else if job.permit != Permit::Read {
-            lift(unit, job.guard)?;
         }
         undisturbed(unit)?;
         let failures = self.hold.failures();
@@ -364,13 +377,15 @@ impl HeldDrive {
     /// Nothing was written: what a create changed is changed back.
     fn not_handed_over(&mut self, job: &mut OpenJob, why: JobRefused) -> JobRefused {
         let mut trouble = Vec::new();
+        match protect(&mut self.unit, self.rules.unprotected) {
+            Ok(_) => {
+                if let Err(error) = self.let_out() {
+                    trouble.push(format!("the cartridge is still kept in: {error}"));
+                }
+            }
+            Err(error) => trouble.push(error.to_string()),
+        }
         let unit = &mut self.unit;
-        if let Err(error) = protect(unit, self.rules.unprotected) {
-            trouble.push(error.to_string());
-        }
-        if let Err(error) = unit.allow_removal() {
-            trouble.push(format!("the cartridge is still kept in: {error}"));
-        }
         if let Some(Made { memory, unused }) = job.created.take() {
             self.unused = Some(unused);
             if let Err(error) = job.cartridge.still_in(unit) {
@@ -408,7 +423,17 @@ impl HeldDrive {
     /// not say that it is this one is sent nothing.
     fn fall_back(&mut self) -> Result<(), JobRefused> {
         self.identify()?;
-        protect(&mut self.unit, self.rules.unprotected).map(drop)
+        protect(&mut self.unit, self.rules.unprotected)?;
+        Ok(self.let_out()?)
+    }
+
+    /// Lets the cartridge out where it was kept in, which is for a drive that is write protected again.
+    pub(super) fn let_out(&mut self) -> Result<(), DriveError> {
+        if self.kept_in {
+            self.unit.allow_removal()?;
+            self.kept_in = false;
+        }
+        Ok(())
     }
 }
 

@@ -81,6 +81,130 @@ fn cartridge_stays_in_while_a_job_writes_it() {
 }
 
 #[test]
+fn cartridge_of_a_job_in_clear_stays_in_until_the_job_is_closed() {
+    let mut house = House::new();
+    house.load("VOL001");
+    house.held.take_over().unwrap();
+    house.open("VOL001", "PLAIN", "DISP=NEW").unwrap();
+    assert!(house.writes(b"meant to be in clear"));
+    // The next one may be one that is to be encrypted.
+    let refused = house.command(&UNLOAD);
+    assert_eq!(refused.sense.get(12..14), Some(&[0x53, 0x02][..]));
+    assert_eq!(house.close().alarms, []);
+    assert!(!house.writes(b"after"));
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+
+    // A reader's is not kept in.
+    house.load("VOL001");
+    house.open("VOL001", "", "DISP=OLD").unwrap();
+    house.command(&[0; 6]);
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+    house.close();
+
+    // One that was left so by a proxy that died is let go by the next.
+    house.load("VOL002");
+    house.open("VOL002", "PLAIN", "DISP=NEW").unwrap();
+    house.restart(|_| {});
+    house.held.take_over().unwrap();
+    assert!(!house.writes(b"nobody's"));
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+}
+
+#[test]
+fn another_cartridge_at_the_end_of_a_job_in_clear_raises_the_alarm() {
+    let mut house = House::new();
+    house.load("VOL001");
+    house.held.take_over().unwrap();
+    house.open("VOL001", "PLAIN", "DISP=NEW").unwrap();
+    assert!(house.writes(b"meant to be in clear"));
+    // By hand, which no command prevents.
+    house.load("VOL002");
+    assert!(house.writes(b"meant to be encrypted"));
+    let closed = house.close();
+    let other = |alarm: &Alarm| matches!(alarm, Alarm::OtherCartridge { what, .. } if what.contains("VOL002"));
+    assert!(closed.alarms.iter().any(other), "{closed:?}");
+    assert!(matches!(closed.clear_blocks, ClearBlocks::Unknown(_)));
+    assert!(!house.writes(b"after"));
+}
+
+#[test]
+fn blank_cartridge_put_in_under_a_job_does_not_say_that_the_job_wrote_nothing() {
+    let mut house = House::new();
+    house.load("VOL001");
+    house.held.take_over().unwrap();
+    let opened = house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+    let dki = opened.key.unwrap().dki;
+    assert!(house.writes(b"encrypted"));
+    house.filemark();
+    house.load("VOL002");
+    let closed = house.close();
+    let other = |alarm: &Alarm| matches!(alarm, Alarm::OtherCartridge { .. });
+    let changed = |alarm: &Alarm| matches!(alarm, Alarm::KeyChanged { .. });
+    assert!(closed.alarms.iter().any(other), "{closed:?}");
+    assert!(closed.alarms.iter().any(changed), "{closed:?}");
+    let mut keys = house.keys.clone();
+    house.held.tell_unused(&mut keys).unwrap();
+    assert_eq!(keys.server().confirmed, [(dki, true)]);
+}
+
+/// Fails as the drive does whose inside is broken.
+fn broken() -> Option<Completion> {
+    Some(Completion {
+        status: Completion::CHECK_CONDITION,
+        transferred: 0,
+        sense: crate::t10::Sense::INTERNAL_FAILURE.encode().to_vec(),
+    })
+}
+
+#[test]
+fn job_in_clear_that_is_not_handed_over_lets_its_cartridge_out() {
+    let mut house = House::new();
+    house.load("VOL001");
+    let mut kept_in = false;
+    house.meddle(move |cdb, _| match cdb {
+        [0x1e, _, _, _, 1, ..] => {
+            kept_in = true;
+            None
+        }
+        // The first command of the lifting.
+        [0x15 | 0x1a | 0x55 | 0x5a, ..] if kept_in => {
+            kept_in = false;
+            broken()
+        }
+        _ => None,
+    });
+    let refused = house.refused("VOL001", "PLAIN", "DISP=NEW");
+    assert!(refused.contains("44/00"), "{refused}");
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+}
+
+#[test]
+fn cartridge_that_is_not_let_out_at_once_is_let_out_at_the_next_take_over() {
+    let mut house = House::new();
+    house.load("VOL001");
+    let mut fail = 0;
+    house.meddle(move |cdb, _| {
+        let allows = matches!(cdb, [0x1e, _, _, _, 0, ..]);
+        let after_the_job = fail > 0;
+        fail += usize::from(matches!(cdb, [0x1e, _, _, _, 1, ..]) || (allows && after_the_job));
+        // That of the close, and that of the take-over behind it.
+        if allows && matches!(fail, 2 | 3) {
+            return broken();
+        }
+        None
+    });
+    house.open("VOL001", "PLAIN", "DISP=NEW").unwrap();
+    let closed = house.close();
+    assert!(closed.warnings[0].contains("kept in"), "{closed:?}");
+    let refused = house.command(&UNLOAD);
+    assert_eq!(refused.sense.get(12..14), Some(&[0x53, 0x02][..]));
+    let error = house.held.take_over().unwrap_err();
+    assert!(matches!(error, TakeOverError::Refused(_)), "{error}");
+    house.held.take_over().unwrap();
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+}
+
+#[test]
 fn reset_between_the_last_look_and_the_lifting_refuses_the_job() {
     let mut house = House::new();
     house.load("VOL001");
