@@ -29,7 +29,8 @@ impl From<JobRefused> for TakeOverError {
     }
 }
 
-/// Why a job does not get its tape. The drive refuses to write then, as before.
+/// Why a job does not get its tape. The drive refuses to write then, as before, but for
+/// [`JobRefused::Unprotected`].
 #[derive(Debug, thiserror::Error)]
 pub enum JobRefused {
     /// The tape device is not to be had.
@@ -248,6 +249,23 @@ pub enum JobRefused {
         /// What followed.
         trouble: Vec<String>,
     },
+    /// It failed, and so did the write protection that was to follow: the drive may be able to write.
+    #[error("{why}{}", may_write(trouble.as_deref()))]
+    Unprotected {
+        /// The first failure.
+        why: Box<Self>,
+        /// Why it is not protected, where that is something else.
+        trouble: Option<String>,
+    },
+}
+
+fn may_write(trouble: Option<&str>) -> String {
+    trouble.map_or_else(String::new, |trouble| {
+        format!(
+            "; and the drive may be able to write until it is protected again, which is tried all the \
+             time: {trouble}"
+        )
+    })
 }
 
 impl From<DriveError> for JobRefused {
@@ -257,13 +275,22 @@ impl From<DriveError> for JobRefused {
 }
 
 impl JobRefused {
-    /// Whether the drive is not in this host's hands any more: somebody else has it, or another drive
-    /// is in its place.
+    /// Whether the drive is not safe in this host's hands any more, so that it is to be taken over
+    /// anew: somebody else has it, another drive is in its place, or it is not known to be protected.
     pub(super) fn means_not_held(&self) -> bool {
         match self {
-            Self::Held(_) | Self::OtherDrive { .. } => true,
+            Self::Held(_) | Self::OtherDrive { .. } | Self::Unprotected { .. } => true,
             Self::Then { why, .. } => why.means_not_held(),
             _ => false,
+        }
+    }
+
+    /// This, and then the drive could not be protected, or its cartridge not be let out.
+    pub(super) fn unprotected(self, error: &Self) -> Self {
+        let (told, trouble) = (self.to_string(), error.to_string());
+        Self::Unprotected {
+            why: Box::new(self),
+            trouble: (told != trouble).then_some(trouble),
         }
     }
 

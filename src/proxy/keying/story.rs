@@ -103,6 +103,8 @@ pub(super) struct OpenJob {
     pub(super) alarms: Vec<Alarm>,
     /// How many commands had failed when it was last looked at.
     pub(super) failures: Option<u64>,
+    /// Whether its key was seen to be lost, and the drive is not write protected yet.
+    pub(super) to_protect: bool,
 }
 
 /// Between two looks at a drive that is loading.
@@ -208,7 +210,8 @@ impl HeldDrive {
     /// Gives the tape to a job: keyed, confirmed, and let go.
     ///
     /// # Errors
-    /// The job does not get it. The drive refuses to write, as before.
+    /// The job does not get it. The drive refuses to write, as before; where it may be able to, that is
+    /// [`JobRefused::Unprotected`], and it is to be taken over until that succeeds.
     pub fn open(
         &mut self,
         keys: &mut dyn Keys,
@@ -227,11 +230,12 @@ impl HeldDrive {
             if let JobRefused::Held(_) = why {
                 return why;
             }
-            let trouble = match self.fall_back() {
-                Err(error) if error.to_string() != why.to_string() => vec![error.to_string()],
-                _ => Vec::new(),
-            };
-            why.then(trouble)
+            match self.fall_back() {
+                Ok(()) => why,
+                // Of another drive in its place nothing is wanted.
+                Err(_) if why.means_not_held() => why,
+                Err(error) => why.unprotected(&error),
+            }
         })
     }
 
@@ -275,6 +279,7 @@ impl HeldDrive {
             guard,
             alarms: Vec::new(),
             failures: None,
+            to_protect: false,
         };
         match self.hand_over(&job) {
             Ok(failures) => job.failures = failures,

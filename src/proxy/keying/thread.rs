@@ -279,7 +279,8 @@ impl Worker {
             Err(error) => {
                 tracing::warn!(drive = %self.drive.serial(), volser = %request.volser, %error, "job refused");
                 if error.means_not_held() {
-                    // Taken over again as soon as that can be done.
+                    // Taken over again as soon as that can be done, and so protected: nothing else in
+                    // the loop would protect a drive that was held before.
                     self.held = false;
                     DriveState::NotHeld {
                         why: error.to_string(),

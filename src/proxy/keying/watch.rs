@@ -20,33 +20,45 @@ impl HeldDrive {
     /// A unit attention that is taken from `st` so does no harm: nothing is written any more.
     pub fn glance(&mut self) {
         let now = self.hold.failures();
-        let Some(job) = self.job.as_mut().filter(|job| job.failures != now) else {
+        let Some(job) = self.job.as_mut() else {
             return;
         };
-        job.failures = now;
         let Permit::Encrypted(confirmed) = &job.permit else {
             return;
         };
         let unit = &mut self.unit;
-        let status = unit.encryption_status();
-        let attentions = unit.take_attentions();
-        let seen = match status {
-            Err(error) => Err(error.to_string()),
-            Ok(status) => confirmed.still(&status),
-        };
-        let seen = match attentions.first() {
-            Some(attention) => Err(attention.to_string()),
-            None => seen,
-        };
-        let Err(what) = seen else {
-            return;
-        };
-        tracing::error!(drive = %self.rules.serial, what, "the drive lost its key in a job; it is write protected");
-        if let Err(error) = protect(unit, true) {
-            job.alarms.push(Alarm::Unprotected {
-                why: error.to_string(),
-            });
+        if !job.to_protect {
+            if job.failures == now {
+                return;
+            }
+            job.failures = now;
+            let status = unit.encryption_status();
+            let attentions = unit.take_attentions();
+            let seen = match status {
+                Err(error) => Err(error.to_string()),
+                Ok(status) => confirmed.still(&status),
+            };
+            let seen = match attentions.first() {
+                Some(attention) => Err(attention.to_string()),
+                None => seen,
+            };
+            let Err(what) = seen else {
+                return;
+            };
+            tracing::error!(drive = %self.rules.serial, what, "the drive lost its key in a job; it is write protected");
+            job.alarms.push(Alarm::KeyChanged { what });
+            job.to_protect = true;
         }
-        job.alarms.push(Alarm::KeyChanged { what });
+        match protect(unit, true) {
+            Ok(_) => job.to_protect = false,
+            // Tried again at the next glance, and told once.
+            Err(error) => {
+                let told = |alarm: &Alarm| matches!(alarm, Alarm::Unprotected { .. });
+                if !job.alarms.iter().any(told) {
+                    let why = error.to_string();
+                    job.alarms.insert(0, Alarm::Unprotected { why });
+                }
+            }
+        }
     }
 }

@@ -204,6 +204,120 @@ fn cartridge_that_is_not_let_out_at_once_is_let_out_at_the_next_take_over() {
     assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
 }
 
+#[tokio::test]
+async fn protection_that_failed_after_it_was_lifted_is_tried_until_it_succeeds() {
+    for class in ["SECURE", "PLAIN"] {
+        let mut house = House::new();
+        house.load("VOL001");
+        let down = Arc::new(AtomicBool::new(false));
+        let link = Arc::clone(&down);
+        let (mut kept_in, mut lifted) = (false, false);
+        house.meddle(move |cdb, _| {
+            match cdb {
+                [0x1e, _, _, _, 1, ..] => kept_in = true,
+                [0x55, ..] if kept_in => lifted = true,
+                // The next command but those that read back the lifting; from now on all of them fail.
+                [first, ..] if lifted && *first != 0x5a => {
+                    (kept_in, lifted) = (false, false);
+                    link.store(true, Ordering::SeqCst);
+                }
+                _ => {}
+            }
+            if link.load(Ordering::SeqCst) {
+                return broken();
+            }
+            None
+        });
+        let House {
+            directory: _directory,
+            mut port,
+            held,
+            keys,
+            host,
+            ..
+        } = house;
+        let thread = DriveThread::start(held, Box::new(keys), Arc::new(host)).unwrap();
+        let becomes = async |wanted: fn(&DriveState) -> bool| {
+            for _ in 0..100 {
+                if wanted(&thread.state()) {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            false
+        };
+        assert!(becomes(|state| matches!(state, DriveState::Held(_))).await);
+        let request = JobRequest {
+            name: None,
+            volser: "VOL001".parse().unwrap(),
+            data_class: Some(class.parse().unwrap()),
+            dd: "DISP=NEW".parse().unwrap(),
+        };
+        let refused = thread.open(request).await.unwrap_err();
+        assert!(down.load(Ordering::SeqCst), "{refused}");
+        assert!(refused.contains("may be able to write"), "{refused}");
+        assert!(matches!(thread.state(), DriveState::NotHeld { .. }));
+        down.store(false, Ordering::SeqCst);
+        assert!(becomes(|state| matches!(state, DriveState::Held(_))).await);
+        let refused = write(&mut port, b"sneaked in");
+        assert_eq!(refused.sense.get(12..14), Some(&[0x27, 0x02][..]));
+        let out = port.execute(&UNLOAD, Data::None, SECOND).unwrap();
+        assert_eq!(out.status, Completion::GOOD);
+    }
+}
+
+#[test]
+fn cartridge_that_stays_in_as_its_drive_is_not_protected_is_let_out_with_the_protection() {
+    let mut house = House::new();
+    house.load("VOL001");
+    let down = Arc::new(AtomicBool::new(false));
+    let link = Arc::clone(&down);
+    house.meddle(move |cdb, _| {
+        let modes = matches!(cdb, [0x15 | 0x1a | 0x55 | 0x5a, ..]);
+        (modes && link.load(Ordering::SeqCst))
+            .then(broken)
+            .flatten()
+    });
+    house.open("VOL001", "PLAIN", "DISP=NEW").unwrap();
+    down.store(true, Ordering::SeqCst);
+    let closed = house.close();
+    assert!(matches!(closed.alarms[..], [Alarm::Unprotected { .. }]));
+    let refused = house.command(&UNLOAD);
+    assert_eq!(refused.sense.get(12..14), Some(&[0x53, 0x02][..]));
+    house.held.take_over().unwrap_err();
+    down.store(false, Ordering::SeqCst);
+    house.held.take_over().unwrap();
+    assert!(!house.writes(b"after"));
+    assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
+}
+
+#[test]
+fn drive_that_lost_its_key_is_protected_at_the_next_glance_where_the_first_could_not() {
+    let mut house = House::new();
+    house.load("VOL001");
+    let down = Arc::new(AtomicBool::new(false));
+    let link = Arc::clone(&down);
+    house.meddle(move |_, _| link.load(Ordering::SeqCst).then(broken).flatten());
+    house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+    // As if its SWP were not saved: a reset brings back that it may write.
+    house.held.job.as_mut().unwrap().guard = Guard::CurrentOnly;
+    let mut drive = crate::scsi::Drive::new(house.port.clone());
+    drive.set_write_protection(false, true).unwrap();
+    assert!(house.writes(b"one"));
+    house.port.drive().reset();
+    drop(write(&mut house.port.clone(), b"two"));
+    house.seat.failures.store(1, Ordering::SeqCst);
+    down.store(true, Ordering::SeqCst);
+    house.held.glance();
+    down.store(false, Ordering::SeqCst);
+    house.held.glance();
+    assert!(!house.writes(b"three"));
+    let closed = house.close();
+    assert!(matches!(closed.alarms[0], Alarm::Unprotected { .. }));
+    let contents = house.contents("VOL001");
+    assert_eq!((contents.clear, contents.encrypted), (0, 1));
+}
+
 #[test]
 fn reset_between_the_last_look_and_the_lifting_refuses_the_job() {
     let mut house = House::new();
