@@ -454,6 +454,56 @@ async fn a_confirm_waits_for_the_server_that_made_the_data_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_confirm_that_waits_is_told_by_a_proxy_that_starts_anew() {
+    let pair = Pair::new(1);
+    let (_servings, relays) = pair.both().await;
+    let directory = pair.house.at("confirms");
+    let keys = pair.keys_keeping(&relays, &directory).await;
+    let Served { answer, by } = keys.create(&pair.create(0), None).await.unwrap();
+    let request = confirm(&pair, 0, &answer);
+    keys.confirm(&by, &request).await.unwrap();
+    relays[0].set(Way::Closed);
+    // The job wrote nothing.
+    let request = ConfirmRequest {
+        stored: false,
+        ..request
+    };
+    let told = keys.confirm_or_later(&by, &request).await.unwrap();
+    assert!(matches!(told, Confirmed::Later), "{told:?}");
+    drop((keys, by));
+    assert_eq!(pair.history(0)[0].1, "confirmed");
+    relays[0].set(Way::Open);
+    let keys = pair.keys_keeping(&relays, &directory).await;
+    wait_for("the confirm, and the end of its file", PATIENCE, || {
+        pair.history(0)[0].1 == "abandoned" && std::fs::read_dir(&directory).unwrap().count() == 0
+    });
+    assert_eq!(keys.seen().confirms_waiting, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_word_that_nothing_was_written_is_kept_and_shown() {
+    let pair = Pair::new(1);
+    let (_servings, relays) = pair.both().await;
+    let directory = pair.house.at("confirms");
+    let keys = pair.keys_keeping(&relays, &directory).await;
+    let Served { answer, by } = keys.create(&pair.create(0), None).await.unwrap();
+    for (stored, kept) in [(true, 0), (false, 1)] {
+        let request = ConfirmRequest {
+            request_id: uuid::Uuid::new_v4(),
+            stored,
+            ..confirm(&pair, 0, &answer)
+        };
+        let (_, code) = refused(keys.confirm_or_later(&by, &request).await);
+        assert_eq!(code, EkmCode::EE30);
+        let seen = keys.seen();
+        assert_eq!(seen.confirms_refused.len(), kept);
+        assert_eq!(seen.confirms_waiting, kept);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), kept);
+    }
+    assert_eq!(keys.seen().confirms_refused[0].dki, answer.dki);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_token_is_passed_over_until_it_has_one() {
     let pair = Pair::new(1);
     let (token, away) = (pair.house.at("token"), pair.house.at("away"));

@@ -125,6 +125,23 @@ impl Pair {
         self.keys_of(KeyServers::of(servers).unwrap(), times).await
     }
 
+    /// The same, whose confirms that wait are in that directory.
+    pub(crate) async fn keys_keeping(&self, relays: &[Relay], directory: &Path) -> KeyService {
+        let servers = relays.iter().map(server).collect();
+        let Identity {
+            ca,
+            certificate,
+            key,
+        } = self.host();
+        let paths = ClientPaths {
+            ca,
+            certificate,
+            key,
+        };
+        let (servers, tls) = (KeyServers::of(servers), ClientTls::load(paths));
+        KeyService::start_keeping(servers.unwrap(), tls.unwrap(), times(), directory).await
+    }
+
     pub(crate) async fn keys_of(&self, servers: KeyServers, times: Times) -> KeyService {
         let Identity {
             ca,

@@ -39,6 +39,6 @@ pub use servers::{
     KeyServer, KeyServers, KeyServersError, ServerAddress, ServerAddressError, ServerRole,
 };
 pub use service::{
-    Confirmed, Failure, Issuer, KeyService, Seen, Served, ServerSeen, ServerState, ServiceError,
-    SessionKeys, Times, VERDICTS, Verdict, Verified, Which,
+    ConfirmRefused, Confirmed, Failure, Issuer, KeyService, Seen, Served, ServerSeen, ServerState,
+    ServiceError, SessionKeys, Times, VERDICTS, Verdict, Verified, Which,
 };

@@ -275,6 +275,18 @@ fn display(shown: &Displayed) -> anyhow::Result<()> {
         ));
     }
     output::fields(&fields)?;
+    for refused in &keys.confirms_refused {
+        output::paragraph(&format!(
+            "warning, {}: {} refuses to hear that nothing was written under data key {} of drive {}, \
+             and takes the cartridge's former EEDKs for superseded: destroy no KEK of theirs. Mend \
+             what it says; it is told again every ten minutes. {}",
+            at(refused.at),
+            refused.server,
+            refused.dki,
+            refused.drive,
+            refused.why
+        ))?;
+    }
     paths(drives)?;
     held(in_band)
 }

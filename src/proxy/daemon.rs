@@ -138,7 +138,8 @@ impl Daemon {
             path: path.to_owned(),
             source,
         })?;
-        let keys = KeyService::start(servers, tls, *config.times()).await;
+        let waiting = config.in_band().confirms();
+        let keys = KeyService::start_keeping(servers, tls, *config.times(), &waiting).await;
         let drives = Drives::start(&config, &keys)?;
         Ok(Self {
             host: Arc::new(Host {

@@ -27,6 +27,7 @@ mod story;
 mod tries;
 mod verdict;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ use tries::{Call, written};
 
 pub use later::Confirmed;
 pub use link::{Failure, ServerState};
-pub use seen::{Seen, ServerSeen, Verified, Which};
+pub use seen::{ConfirmRefused, Seen, ServerSeen, Verified, Which};
 pub use verdict::{VERDICTS, Verdict};
 
 /// The times of a list of key servers.
@@ -197,18 +198,45 @@ struct Listed {
 }
 
 impl KeyService {
-    /// A service over these servers. Nothing is connected yet.
+    /// A service over these servers. Nothing is connected yet. Confirms that wait end with it.
     #[expect(
         clippy::unused_async,
         reason = "what watches the servers needs the runtime"
     )]
     pub async fn start(servers: KeyServers, tls: ClientTls, times: Times) -> Self {
+        Self::begin(servers, tls, times, |_| Later::default())
+    }
+
+    /// The same, whose confirms that wait are files of `directory`, where the next one finds them. It
+    /// is made when it is needed.
+    ///
+    /// A file there that cannot be read is set aside, and named in the log.
+    #[expect(
+        clippy::unused_async,
+        reason = "what watches the servers needs the runtime"
+    )]
+    pub async fn start_keeping(
+        servers: KeyServers,
+        tls: ClientTls,
+        times: Times,
+        directory: &Path,
+    ) -> Self {
+        Self::begin(servers, tls, times, |list| Later::read(directory, list))
+    }
+
+    fn begin(
+        servers: KeyServers,
+        tls: ClientTls,
+        times: Times,
+        later: impl FnOnce(&List) -> Later,
+    ) -> Self {
+        let list = List::new(servers, None, &times);
         let inner = Arc::new(Inner {
-            pool: Pool::new(servers.maxconn, servers.maxpconn),
-            list: RwLock::new(Arc::new(List::new(servers, None, &times))),
+            pool: Pool::new(list.servers.maxconn, list.servers.maxpconn),
+            later: later(&list),
+            list: RwLock::new(Arc::new(list)),
             tls,
             times,
-            later: Later::default(),
             better: watch::channel(()).0,
             nudge: Notify::new(),
             last: Mutex::new(None),
@@ -293,11 +321,12 @@ impl KeyService {
         self.0.confirm(&by.0, request).await
     }
 
-    /// The same; where the server is not there now, it is told as soon as it is, as long as this
-    /// process lives.
+    /// The same; where the server is not there now, it is told as soon as it is, by this process or,
+    /// after [`KeyService::start_keeping`], by the next.
     ///
     /// # Errors
-    /// The server said no.
+    /// The server said no. That nothing was written under a data key is told again all the same, every
+    /// ten minutes ([`Seen::confirms_refused`]).
     pub async fn confirm_or_later(
         &self,
         by: &Issuer,

@@ -109,6 +109,13 @@ pub struct InBand {
 impl InBand {
     /// Where the history is, if nothing is said.
     pub const HISTORY: &str = "/var/lib/ekm/cartridges.jsonl";
+
+    /// Where the confirms are that wait for their key server: the directory `confirms` beside the
+    /// history. A host has no other place for what must outlive its proxy.
+    #[must_use]
+    pub fn confirms(&self) -> PathBuf {
+        self.history.with_file_name("confirms")
+    }
 }
 
 impl Default for InBand {

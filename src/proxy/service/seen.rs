@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 
 use super::Inner;
 use super::link::{Failure, ServerState};
+use crate::drive::DriveSerial;
+use crate::key::DataKeyId;
 use crate::proxy::NoSuchWord;
 use crate::proxy::servers::{ServerAddress, ServerRole};
 
@@ -25,6 +27,26 @@ pub struct Seen {
     pub open: usize,
     /// Confirms that wait for their server.
     pub confirms_waiting: usize,
+    /// Of these, the first that their server refuses; they are told again all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confirms_refused: Vec<ConfirmRefused>,
+}
+
+/// A server that will not hear that nothing was written under a data key. It takes the cartridge's
+/// former EEDKs for superseded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmRefused {
+    /// The server.
+    pub server: ServerAddress,
+    /// The drive that was given the data key.
+    pub drive: DriveSerial,
+    /// The data key.
+    pub dki: DataKeyId,
+    /// When it refused last, UTC.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Why.
+    pub why: String,
 }
 
 /// A key server of the list.
@@ -78,6 +100,7 @@ pub(super) fn seen(inner: &Inner) -> Seen {
         maxpconn,
         open: inner.pool.open(),
         confirms_waiting: inner.later.waiting(),
+        confirms_refused: inner.later.refusals(),
     }
 }
 
