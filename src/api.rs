@@ -98,7 +98,8 @@ pub struct SessionKeyInRequest {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRequest {
-    /// The same in every retry: a retry gets the same data key.
+    /// The same in every retry: a retry gets the same data key. One in order of time (version 7, RFC 9562,
+    /// 5.7) keeps the busy end of the history's indexes in memory.
     pub request_id: Uuid,
     /// Who writes.
     pub drive: DriveInRequest,

@@ -39,9 +39,6 @@ const PAGE: usize = 100;
 /// Modulus of RSA-3072, bytes.
 const WRAPPED: usize = 384;
 
-/// How much longer the large one may take.
-const MOST: f64 = 2.0;
-
 /// Arguments.
 #[derive(Debug, Args)]
 pub(crate) struct Volumes {
@@ -64,6 +61,13 @@ pub(crate) struct Volumes {
     /// The databases are those of an earlier run: they are measured again and not filled.
     #[arg(long)]
     filled: bool,
+    /// How many times as long the large one may take.
+    #[arg(long, default_value_t = 2.0)]
+    most: f64,
+    /// Has PostgreSQL read all but the EEDKs themselves into memory before it is measured (pg_prewarm),
+    /// as it is where a server has run for a while and has the memory for it.
+    #[arg(long)]
+    prewarm: bool,
 }
 
 /// Milliseconds of one kind of work.
@@ -115,8 +119,9 @@ impl Volumes {
         }
         let worst = report.ratios().fold(0.0, f64::max);
         ensure!(
-            worst <= MOST,
-            "the worst takes {worst:.2} times as long, and {MOST} is what it may"
+            worst <= self.most,
+            "the worst takes {worst:.2} times as long, and {} is what it may",
+            self.most
         );
         Ok(())
     }
@@ -133,6 +138,9 @@ impl Volumes {
             load(&place, volumes).await?;
         }
         let load_s = begin.elapsed().as_secs_f64();
+        if self.prewarm {
+            prewarm(&place).await?;
+        }
         let store = place.open().await?;
         let mut took = vec![creates(&store, volumes).await?];
         for what in ["volser", "kek", "dki", "drive", "since"] {
@@ -228,6 +236,17 @@ async fn load(place: &Place, volumes: u64) -> anyhow::Result<()> {
         "PRAGMA wal_checkpoint(TRUNCATE)"
     };
     for statement in tidy.split("; ") {
+        sqlx::raw_sql(statement).execute(&mut connection).await?;
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+async fn prewarm(place: &Place) -> anyhow::Result<()> {
+    let mut connection = place.connect().await?;
+    let relations = "SELECT SUM(pg_prewarm(oid, 'read'))::bigint FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i') AND relname <> 'eedks'";
+    for statement in ["CREATE EXTENSION IF NOT EXISTS pg_prewarm", relations] {
         sqlx::raw_sql(statement).execute(&mut connection).await?;
     }
     connection.close().await?;
@@ -375,7 +394,7 @@ async fn creates(store: &Sql, volumes: u64) -> anyhow::Result<Took> {
         let issuance = Issuance {
             request: RequestKey {
                 peer: format!("drive:{serial}").parse()?,
-                id: uuid::Uuid::new_v4().to_string(),
+                id: uuid::Uuid::now_v7().to_string(),
             },
             digest: [0; 32],
             dki,

@@ -275,7 +275,7 @@ fn write(
     let serial = drive.serial().clone();
     let request = CreateRequest {
         job: None,
-        request_id: Uuid::new_v4(),
+        request_id: Uuid::now_v7(),
         drive: shown(&drive, at.session),
         volser: volser.clone(),
         kek1,
@@ -335,7 +335,7 @@ fn read(at: &At) -> anyhow::Result<()> {
     let mut drive = SoftDrive::open(&at.drive)?;
     let request = ResolveRequest {
         dki: None,
-        request_id: Uuid::new_v4(),
+        request_id: Uuid::now_v7(),
         drive: shown(&drive, at.session),
         volser: Some(header.volser().clone()),
         eedks: header
@@ -384,7 +384,7 @@ fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
     let drive = SoftDrive::open(&at.drive)?;
     let keys = runtime.block_on(at.door.keys(&at.drive))?;
     let request = RekeyRequest {
-        request_id: Uuid::new_v4(),
+        request_id: Uuid::now_v7(),
         serial: drive.serial().clone(),
         volser: header.volser().clone(),
         eedks: header

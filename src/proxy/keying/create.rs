@@ -60,7 +60,7 @@ impl Create<'_> {
     ) -> Result<Created, JobRefused> {
         let mut request = CreateRequest {
             job: self.job.name.clone(),
-            request_id: Uuid::new_v4(),
+            request_id: Uuid::now_v7(),
             drive: DriveInRequest {
                 serial: self.rules.serial.clone(),
                 public_key: spki(self.able)?,

@@ -211,7 +211,7 @@ impl Resolve<'_> {
         dki: Option<DataKeyId>,
     ) -> Result<ResolveRequest, JobRefused> {
         Ok(ResolveRequest {
-            request_id: Uuid::new_v4(),
+            request_id: Uuid::now_v7(),
             drive: DriveInRequest {
                 serial: self.rules.serial.clone(),
                 public_key: spki(self.able)?,

@@ -132,13 +132,10 @@ impl KekLife for Sql {
         since: OffsetDateTime,
         most: usize,
     ) -> Result<Vec<Volser>, StoreError> {
-        // By the number of the last row before: there is no index by time, and there are few behind it.
         let rows = sqlx::query(
             "SELECT DISTINCT g.volser FROM eedk_states s
              JOIN generations g ON g.dki = s.dki AND g.generation = s.generation
-             WHERE s.id > COALESCE(
-                     (SELECT id FROM eedk_states WHERE at < $1 ORDER BY id DESC LIMIT 1), 0)
-               AND s.state = 'superseded'
+             WHERE s.state = 'superseded' AND s.at >= $1
                AND EXISTS (SELECT 1 FROM eedks e WHERE e.dki = s.dki
                      AND e.generation = s.generation AND e.kek_hash = $2)
                AND EXISTS (SELECT 1 FROM eedk_states c WHERE c.dki = s.dki
