@@ -52,15 +52,19 @@ fn shown(drive: &TestDrive) -> DriveInRequest {
     }
 }
 
-async fn create(bench: &Bench, drive: &TestDrive) -> Vec<Base64> {
-    let request = CreateRequest {
+fn wanted(drive: &TestDrive) -> CreateRequest {
+    CreateRequest {
         job: None,
         request_id: Uuid::new_v4(),
         drive: shown(drive),
         volser: "MANY01".parse().unwrap(),
         kek1: None,
         kek2: None,
-    };
+    }
+}
+
+async fn create(bench: &Bench, drive: &TestDrive) -> Vec<Base64> {
+    let request = wanted(drive);
     let answer = bench.service.create(&drive.peer, &request).await;
     let answer = answer.unwrap().into_inner();
     answer.eedks.into_iter().map(|eedk| eedk.eedk).collect()
@@ -413,14 +417,22 @@ async fn a_token_that_cannot_does_not_speak_for_one_that_is_away() {
     // It is away for seconds: a bridge has five sessions, and those of the one that died count on.
     faulty.change(|rules| {
         rules.session_limit = Some(SessionLimit {
-            most: 5,
-            linger_ms: 2_000,
+            most: 1,
+            linger_ms: 60_000,
             told: true,
         });
     });
     kill(state(&bench, 0).bridges()[0]);
     wait_for("the bridge to be missed", Duration::from_secs(5), || {
         !bench.service.tokens().bridges()[0].serves()
+    });
+    let refused = bench.service.create(&a.peer, &wanted(&a)).await;
+    let problem = refused.unwrap_err();
+    assert_eq!(problem.status, 503, "{problem:?}");
+    assert!(problem.detail.contains("other"), "{problem:?}");
+    faulty.change(|rules| rules.session_limit = None);
+    wait_for("the bridge", Duration::from_secs(30), || {
+        bench.service.tokens().bridges()[0].serves()
     });
     create(&bench, &a).await;
 }

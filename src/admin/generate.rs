@@ -115,6 +115,13 @@ pub(super) async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Pr
             ),
         ));
     }
+    // A key that is made and not registered is one that nobody knows of.
+    let seen = service.fleet_seen();
+    if let Some((why, since)) = seen.and_then(|seen| seen.outage) {
+        return Err(Problem::unavailable(format!(
+            "no key is made while the state database is out of reach, since {since}: {why}; nothing was done"
+        )));
+    }
     service.tokens().look_again().await;
     let directory = service.directory().await?;
     if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {

@@ -353,7 +353,7 @@ impl Token {
         // Sessions and imported keys live as long as their epoch.
         let epoch = self.epoch();
         if same_login && epoch.number > 0 && epoch.as_read == catalog {
-            self.try_again(&epoch);
+            self.try_again(session, &epoch);
             return Ok(());
         }
         let as_read = catalog.clone();
@@ -415,7 +415,7 @@ impl Token {
     /// slip, and else they would stay so until the next login. A look does not fail by it. Those
     /// that open now serve from a new epoch on; without one there is none, as each ends all
     /// sessions.
-    fn try_again(&self, epoch: &Epoch) {
+    fn try_again(&self, session: CK_SESSION_HANDLE, epoch: &Epoch) {
         let refused = epoch.catalog.refused_since(&epoch.as_read);
         if refused.is_empty() {
             return;
@@ -430,7 +430,11 @@ impl Token {
             let Ok(canary) = self.canary_of(kek, *custody) else {
                 continue;
             };
-            if let Some(Ok(())) = self.sing_apart(&epoch.as_read, &canary) {
+            // The look's own session where the token gives no other.
+            let sung = self
+                .sing_apart(&epoch.as_read, &canary)
+                .unwrap_or_else(|| self.sing(session, &epoch.as_read, &canary));
+            if sung.is_ok() {
                 tracing::info!(
                     token = self.name,
                     kek = %kek.label,

@@ -242,7 +242,7 @@ impl Tokens {
             }
             let none = || silent.map_or_else(|| self.unserved(&may, none()), Bridge::unheard);
             let outcome = first(order, op, until, patient, none).await;
-            let mut hopeful: Vec<&Bridge> = self
+            let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
                 // What a token holds that was never up is not known. One that is left to its
@@ -250,27 +250,12 @@ impl Tokens {
                 .filter(|bridge| may(bridge) != Fit::No || bridge.found().is_none())
                 .filter(|bridge| !matches!(bridge.state(), TokenState::Locked { .. }))
                 .collect();
-            // What those that serve cannot do, one that is away may.
-            let outcome = outcome.map_err(|fault| {
-                if fault.passes() || !fault.elsewhere() {
-                    return fault;
-                }
-                hopeful.retain(|bridge| !bridge.serves());
-                match hopeful.iter().find_map(|bridge| unready(bridge)) {
-                    Some(Fault::Down { token, reason }) => Fault::Down {
-                        token,
-                        reason: format!("{reason}; and of those that serve: {fault}"),
-                    },
-                    Some(other) => other,
-                    None => fault,
-                }
-            });
             let waits = patient
                 && !hopeful.is_empty()
                 && outcome.as_ref().is_err_and(Fault::passes)
                 && Instant::now() + AGAIN < until;
             if !waits {
-                return outcome;
+                return outcome.map_err(|fault| self.or_away(&may, fault));
             }
             // One that serves and fails all the same is not asked hot.
             tokio::time::sleep(AGAIN).await;
@@ -278,6 +263,29 @@ impl Tokens {
             if tokio::time::timeout_at(until, back).await.is_err() {
                 return outcome;
             }
+        }
+    }
+
+    /// The same fault, unless a token that is away holds the key: what those that serve cannot do, that
+    /// one may. Nobody waits for it here, as it is likely not to either.
+    fn or_away(&self, may: &impl Fn(&Bridge) -> Fit, fault: Fault) -> Fault {
+        let theirs = matches!(
+            fault,
+            Fault::Unsupported { .. } | Fault::Refused { .. } | Fault::NoKek { .. }
+        );
+        if !theirs {
+            return fault;
+        }
+        let holders = self.bridges.iter().filter(|bridge| {
+            may(bridge) == Fit::Holds && !matches!(bridge.state(), TokenState::Locked { .. })
+        });
+        match holders.filter_map(unready).next() {
+            Some(Fault::Down { token, reason }) => Fault::Down {
+                token,
+                reason: format!("{reason}; and of the tokens that serve: {fault}"),
+            },
+            Some(other) => other,
+            None => fault,
         }
     }
 

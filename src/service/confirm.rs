@@ -30,7 +30,7 @@ impl Service {
         self.all_is_served()?;
         let looked = self.look(&request.serial, false).await?;
         authorize_confirm(self.known(&looked), peer, &request.serial)
-            .map_err(|refusal| Problem::from(&refusal))?;
+            .map_err(|refusal| self.unless_away(Problem::from(&refusal)))?;
         let key = self
             .store
             .confirm(

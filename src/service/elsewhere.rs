@@ -15,8 +15,8 @@ use crate::problem::Problem;
 use crate::sync::Writes;
 use crate::volser::Volser;
 
-/// Longest job: by then it has said whether it wrote.
-const JOB: time::Duration = time::Duration::hours(24);
+/// By then a job has said whether it wrote, also where its proxy could not reach a server for days.
+const JOB: time::Duration = time::Duration::days(7);
 
 /// Volumes that are named at most.
 const SHOWN: usize = 4;
@@ -117,7 +117,7 @@ impl Service {
         if !overwritten.is_empty() {
             let names: Vec<String> = overwritten.iter().map(ToString::to_string).collect();
             reasons.push(format!(
-                "volume(s) {} were given other keys within a day, and hold the former one still where that job writes nothing after all",
+                "volume(s) {} were given other keys within a week, and hold the former one still where that job writes nothing after all",
                 names.join(", ")
             ));
         }
@@ -128,7 +128,7 @@ impl Service {
                     "it is active on {peer}, which may write under it: retire it there, too, and sync again (ekm sync --from {peer} --what all)"
                 )),
                 Writes::Unknown => reasons.push(format!(
-                    "what {peer} wrote under it is not known: its history was not read to the end since this server was started (ekm sync --from {peer} --what all)"
+                    "what {peer} wrote under it is not known: its history was not read to the end within the last quarter of an hour (ekm sync --from {peer} --what all)"
                 )),
             }
         }

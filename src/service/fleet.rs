@@ -170,11 +170,17 @@ impl Part {
         self.under_way.load(Ordering::SeqCst) > 0 || self.fleet.seen().queued > 0
     }
 
-    /// Whether another server counts.
-    fn counts(&self, server: &KeyServer) -> bool {
+    /// Whether another server counts, of rows whose newest is of that time.
+    fn counts(&self, server: &KeyServer, newest: OffsetDateTime) -> bool {
         let listed = self.config.nodes.contains(&server.node);
-        listed || ago(server) <= self.config.peer_time()
+        listed || newest - server.seen <= self.config.peer_time()
     }
+}
+
+/// When the last of them told of itself: as good as now by the database's clock, which is theirs.
+fn newest(servers: &[KeyServer]) -> OffsetDateTime {
+    let seen = servers.iter().map(|server| server.seen);
+    seen.max().unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn ago(server: &KeyServer) -> Duration {
@@ -360,7 +366,8 @@ impl Service {
     fn counted(&self, part: &Part) -> Vec<KeyServer> {
         let told = part.seen().told.as_ref().map(|told| told.0.clone());
         let mut servers = part.fleet.servers_seen();
-        servers.retain(|server| server.node != self.node && part.counts(server));
+        let newest = newest(&servers);
+        servers.retain(|server| server.node != self.node && part.counts(server, newest));
         if let Some(told) = told {
             servers.push(self.own(part, told.knows, told.defaults));
         }
@@ -369,9 +376,10 @@ impl Service {
     }
 
     fn missing(part: &Part, servers: &[KeyServer]) -> Vec<String> {
+        let newest = newest(&part.fleet.servers_seen());
         let there: HashSet<&str> = servers
             .iter()
-            .filter(|server| ago(server) <= part.config.peer_time())
+            .filter(|server| newest - server.seen <= part.config.peer_time())
             .map(|server| server.node.as_str())
             .collect();
         let listed = part.config.nodes.iter();
@@ -452,6 +460,15 @@ impl Service {
         }
         let servers = self.store.servers().await;
         for server in servers.map_err(|error| unstored(&error))? {
+            if server.node != self.node
+                && server.knows == 0
+                && server.seen >= standing.since + WHOLE
+            {
+                return refused(format!(
+                    "server {} is of version {}, which does not say which changes of KEKs it knows: upgrade it first",
+                    server.node, server.version
+                ));
+            }
             let knows = server.knows >= standing.row && server.seen >= standing.since + WHOLE;
             if server.node != self.node && !knows {
                 return refused(format!(
@@ -486,9 +503,10 @@ impl Service {
             Err(StoreError::Outage { .. }) => part.fleet.servers_seen(),
             Err(error) => return Err(unstored(&error)),
         };
+        let newest = newest(&servers);
         let counted: Vec<KeyServer> = servers
             .iter()
-            .filter(|server| part.counts(server))
+            .filter(|server| part.counts(server, newest))
             .cloned()
             .collect();
         Ok(FleetStatus {
@@ -500,7 +518,7 @@ impl Service {
                 .into_iter()
                 .map(|server| ServerSeen {
                     ago: ago(&server).as_secs(),
-                    counts: part.counts(&server),
+                    counts: part.counts(&server, newest),
                     own: server.node == self.node,
                     server,
                 })
@@ -562,6 +580,19 @@ impl Service {
         }
     }
 
+    /// A drive that is not in the table may have been added since it was read, where the database is
+    /// out of reach.
+    pub(super) fn unless_away(&self, problem: Problem) -> Problem {
+        let down = self.part.as_ref().is_some_and(|part| part.fleet.is_down());
+        if !down || problem.code != EkmCode::EF01 {
+            return problem;
+        }
+        Problem::unavailable(format!(
+            "{}; that is by the table as it was read before the state database went out of reach",
+            problem.detail
+        ))
+    }
+
     /// Where a create for that drive is kept.
     pub(super) fn place_to_keep(&self, drive: &DriveInRequest) -> Result<PlaceToKeep, Problem> {
         let Some(part) = self.part.as_ref().filter(|part| part.fleet.is_down()) else {
@@ -610,8 +641,28 @@ impl Service {
         kept.map_err(|error| unstored(&error))
     }
 
-    /// Takes a server out of the list.
+    /// Takes a server out of the list that is gone for good.
     pub(crate) async fn forget_server(&self, node: &str, mut event: Event) -> Result<(), Problem> {
+        let refused = |why: String| Err(Problem::new(EkmCode::EE30, 409, why));
+        let part = self.part.as_ref();
+        if part.is_some_and(|part| part.config.nodes.iter().any(|listed| listed == node)) {
+            return refused(format!(
+                "server {node} stands in [fleet] nodes of {}: take it out there, on every server, and restart them first; what a listed server has is asked for before anything is written",
+                self.node
+            ));
+        }
+        let servers = self.store.servers().await;
+        let servers = servers.map_err(|error| unstored(&error))?;
+        let row = servers.iter().find(|server| server.node == node);
+        let newest = servers.iter().map(|server| server.seen).max();
+        if let (Some(row), Some(newest)) = (row, newest)
+            && newest - row.seen < TELL * 3
+        {
+            return refused(format!(
+                "server {node} told of itself {} s ago: stop it first",
+                ago(row).as_secs()
+            ));
+        }
         event.detail = Some(format!("server {node}"));
         self.audit
             .record(event)

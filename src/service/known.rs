@@ -260,7 +260,7 @@ impl Service {
         if let (Err(refusal), Some(row)) = (&verdict, row) {
             self.note_refused(peer, claim, row, refusal).await;
         }
-        verdict.map_err(|refusal| refused(&refusal, looked.whole()))
+        verdict.map_err(|refusal| self.unless_away(refused(&refusal, looked.whole())))
     }
 
     /// Whether these KEKs may be written under as things are; for a drive of that custody, or of

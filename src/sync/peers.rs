@@ -15,6 +15,9 @@ use crate::key::KekHash;
 use crate::store::KekState;
 use crate::tls::{ClientPaths, PeerId, TlsError, client_config_with};
 
+/// How old what was read of a peer may be where a KEK is to be destroyed.
+const LATELY: Duration = Duration::from_secs(900);
+
 /// How long a peer may read pages after a head.
 const SERVED: Duration = Duration::from_secs(3600);
 
@@ -41,7 +44,7 @@ struct Seen {
     good: Option<OffsetDateTime>,
     /// States of the KEKs there when the history was last read to its end, which is all that was
     /// written under those that were not active by then.
-    whole: Option<HashMap<KekHash, KekState>>,
+    whole: Option<(Instant, HashMap<KekHash, KekState>)>,
 }
 
 /// What a peer may have written under a KEK that is not in the history here.
@@ -51,7 +54,7 @@ pub(crate) enum Writes {
     Nothing,
     /// It goes on writing.
     Active,
-    /// Its history was not read to the end since this server started.
+    /// Its history was not read to the end lately.
     Unknown,
 }
 
@@ -158,13 +161,17 @@ impl Peers {
     /// The history there is here up to where these were the states of the KEKs.
     pub(super) fn note_whole(&self, peer: &PeerId, facts: &[KekFact]) {
         let states = facts.iter().map(|fact| (fact.hash, fact.state)).collect();
-        self.seen().entry(peer.clone()).or_default().whole = Some(states);
+        self.seen().entry(peer.clone()).or_default().whole = Some((Instant::now(), states));
     }
 
     /// What each peer may have written under a KEK that is not in the history here.
     pub(crate) fn writes(&self, kek: &KekHash) -> Vec<(PeerId, Writes)> {
         let seen = self.seen();
-        let of = |peer: &PeerId| match seen.get(peer).and_then(|seen| seen.whole.as_ref()) {
+        let whole = |peer: &PeerId| {
+            let (at, states) = seen.get(peer)?.whole.as_ref()?;
+            (at.elapsed() < LATELY).then_some(states)
+        };
+        let of = |peer: &PeerId| match whole(peer) {
             None => Writes::Unknown,
             Some(states) if states.get(kek) == Some(&KekState::Active) => Writes::Active,
             Some(_) => Writes::Nothing,

@@ -365,7 +365,13 @@ impl HeldDrive {
             // The next cartridge would find no write protection, and no key. A job that may write this
             // one in clear may write no other so.
             self.kept_in = true;
-            unit.prevent_removal()?;
+            match unit.prevent_removal() {
+                // A drive that protects nothing changes by it no more than it did.
+                Err(error) if means_absent(&error) && job.guard == Guard::None => {
+                    tracing::warn!(%error, "the drive cannot keep its cartridge in, so that another may come in under this job");
+                }
+                done => done?,
+            }
             lift(unit, job.guard)?;
         }
         if let Permit::Encrypted(confirmed) = &job.permit {

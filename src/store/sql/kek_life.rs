@@ -132,18 +132,21 @@ impl KekLife for Sql {
         since: OffsetDateTime,
         most: usize,
     ) -> Result<Vec<Volser>, StoreError> {
+        // Materialized: the planner would walk all volumes to find a few.
         let rows = sqlx::query(
-            "SELECT DISTINCT g.volser FROM eedk_states s
+            "WITH lately AS MATERIALIZED (
+               SELECT s.id, s.dki, s.generation FROM eedk_states s
+               WHERE s.state = 'superseded' AND s.at >= $1
+                 AND EXISTS (SELECT 1 FROM eedks e WHERE e.dki = s.dki
+                       AND e.generation = s.generation AND e.kek_hash = $2))
+             SELECT DISTINCT g.volser FROM lately s
              JOIN generations g ON g.dki = s.dki AND g.generation = s.generation
-             WHERE s.state = 'superseded' AND s.at >= $1
-               AND EXISTS (SELECT 1 FROM eedks e WHERE e.dki = s.dki
-                     AND e.generation = s.generation AND e.kek_hash = $2)
-               AND EXISTS (SELECT 1 FROM eedk_states c WHERE c.dki = s.dki
+             WHERE EXISTS (SELECT 1 FROM eedk_states c WHERE c.dki = s.dki
                      AND c.generation = s.generation AND c.id < s.id AND c.state = 'confirmed')
                AND NOT EXISTS (SELECT 1 FROM generations o WHERE o.dki = s.dki
                      AND (SELECT state FROM eedk_states n WHERE n.dki = o.dki
                           AND n.generation = o.generation ORDER BY id DESC LIMIT 1) = 'confirmed')
-             ORDER BY g.volser LIMIT $3",
+             LIMIT $3",
         )
         .bind(text(since))
         .bind(kek.to_string())

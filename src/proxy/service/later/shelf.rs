@@ -86,7 +86,13 @@ impl Shelf {
         for file in files {
             match read(&file) {
                 Ok(fact) => facts.push((file, fact)),
-                Err(error) => set_aside(&file, &error),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    set_aside(&file, &error)
+                }
+                // The disk's trouble may pass, and the next start reads it again.
+                Err(error) => {
+                    tracing::error!(file = %file.display(), %error, "a confirm that waited when the proxy ended cannot be read now; it is left there for the next start");
+                }
             }
         }
         facts
@@ -110,7 +116,9 @@ impl Shelf {
 }
 
 fn read(file: &Path) -> io::Result<Fact> {
-    Ok(serde_json::from_slice(&read_limited(file, MAX_FILE)?)?)
+    let bytes = read_limited(file, MAX_FILE)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn set_aside(file: &Path, error: &io::Error) {
