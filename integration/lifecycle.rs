@@ -1,5 +1,7 @@
 //! A KEK's years: in use, rotated, retired, its volumes rekeyed, revoked, destroyed.
 
+mod asked;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

@@ -414,6 +414,9 @@ pub enum Reply {
         /// Both labels.
         #[serde(flatten)]
         defaults: Defaults,
+        /// Both as they were before; a server of an earlier version does not say.
+        #[serde(default)]
+        before: Option<Defaults>,
         /// One sentence each.
         warnings: Vec<String>,
     },

@@ -6,9 +6,10 @@ use crate::key::{Encoding, KekRef};
 use crate::keystore::Directory;
 use crate::problem::{EkmCode, Problem};
 use crate::service::Service;
-use crate::store::Defaults;
+use crate::store::{Defaults, KekState, KekStates};
 
-/// Sets both, unless nobody here could read what is written under them.
+/// Sets both, unless one is not written under any more, or nobody here could read what is written
+/// under them.
 pub(super) async fn set(
     service: &Service,
     operator: &str,
@@ -17,15 +18,42 @@ pub(super) async fn set(
 ) -> Result<Reply, Problem> {
     let named = [&defaults.kek1, &defaults.kek2].into_iter().flatten();
     known(service, named).await?;
-    let warnings = judge(&*service.directory().await?, &defaults, anyway)
+    let directory = service.directory().await?;
+    let states = stored(service.store().kek_states().await)?;
+    let warnings = active(&directory, &states, &defaults)
+        .and_then(|()| judge(&directory, &defaults, anyway))
         .map_err(|reason| conflict(EkmCode::EE31, reason))?;
+    let before = stored(service.store().defaults().await)?;
     let mut event = event("kek-default", operator);
     event.kind = Kind::ConfigurationManagement;
     event.keks = labels(&defaults.kek1, &defaults.kek2);
     record(service, event).await?;
     stored(service.store().set_defaults(&defaults).await)?;
     let defaults = stored(service.store().defaults().await)?;
-    Ok(Reply::DefaultsSet { defaults, warnings })
+    Ok(Reply::DefaultsSet {
+        defaults,
+        before: Some(before),
+        warnings,
+    })
+}
+
+/// That each may be written under: else every create that names none would be refused.
+fn active(directory: &Directory, states: &KekStates, defaults: &Defaults) -> Result<(), String> {
+    for named in [&defaults.kek1, &defaults.kek2].into_iter().flatten() {
+        let Ok(kek) = directory.by_label(&named.label) else {
+            continue;
+        };
+        let standing = states.of(&kek.hash);
+        if let Some(standing) = standing.filter(|standing| standing.state != KekState::Active) {
+            return Err(format!(
+                "KEK {0} is {1}, so it cannot be a default: it was {2}; name one that is active (ekm kek list), or take that back first: ekm kek activate {0}",
+                kek.label,
+                standing.state,
+                standing.words()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What is to be thought of, or why these cannot be the defaults.

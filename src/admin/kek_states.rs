@@ -9,7 +9,7 @@ use crate::key::{KekHash, KekRef, KeyLabel};
 use crate::keystore::KnownKek;
 use crate::problem::{EkmCode, Problem};
 use crate::service::{STARTING, Service};
-use crate::store::{KekStanding, KekState, RegisteredKek, StateChange};
+use crate::store::{Defaults, KekStanding, KekState, RegisteredKek, StateChange};
 
 /// What became of a KEK.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -337,7 +337,8 @@ async fn still_named(service: &Service, label: &KeyLabel) -> Result<Vec<String>,
     let defaults = stored(service.store().defaults().await)?;
     if names(&defaults.kek1) || names(&defaults.kek2) {
         told.push(format!(
-            "the global labels still name KEK {label}; set others: ekm kek default --kek1 LABEL"
+            "the global labels still name KEK {label}; set others: ekm kek default{}",
+            others(&defaults, label)
         ));
     }
     let drives = stored(service.store().drives().await)?;
@@ -355,6 +356,17 @@ async fn still_named(service: &Service, label: &KeyLabel) -> Result<Vec<String>,
     Ok(told)
 }
 
+/// The options that name another KEK in the place of one. Both labels are set together, so the one
+/// that stays is named as it stands: left out it would be dropped.
+fn others(defaults: &Defaults, label: &KeyLabel) -> String {
+    let option = |name: &str, kek: &Option<KekRef>| match kek {
+        Some(kek) if kek.label.same_as(label) => format!(" {name} LABEL"),
+        Some(kek) => format!(" {name} {kek}"),
+        None => String::new(),
+    };
+    option("--kek1", &defaults.kek1) + &option("--kek2", &defaults.kek2)
+}
+
 /// Says of each KEK what operators said of it; those that were destroyed are left out.
 pub(super) async fn name(service: &Service, keks: &mut Vec<KnownKek>) -> Result<(), Problem> {
     let states = stored(service.store().kek_states().await)?;
@@ -367,4 +379,25 @@ pub(super) async fn name(service: &Service, keks: &mut Vec<KnownKek>) -> Result<
         kek.standing = states.of(&kek.hash).cloned();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_for_the_defaults_keeps_the_label_that_stays() {
+        let defaults = Defaults {
+            kek1: Some("TAPE2026A".parse().unwrap()),
+            kek2: Some("TAPE2026B:hash".parse().unwrap()),
+        };
+        let advice = |label: &str| others(&defaults, &label.parse().unwrap());
+        assert_eq!(advice("tape2026a"), " --kek1 LABEL --kek2 TAPE2026B:hash");
+        assert_eq!(advice("TAPE2026B"), " --kek1 TAPE2026A:label --kek2 LABEL");
+        let one = Defaults {
+            kek2: None,
+            ..defaults
+        };
+        assert_eq!(others(&one, &"TAPE2026A".parse().unwrap()), " --kek1 LABEL");
+    }
 }

@@ -309,9 +309,13 @@ impl Kek {
                 let set =
                     (kek1.is_some() || kek2.is_some() || none).then_some(Defaults { kek1, kek2 });
                 let command = Command::KekDefault { set, anyway };
-                let (defaults, warnings) = match site::execute(context, command)? {
-                    Reply::Defaults(defaults) => (defaults, Vec::new()),
-                    Reply::DefaultsSet { defaults, warnings } => (defaults, warnings),
+                let (defaults, before, warnings) = match site::execute(context, command)? {
+                    Reply::Defaults(defaults) => (defaults, Defaults::default(), Vec::new()),
+                    Reply::DefaultsSet {
+                        defaults,
+                        before,
+                        warnings,
+                    } => (defaults, before.unwrap_or_default(), warnings),
                     other => return site::out_of_turn(&other),
                 };
                 for warning in &warnings {
@@ -320,10 +324,15 @@ impl Kek {
                 if context.json {
                     return output::json(&defaults);
                 }
-                let text = |kek: Option<KekRef>| {
-                    kek.map_or_else(|| "(none)".to_owned(), |kek| kek.to_string())
+                let text = |kek: Option<KekRef>, before: Option<KekRef>| match (kek, before) {
+                    (Some(kek), _) => kek.to_string(),
+                    (None, Some(before)) => format!("(none; it was {before})"),
+                    (None, None) => "(none)".to_owned(),
                 };
-                output::fields(&[("kek1", text(defaults.kek1)), ("kek2", text(defaults.kek2))])
+                output::fields(&[
+                    ("kek1", text(defaults.kek1, before.kek1)),
+                    ("kek2", text(defaults.kek2, before.kek2)),
+                ])
             }
         }
     }

@@ -1,0 +1,78 @@
+//! What an operator asks for and cannot mean: said at once, with what to say instead.
+
+use std::process::{Output, Stdio};
+
+use super::*;
+use crate::support::EKM;
+
+/// What a command says on standard output and standard error, and its exit code.
+fn said(stage: &Stage, arguments: &[&str]) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = std::process::Command::new(EKM)
+        .arg("--config")
+        .arg(stage.site.config())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// The command ends with 1, and says all of that.
+#[track_caller]
+fn not_done(stage: &Stage, arguments: &[&str], wanted: &[&str]) {
+    let (code, out, error) = said(stage, arguments);
+    assert_eq!(code, 1, "{arguments:?}: {out}{error}");
+    for text in wanted {
+        assert!(
+            error.contains(text),
+            "{arguments:?}: no {text:?} in {error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_is_an_active_kek_and_what_is_dropped_is_said() {
+    let stage = Stage::new(&["TAPE2026A", "TAPE2026B", "TAPE2027A"]).await;
+    stage.site.ekm(&[
+        "kek",
+        "default",
+        "--kek1",
+        "TAPE2026A",
+        "--kek2",
+        "TAPE2026B:hash",
+    ]);
+    let Reply::KekTurned(turned) = stage.turn("TAPE2026A", KekState::Retired).await.unwrap() else {
+        panic!("not retired");
+    };
+    let advice = "ekm kek default --kek1 LABEL --kek2 TAPE2026B:hash";
+    assert!(turned.warnings[0].contains(advice), "{turned:?}");
+    let again = ["kek", "default", "--kek1", "TAPE2026A"];
+    not_done(
+        &stage,
+        &again,
+        &[
+            "EE31",
+            "is retired",
+            "retired for writing on",
+            "kek activate",
+        ],
+    );
+    let shown = stage.site.ekm(&["kek", "default"]);
+    assert!(shown.contains("TAPE2026B:hash"), "{shown}");
+    stage.turn("TAPE2026A", KekState::Revoked).await.unwrap();
+    not_done(&stage, &again, &["EE31", "is revoked"]);
+
+    let shown = stage.site.ekm(&["kek", "default", "--kek1", "TAPE2027A"]);
+    assert!(
+        shown.contains("kek2  (none; it was TAPE2026B:hash)"),
+        "{shown}"
+    );
+    let shown = stage.site.ekm(&["kek", "default"]);
+    assert!(shown.contains("kek2  (none)"), "{shown}");
+    stage.site.stop();
+}
