@@ -76,3 +76,44 @@ async fn a_default_is_an_active_kek_and_what_is_dropped_is_said() {
     assert!(shown.contains("kek2  (none)"), "{shown}");
     stage.site.stop();
 }
+
+fn rotated(kek: &str, to: &str) -> Command {
+    Command::KekRotate(RotateWanted {
+        label: label(kek),
+        new_label: Some(label(to)),
+        at: None,
+        token: None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rekey_whose_other_kek_was_rotated_too_says_its_successor() {
+    let mut stage = Stage::new(&["TAPE2026A", "TAPE2026B"]).await;
+    stage.site.ekm(&[
+        "kek",
+        "default",
+        "--kek1",
+        "TAPE2026A",
+        "--kek2",
+        "TAPE2026B",
+    ]);
+    stage.create("VOL001", "").await;
+    for (kek, to) in [("TAPE2026A", "TAPE2027A"), ("TAPE2026B", "TAPE2027B")] {
+        stage.ask(rotated(kek, to)).await.unwrap();
+    }
+    let wanted = from("TAPE2026A", "TAPE2027A");
+    let job = stage.rekey(RekeyAct::Start(Box::new(wanted.clone())));
+    let seen = ended(&stage, job.await.job.id).await;
+    assert_eq!((seen.job.count.done, seen.job.count.failed), (0, 1));
+    assert_eq!(
+        seen.failures[0].reason,
+        "EE31: its other EEDK is under TAPE2026B, which is retired: name its successor with --kek2 TAPE2027B"
+    );
+    let job = stage.rekey(RekeyAct::Start(Box::new(RekeyWanted {
+        kek2: Some("TAPE2027B".parse().unwrap()),
+        ..wanted
+    })));
+    let seen = ended(&stage, job.await.job.id).await;
+    assert_eq!((seen.job.count.done, seen.job.count.failed), (1, 0));
+    stage.site.stop();
+}

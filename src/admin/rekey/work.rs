@@ -12,15 +12,15 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
-use super::super::{event, record, stored, volumes};
+use super::super::{TAKEN_BACK, event, record, stored, volumes};
 use super::MOST_RATE;
 use crate::audit::{Audited, Outcome};
-use crate::key::KekRef;
+use crate::key::{KekRef, KeyLabel};
 use crate::problem::Problem;
 use crate::service::{Rekeyed, Service};
 use crate::store::{
-    EedkState, Place, RekeyAsked, RekeyFailure, RekeyJob, RekeyPlace, RekeyState, VolumeQuery,
-    VolumeSet,
+    EedkState, KekMove, KekState, MoveState, Place, RekeyAsked, RekeyFailure, RekeyJob, RekeyPlace,
+    RekeyState, VolumeQuery, VolumeSet,
 };
 use crate::tls::{PeerId, Role};
 
@@ -314,8 +314,71 @@ async fn one(service: &Arc<Service>, job: &RekeyJob, set: VolumeSet) -> Came {
     match Arc::clone(service).to_the_end(verb).await {
         Ok(Rekeyed::Now | Rekeyed::Before) => Came::Done,
         Err(problem) if problem.status == 503 => Came::NotNow(failure(problem.detail)),
-        Err(problem) => failed(format!("{}: {}", problem.code, problem.detail)),
+        Err(problem) => {
+            // Else the advice would be to make the KEK active again that was meant to go.
+            let why = match closed(service, &job.asked, &set).await {
+                Ok(closed) => closed,
+                Err(unread) => return Came::NotNow(failure(unread.detail)),
+            };
+            failed(format!(
+                "{}: {}",
+                problem.code,
+                why.unwrap_or(problem.detail)
+            ))
+        }
     }
+}
+
+/// Why a volume's other EEDK cannot be made again under its own KEK, where that is so: the KEK is
+/// not written under any more.
+async fn closed(
+    service: &Service,
+    asked: &RekeyAsked,
+    set: &VolumeSet,
+) -> Result<Option<String>, Problem> {
+    let Some(from) = asked.query.kek.filter(|_| asked.replace) else {
+        return Ok(None);
+    };
+    let states = stored(service.store().kek_states().await)?;
+    let mut kept = set.key.eedks.iter().filter(|one| one.kek_hash != from);
+    let Some(kept) = kept.find(|one| states.state(&one.kek_hash) != KekState::Active) else {
+        return Ok(None);
+    };
+    let moves = stored(service.store().kek_moves().await)?;
+    Ok(Some(other_closed(
+        &kept.kek_label,
+        states.state(&kept.kek_hash),
+        successor(&moves, &kept.kek_label),
+    )))
+}
+
+fn other_closed(label: &KeyLabel, state: KekState, successor: Option<&KeyLabel>) -> String {
+    let said = match successor {
+        Some(successor) => format!("--kek2 {successor}"),
+        None => "--kek2 LABEL".to_owned(),
+    };
+    format!("its other EEDK is under {label}, which is {state}: name its successor with {said}")
+}
+
+/// The KEK that is written under in the place of another one, as rotations are on record.
+fn successor<'a>(moves: &'a [KekMove], former: &KeyLabel) -> Option<&'a KeyLabel> {
+    let mut last = follower(moves, former)?;
+    // It may have been rotated since. No longer than there are moves: rows that go round do no harm.
+    for _ in moves {
+        match follower(moves, &last.successor) {
+            Some(next) if next.state == MoveState::Done => last = next,
+            Some(_) | None => break,
+        }
+    }
+    Some(&last.successor)
+}
+
+fn follower<'a>(moves: &'a [KekMove], former: &KeyLabel) -> Option<&'a KekMove> {
+    moves.iter().find(|one| {
+        let note = one.note.as_deref().unwrap_or_default();
+        let taken_back = one.state == MoveState::Done && note.starts_with(TAKEN_BACK);
+        one.former.same_as(former) && !taken_back
+    })
 }
 
 /// The KEKs that a volume is to have, in order.
@@ -349,7 +412,46 @@ fn request_of(job: &Uuid, dki: &[u8]) -> Uuid {
 
 #[cfg(test)]
 mod tests {
+    use time::OffsetDateTime;
+
     use super::*;
+
+    fn moved(former: &str, successor: &str, state: MoveState, note: Option<&str>) -> KekMove {
+        KekMove {
+            id: Uuid::new_v4(),
+            former: former.parse().unwrap(),
+            successor: successor.parse().unwrap(),
+            due: OffsetDateTime::UNIX_EPOCH,
+            operator: "operator:test".to_owned(),
+            state,
+            note: note.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_other_eedk_under_a_kek_that_was_rotated_names_its_successor() {
+        let taken_back = format!("{TAKEN_BACK} by operator:test");
+        let moves = [
+            moved("B-3", "B-4", MoveState::Planned, None),
+            moved("B-1", "B-X", MoveState::Done, Some(&taken_back)),
+            moved("b-1", "B-2", MoveState::Done, None),
+            moved("B-2", "B-3", MoveState::Done, None),
+        ];
+        let label = |text: &str| text.parse::<KeyLabel>().unwrap();
+        // The one of a rotation that is only planned is not the newest yet.
+        assert_eq!(successor(&moves, &label("B-1")), Some(&label("B-3")));
+        assert_eq!(successor(&moves, &label("A")), None);
+        assert_eq!(
+            other_closed(&label("B-1"), KekState::Retired, Some(&label("B-3"))),
+            "its other EEDK is under B-1, which is retired: name its successor with --kek2 B-3"
+        );
+        assert!(other_closed(&label("A"), KekState::Retired, None).ends_with("--kek2 LABEL"));
+        let round = [
+            moved("A", "B", MoveState::Done, None),
+            moved("B", "A", MoveState::Done, None),
+        ];
+        assert!(successor(&round, &label("A")).is_some());
+    }
 
     #[tokio::test]
     async fn a_rate_of_the_state_whatever_it_is_makes_a_timer() {

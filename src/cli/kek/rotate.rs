@@ -68,7 +68,8 @@ impl Rotate {
         output::say("")?;
         output::paragraph(&format!(
             "Volumes under {0} stay under it and need it until they are rekeyed (ekm volume rekey \
-             --from-kek {0} --kek1 {1} --all-of). {OLD_EEDKS}",
+             --from-kek {0} --kek1 {1} --all-of). Where their other EEDK is under a KEK that was \
+             rotated too, name the one that took its place with --kek2. {OLD_EEDKS}",
             rotated.former, rotated.successor
         ))
     }
