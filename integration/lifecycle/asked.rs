@@ -117,3 +117,26 @@ async fn a_rekey_whose_other_kek_was_rotated_too_says_its_successor() {
     assert_eq!((seen.job.count.done, seen.job.count.failed), (1, 0));
     stage.site.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_for_a_time_that_is_past_is_refused() {
+    let stage = Stage::new(&["TAPE1"]).await;
+    let arguments = ["kek", "rotate", "TAPE1", "--at", "2020-01-01"];
+    let (code, _, error) = said(&stage, &arguments);
+    assert_eq!(code, 2, "{error}");
+    assert!(
+        error.contains("2020-01-01 is past; leave --at out to rotate now"),
+        "{error}"
+    );
+    let past = stage.ask(Command::KekRotate(RotateWanted {
+        label: label("TAPE1"),
+        new_label: None,
+        at: Some(OffsetDateTime::now_utc() - Duration::from_secs(3600)),
+        token: None,
+    }));
+    let problem = past.await.unwrap_err();
+    assert!(problem.detail.contains("is past"), "{problem}");
+    let list = stage.site.ekm(&["kek", "list"]);
+    assert!(list.contains("TAPE1") && !list.contains("TAPE2"), "{list}");
+    stage.site.stop();
+}

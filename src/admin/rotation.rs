@@ -1,5 +1,7 @@
 //! KEKs that follow one another: rotated by hand, at a time, or by the calendar.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use time::{Date, Month, OffsetDateTime, Time};
 use uuid::Uuid;
@@ -71,9 +73,10 @@ pub(super) async fn rotate(
         at,
         token,
     } = wanted;
+    let now = OffsetDateTime::now_utc();
+    to_come(at, now)?;
     service.tokens().started(STARTING).await;
     let old = written_under(service, &label).await?;
-    let now = OffsetDateTime::now_utc();
     let due = at.unwrap_or(now);
     let label = match new_label {
         Some(label) => label,
@@ -102,6 +105,22 @@ pub(super) async fn rotate(
             .map(|done| Reply::Rotated(Box::new(done)));
     }
     Ok(Reply::Rotated(Box::new(planned)))
+}
+
+/// How long ago a time may be that was given as one to come: the request took a while, and clocks
+/// differ.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// That a rotation is not wanted for a time that is past: a slip of the pen, as the year before,
+/// would retire a KEK at once.
+fn to_come(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), Problem> {
+    match at.filter(|at| *at < now - GRACE) {
+        None => Ok(()),
+        Some(at) => Err(conflict(
+            EkmCode::EE31,
+            format!("--at {at} is past; leave --at out to rotate now"),
+        )),
+    }
 }
 
 /// The KEK of that label, if it is written under.
@@ -473,6 +492,16 @@ pub(crate) async fn troubles(service: &Service) -> Result<Vec<(String, String)>,
 mod tests {
     use super::*;
     use time::macros::datetime;
+
+    #[test]
+    fn a_time_that_is_past_is_no_time_to_rotate_at() {
+        let now = datetime!(2026-11-30 12:00 UTC);
+        assert!(to_come(None, now).is_ok());
+        assert!(to_come(Some(datetime!(2027-01-01 0:00 UTC)), now).is_ok());
+        assert!(to_come(Some(datetime!(2026-11-30 11:59:30 UTC)), now).is_ok());
+        let refused = to_come(Some(datetime!(2026-11-30 11:58 UTC)), now).unwrap_err();
+        assert!(refused.detail.contains("is past"), "{refused}");
+    }
 
     #[test]
     fn periods_begin_on_their_first_day() {

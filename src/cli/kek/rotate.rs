@@ -17,11 +17,21 @@ pub(in crate::cli) struct Rotate {
     #[arg(long, value_name = "LABEL")]
     new_label: Option<KeyLabel>,
     /// When it takes the old one's place: 2027-01-01 (00:00 UTC) or 2027-01-01T18:00:00+01:00.
-    #[arg(long, value_name = "TIME", value_parser = times::parse)]
+    /// A time that is past is refused: without --at it is done now.
+    #[arg(long, value_name = "TIME", value_parser = to_come)]
     at: Option<OffsetDateTime>,
     /// The token that the new one is made on; else one that has the old one.
     #[arg(long, value_name = "NAME")]
     token: Option<String>,
+}
+
+/// A time that is not past, but for a minute.
+fn to_come(text: &str) -> Result<OffsetDateTime, String> {
+    let at = times::parse(text)?;
+    if at < OffsetDateTime::now_utc() - time::Duration::MINUTE {
+        return Err(format!("{text} is past; leave --at out to rotate now"));
+    }
+    Ok(at)
 }
 
 impl Rotate {
