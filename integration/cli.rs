@@ -922,9 +922,11 @@ async fn what_scripts_read_is_json() {
         (&shown[0]["medium"], &shown[0]["catalog"]),
         (&"yes".into(), &true.into())
     );
-    assert_eq!(
-        json(&house, &["volume", "show", "NONE"]),
-        serde_json::json!([])
+    refused(
+        &house,
+        1,
+        &["volume", "show", "NONE", "--json"],
+        &["[]", "no volume NONE"],
     );
     serving.stop();
 

@@ -109,6 +109,8 @@ async fn a_rekey_whose_other_kek_was_rotated_too_says_its_successor() {
         seen.failures[0].reason,
         "EE31: its other EEDK is under TAPE2026B, which is retired: name its successor with --kek2 TAPE2027B"
     );
+    let status = stage.site.ekm(&["volume", "rekey", "--status"]);
+    assert!(status.contains("done, 1 failed"), "{status}");
     let job = stage.rekey(RekeyAct::Start(Box::new(RekeyWanted {
         kek2: Some("TAPE2027B".parse().unwrap()),
         ..wanted
@@ -138,5 +140,28 @@ async fn a_rotation_for_a_time_that_is_past_is_refused() {
     assert!(problem.detail.contains("is past"), "{problem}");
     let list = stage.site.ekm(&["kek", "list"]);
     assert!(list.contains("TAPE1") && !list.contains("TAPE2"), "{list}");
+    stage.site.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_not_in_the_history_is_no_success() {
+    let stage = Stage::new(&["OLD", "NEW"]).await;
+    let rekey = ["volume", "rekey", "--volser", "VOL777", "--kek1", "NEW"];
+    not_done(
+        &stage,
+        &rekey,
+        &["volume VOL777 is not in the history (ekm volume find)"],
+    );
+    let jobs = RekeyAct::Status(None);
+    let Reply::Rekeys(jobs) = stage.ask(Command::VolumeRekey(jobs)).await.unwrap() else {
+        panic!("no list of rekeys");
+    };
+    assert!(jobs.is_empty(), "{jobs:?}");
+    not_done(&stage, &["volume", "show", "VOL777"], &["no volume VOL777"]);
+    let (code, out, error) = said(&stage, &["volume", "find", "--volser", "VOL777"]);
+    assert_eq!(
+        (code, out.as_str(), error.as_str()),
+        (0, "", "no volume fits\n")
+    );
     stage.site.stop();
 }

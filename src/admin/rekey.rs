@@ -151,6 +151,9 @@ async fn start(service: &Service, operator: &str, wanted: RekeyWanted) -> Result
             "say which volumes: --volser V, or --from-kek OLD and other filters".to_owned(),
         ));
     }
+    for volser in &volsers {
+        volumes::in_history(service, volser).await?;
+    }
     let replace = filter.kek.is_some() && kek2.is_none();
     let began = OffsetDateTime::now_utc();
     let mut query = volumes::query(service, &filter).await?;

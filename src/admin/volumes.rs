@@ -204,6 +204,26 @@ pub(super) async fn named(
     }
 }
 
+/// That the history has the volume.
+pub(super) async fn in_history(service: &Service, volser: &Volser) -> Result<(), Problem> {
+    let query = VolumeQuery {
+        volser: Some(volser.clone()),
+        ..VolumeQuery::default()
+    };
+    match stored(service.store().count_volumes(&query, 1).await)? {
+        0 => Err(unknown(volser)),
+        _ => Ok(()),
+    }
+}
+
+fn unknown(volser: &Volser) -> Problem {
+    Problem::new(
+        EkmCode::EE32,
+        404,
+        format!("volume {volser} is not in the history (ekm volume find)"),
+    )
+}
+
 pub(super) async fn write_off(
     service: &Service,
     operator: &str,
@@ -223,11 +243,7 @@ pub(super) async fn write_off(
     };
     let found = stored(service.store().find_volumes(&query, MOST_VOLUMES).await)?;
     if found.volumes.is_empty() {
-        return Err(Problem::new(
-            EkmCode::EE32,
-            404,
-            format!("volume {volser} is not in the history (ekm volume find --volser {volser})"),
-        ));
+        return Err(unknown(volser));
     }
     let mut event = event("volume-write-off", operator);
     event.volser = Some(volser.to_string());

@@ -3,6 +3,10 @@
 mod find;
 mod rekey;
 
+use std::io::Write as _;
+
+use anyhow::bail;
+
 use super::{Context, output, site, times};
 use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter};
 use crate::store::{VolumeKey, VolumeSet, VolumesFound};
@@ -90,21 +94,35 @@ fn list(context: &Context) -> anyhow::Result<()> {
 
 fn show(context: &Context, volser: Volser) -> anyhow::Result<()> {
     let filter = VolumeFilter {
-        volser: Some(volser),
+        volser: Some(volser.clone()),
         ..VolumeFilter::default()
     };
     let limit = MOST_VOLUMES;
-    match site::execute(context, Command::VolumeFind { filter, limit })? {
-        Reply::Found(found) if context.json => output::json(&found.volumes),
-        Reply::Found(found) => sets(context, &found),
-        other => site::out_of_turn(&other),
+    let found = match site::execute(context, Command::VolumeFind { filter, limit })? {
+        Reply::Found(found) => found,
+        other => return site::out_of_turn(&other),
+    };
+    if context.json {
+        output::json(&found.volumes)?;
     }
+    if found.volumes.is_empty() {
+        bail!("no volume {volser} in the history (ekm volume find)");
+    }
+    if context.json {
+        return Ok(());
+    }
+    sets(context, &found)
 }
 
 /// Prints sets of EEDKs, a line each.
 fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
     if context.json {
         return output::json(found);
+    }
+    if found.volumes.is_empty() {
+        // Nobody need read it.
+        let _ = writeln!(std::io::stderr(), "no volume fits");
+        return Ok(());
     }
     output::table_with_names(
         &["dki", "created"],

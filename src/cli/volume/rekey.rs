@@ -180,7 +180,7 @@ fn shown(context: &Context, jobs: &[RekeySeen], whole: bool) -> anyhow::Result<(
         jobs.iter().map(|RekeySeen { job, .. }| {
             vec![
                 job.id.to_string(),
-                job.state.to_string(),
+                state(job.state, job.count.failed),
                 job.count.done.to_string(),
                 job.count.skipped.to_string(),
                 job.count.failed.to_string(),
@@ -202,9 +202,24 @@ fn shown(context: &Context, jobs: &[RekeySeen], whole: bool) -> anyhow::Result<(
     Ok(())
 }
 
+/// The state of a rekey; one at its end that left some out is not simply done.
+fn state(state: RekeyState, failed: u64) -> String {
+    match (state, failed) {
+        (RekeyState::Done, 1..) => format!("{state}, {failed} failed"),
+        (state, _) => state.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rekey_with_failures_is_not_simply_done() {
+        assert_eq!(state(RekeyState::Done, 0), "done");
+        assert_eq!(state(RekeyState::Done, 1), "done, 1 failed");
+        assert_eq!(state(RekeyState::Running, 2), "running");
+    }
 
     #[test]
     fn a_rate_has_bounds_and_the_error_says_them() {
