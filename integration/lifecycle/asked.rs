@@ -165,3 +165,23 @@ async fn a_volume_that_is_not_in_the_history_is_no_success() {
     );
     stage.site.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_would_be_read_as_another_is_not_given_to_a_new_kek() {
+    let stage = Stage::new(&["TAPE1"]).await;
+    let ending = "a label must not end in :label or :hash, which say how the cartridge names it";
+    let blank = "a label must not begin with a blank";
+    for (bad, why) in [
+        ("TAPE2:hash", ending),
+        ("TAPE2:Label", ending),
+        (" TAPE2", blank),
+    ] {
+        not_done(&stage, &["kek", "generate", bad], &["EE31", why]);
+        not_done(
+            &stage,
+            &["kek", "rotate", "TAPE1", "--new-label", bad],
+            &[why],
+        );
+    }
+    stage.site.stop();
+}

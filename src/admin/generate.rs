@@ -97,8 +97,33 @@ pub(super) async fn generate(
     Ok(Reply::Keks(made))
 }
 
-/// That no key has or had the label.
+/// That a key which is made or imported here may be called so. One that is found on a token may be
+/// called as it is.
+pub(super) fn plain(label: &KeyLabel) -> Result<(), Problem> {
+    let text = label.as_str();
+    let folded = label.folded();
+    // LABEL:hash would be read as another label's hash.
+    if folded.ends_with(":label") || folded.ends_with(":hash") {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "a label must not end in :label or :hash, which say how the cartridge names it; choose another than {text}"
+            ),
+        ));
+    }
+    // No listing shows it, and trailing blanks make no difference.
+    if text.starts_with(char::is_whitespace) {
+        return Err(conflict(
+            EkmCode::EE31,
+            format!("a label must not begin with a blank, as {text:?} does; leave it out"),
+        ));
+    }
+    Ok(())
+}
+
+/// That no key has or had the label, and that it may be one.
 pub(super) async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
+    plain(label)?;
     if crate::bridge::trust::reserved(label.as_str()) {
         return Err(conflict(
             EkmCode::EE31,
@@ -153,4 +178,25 @@ pub(super) async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Pr
 fn is_key_file(service: &Service, name: &str) -> bool {
     let mut bridges = service.tokens().bridges().iter();
     bridges.any(|bridge| bridge.name() == name && bridge.key_file().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_label_is_not_read_as_another_labels_encoding_nor_hidden_by_a_blank() {
+        let judged = |text: &str| plain(&text.parse().unwrap());
+        for good in ["TAPE2026A", "site:kek", "hash", "KEK:hash:2", "A B "] {
+            assert!(judged(good).is_ok(), "{good:?}");
+        }
+        for bad in ["KEK:hash", "KEK:LABEL", "kek:Hash  "] {
+            let refused = judged(bad).unwrap_err();
+            assert!(refused.detail.contains(":label or :hash"), "{refused}");
+        }
+        for bad in [" KEK", "\u{3000}KEK"] {
+            let refused = judged(bad).unwrap_err();
+            assert!(refused.detail.contains("begin with a blank"), "{refused}");
+        }
+    }
 }
