@@ -185,3 +185,27 @@ async fn a_label_that_would_be_read_as_another_is_not_given_to_a_new_kek() {
     }
     stage.site.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_rotation_of_a_kek_is_planned_and_what_is_left_of_it_is_named() {
+    let stage = Stage::new(&["TAPE1"]).await;
+    let again = ["kek", "rotate", "TAPE1", "--at", "2199-01-01"];
+    stage.site.ekm(&again);
+    let planned =
+        "TAPE1 is planned for 2199-01-01 already: ekm kek schedule remove TAPE1 takes that back";
+    not_done(&stage, &again, &[planned]);
+    not_done(&stage, &["kek", "rotate", "TAPE1"], &[planned]);
+    let set = ["kek", "schedule", "set", "TAPE1", "--every", "year"];
+    not_done(&stage, &set, &[planned]);
+    let list = stage.site.ekm(&["kek", "list"]);
+    assert!(!list.contains("TAPE3"), "{list}");
+    let (code, _, error) = said(&stage, &["kek", "schedule", "remove", "TAPE1"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(
+        error.contains("TAPE2 was made for the rotation that is taken back"),
+        "{error}"
+    );
+    stage.site.ekm(&set);
+    not_done(&stage, &again, &["TAPE1 is rotated every year already"]);
+    stage.site.stop();
+}

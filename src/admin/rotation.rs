@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use time::{Date, Month, OffsetDateTime, Time};
+use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 use uuid::Uuid;
 
 use super::successor::successor;
@@ -57,6 +57,9 @@ pub struct Rollovers {
     pub schedules: Vec<KekSchedule>,
     /// Planned moves, and the last that were done.
     pub moves: Vec<KekMove>,
+    /// KEKs that were made for what was taken back now, and are active still.
+    #[serde(default)]
+    pub left: Vec<KeyLabel>,
 }
 
 /// Moves that were done and are still shown.
@@ -77,6 +80,8 @@ pub(super) async fn rotate(
     to_come(at, now)?;
     service.tokens().started(STARTING).await;
     let old = written_under(service, &label).await?;
+    unplanned(service, &old.label).await?;
+    unscheduled(service, &old.label).await?;
     let due = at.unwrap_or(now);
     let label = match new_label {
         Some(label) => label,
@@ -121,6 +126,50 @@ fn to_come(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), Proble
             format!("--at {at} is past; leave --at out to rotate now"),
         )),
     }
+}
+
+/// That no rotation of a KEK is planned: of two, the second would leave a new KEK over that nothing
+/// names.
+async fn unplanned(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
+    let moves = stored(service.store().kek_moves().await)?;
+    let mut planned = moves
+        .iter()
+        .filter(|one| one.state == MoveState::Planned && one.former.same_as(label));
+    match planned.next() {
+        None => Ok(()),
+        Some(one) => Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "{label} is planned for {} already: ekm kek schedule remove {label} takes that back",
+                day(one.due)
+            ),
+        )),
+    }
+}
+
+/// That a KEK is not rotated by the calendar, which would find it retired when its day comes.
+async fn unscheduled(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
+    let schedules = stored(service.store().kek_schedules().await)?;
+    match schedules.iter().find(|one| one.label.same_as(label)) {
+        None => Ok(()),
+        Some(one) => Err(conflict(
+            EkmCode::EE31,
+            format!(
+                "{label} is rotated every {} already, next on {}: ekm kek schedule remove {label} takes that back",
+                one.every,
+                day(one.due)
+            ),
+        )),
+    }
+}
+
+/// A day, with the time where that is not 00:00 UTC.
+fn day(at: OffsetDateTime) -> String {
+    let at = at.to_offset(UtcOffset::UTC);
+    if at.time() == Time::MIDNIGHT {
+        return at.date().to_string();
+    }
+    format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute())
 }
 
 /// The KEK of that label, if it is written under.
@@ -286,6 +335,7 @@ pub(super) async fn schedule(
     operator: &str,
     act: ScheduleAct,
 ) -> Result<Reply, Problem> {
+    let mut left = Vec::new();
     match act {
         ScheduleAct::Set {
             label,
@@ -294,6 +344,7 @@ pub(super) async fn schedule(
         } => {
             service.tokens().started(STARTING).await;
             let kek = written_under(service, &label).await?;
+            unplanned(service, &kek.label).await?;
             let due = first.unwrap_or_else(|| next(every, OffsetDateTime::now_utc()));
             let mut event = event("kek-schedule-set", operator);
             event.kind = Kind::ConfigurationManagement;
@@ -318,7 +369,7 @@ pub(super) async fn schedule(
             record(service, event).await?;
             let removed = stored(service.store().remove_kek_schedule(&label).await)?;
             let back = take_back(service, operator, &label).await?;
-            if !removed && !back {
+            if !removed && back.is_empty() {
                 return Err(conflict(
                     EkmCode::EE31,
                     format!(
@@ -326,6 +377,7 @@ pub(super) async fn schedule(
                     ),
                 ));
             }
+            left = active(service, back).await?;
         }
         ScheduleAct::List => {}
     }
@@ -335,16 +387,21 @@ pub(super) async fn schedule(
     Ok(Reply::Rollovers(Box::new(Rollovers {
         schedules: stored(service.store().kek_schedules().await)?,
         moves,
+        left,
     })))
 }
 
 /// What the note of a move begins with that was taken back.
 pub const TAKEN_BACK: &str = "taken back";
 
-/// Takes back what is planned for a KEK, which stays in use; whether anything was. The one that was
-/// made for it stays, too.
-async fn take_back(service: &Service, operator: &str, label: &KeyLabel) -> Result<bool, Problem> {
-    let mut any = false;
+/// Takes back what is planned for a KEK, which stays in use. The KEKs that were made for it stay, too:
+/// which they are.
+async fn take_back(
+    service: &Service,
+    operator: &str,
+    label: &KeyLabel,
+) -> Result<Vec<KeyLabel>, Problem> {
+    let mut made = Vec::new();
     for planned in stored(service.store().kek_moves().await)? {
         if planned.state == MoveState::Planned && planned.former.same_as(label) {
             let back = KekMove {
@@ -355,10 +412,21 @@ async fn take_back(service: &Service, operator: &str, label: &KeyLabel) -> Resul
                 ..planned
             };
             stored(service.store().put_kek_move(&back).await)?;
-            any = true;
+            made.push(back.successor);
         }
     }
-    Ok(any)
+    Ok(made)
+}
+
+/// Those of the KEKs that may be written under.
+async fn active(service: &Service, keks: Vec<KeyLabel>) -> Result<Vec<KeyLabel>, Problem> {
+    let directory = service.directory().await?;
+    let states = stored(service.store().kek_states().await)?;
+    let active = |label: &KeyLabel| {
+        let known = directory.by_label(label);
+        known.is_ok_and(|kek| states.state(&kek.hash) == KekState::Active)
+    };
+    Ok(keks.into_iter().filter(active).collect())
 }
 
 /// When the next month or year begins, UTC.
@@ -501,6 +569,12 @@ mod tests {
         assert!(to_come(Some(datetime!(2026-11-30 11:59:30 UTC)), now).is_ok());
         let refused = to_come(Some(datetime!(2026-11-30 11:58 UTC)), now).unwrap_err();
         assert!(refused.detail.contains("is past"), "{refused}");
+    }
+
+    #[test]
+    fn a_day_is_said_with_its_time_where_it_has_one() {
+        assert_eq!(day(datetime!(2027-01-01 1:00 +1)), "2027-01-01");
+        assert_eq!(day(datetime!(2027-01-01 18:05 +1)), "2027-01-01 17:05 UTC");
     }
 
     #[test]

@@ -155,6 +155,12 @@ impl Schedule {
             &["kek", "rotation", "when", "successor"],
             schedules.chain(moves),
         )?;
+        for label in &rollovers.left {
+            tell(&format!(
+                "{label} was made for the rotation that is taken back, and is left over, active; \
+                 ekm kek retire {label}, then ekm kek delete {label} --destroy do away with it"
+            ));
+        }
         for schedule in &rollovers.schedules {
             if let Some(trouble) = &schedule.trouble {
                 tell(&format!("{} was not rotated: {trouble}", schedule.label));
