@@ -72,7 +72,7 @@ pub use status::{RaisedAlarm, TokenStatus};
 pub use tables::{TablesTaken, TakeMode};
 pub use trust::TrustStage;
 pub use unlock::Unlocked;
-pub use volumes::{Affected, Impact, MOST_VOLUMES, VolumeFilter};
+pub use volumes::{Affected, Impact, MOST_VOLUMES, VolumeFilter, VolumeListed};
 
 /// Modulus lengths that KEKs are made with.
 pub const KEK_BITS: [u32; 3] = [2048, 3072, 4096];

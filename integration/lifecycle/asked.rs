@@ -209,3 +209,29 @@ async fn one_rotation_of_a_kek_is_planned_and_what_is_left_of_it_is_named() {
     not_done(&stage, &again, &["TAPE1 is rotated every year already"]);
     stage.site.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_was_given_up_shows_it_and_is_not_given_up_again() {
+    let mut stage = Stage::new(&["OLD"]).await;
+    stage.create("VOL001", "OLD").await;
+    let burnt = ["volume", "write-off", "VOL001", "--reason", "burnt"];
+    stage.site.ekm(&burnt);
+    for look in [["volume", "list"], ["volume", "find"]] {
+        let shown = stage.site.ekm(&look);
+        assert!(shown.contains("confirmed, given up"), "{shown}");
+    }
+    let shown = stage.site.ekm(&["volume", "show", "VOL001"]);
+    let last = shown.lines().last().unwrap();
+    assert!(
+        last.starts_with("given up on ") && last.ends_with(": burnt"),
+        "{shown}"
+    );
+    let again = ["volume", "write-off", "VOL001", "--reason", "lost"];
+    not_done(&stage, &again, &["given up on ", ": burnt"]);
+    // What is written later counts, and can be given up as well.
+    stage.create("VOL001", "OLD").await;
+    assert_eq!(stage.impact("OLD").await.volumes, 1);
+    stage.site.ekm(&again);
+    assert_eq!(stage.impact("OLD").await.volumes, 0);
+    stage.site.stop();
+}

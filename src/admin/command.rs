@@ -7,6 +7,7 @@ use super::{
     Impact, ImportAsked, ImportTo, Imported, ImportedDrive, KekTurned, Offered, PartnerSeen,
     RaisedAlarm, RekeyAct, RekeySeen, Removed, Rollovers, RotateWanted, ScheduleAct, SealKeySeen,
     TablesTaken, TakeMode, TakenIn, TokenStatus, TrustStage, Unlocked, Verdict, VolumeFilter,
+    VolumeListed,
 };
 use crate::backup::BackedKek;
 use crate::bridge::message::Custody;
@@ -451,8 +452,10 @@ pub enum Reply {
 
     /// The servers.
     Fleet(Box<FleetStatus>),
-    /// Volume keys, newest first.
+    /// A page of the history.
     Volumes(Vec<VolumeKey>),
+    /// All of the history, newest first.
+    VolumesListed(Vec<VolumeListed>),
     /// What a sync did, or would do.
     Synced(Box<SyncReport>),
     /// A KEK's new state.

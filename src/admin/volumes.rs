@@ -1,5 +1,7 @@
 //! Volumes: found, given up; and what a KEK's loss would cost.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -9,7 +11,9 @@ use crate::key::{DataKeyId, KekHash, KeyLabel};
 use crate::keystore::Directory;
 use crate::problem::{EkmCode, Problem};
 use crate::service::Service;
-use crate::store::{DataKeySets, KekState, KekStates, OnMedium, VolumeQuery, VolumeSet, WriteOff};
+use crate::store::{
+    DataKeySets, KekState, KekStates, OnMedium, VolumeKey, VolumeQuery, VolumeSet, WriteOff,
+};
 use crate::volser::Volser;
 
 /// Most volumes in one answer.
@@ -126,6 +130,16 @@ fn volumes(count: u64) -> String {
     }
 }
 
+/// A generation of EEDKs as a list shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeListed {
+    /// The EEDKs.
+    #[serde(flatten)]
+    pub key: VolumeKey,
+    /// Whether the volume was given up since they were made.
+    pub written_off: Option<WriteOff>,
+}
+
 /// All of the history, where an answer holds it.
 pub(super) async fn list(service: &Service, volser: Option<&Volser>) -> Result<Reply, Problem> {
     let query = VolumeQuery {
@@ -141,7 +155,26 @@ pub(super) async fn list(service: &Service, volser: Option<&Volser>) -> Result<R
             ),
         ));
     }
-    stored(store.volumes(volser).await).map(Reply::Volumes)
+    let keys = stored(store.volumes(volser).await)?;
+    let mut dkis: Vec<DataKeyId> = keys.iter().map(|key| key.dki).collect();
+    dkis.sort_unstable();
+    dkis.dedup();
+    let mut given_up = HashMap::new();
+    for part in dkis.chunks(STEP) {
+        for set in stored(store.data_keys(part).await)?
+            .into_iter()
+            .flat_map(|key| key.sets)
+        {
+            if let Some(volume) = set.written_off {
+                given_up.insert((set.key.dki, set.key.generation), volume);
+            }
+        }
+    }
+    let listed = keys.into_iter().map(|key| VolumeListed {
+        written_off: given_up.get(&(key.dki, key.generation)).cloned(),
+        key,
+    });
+    Ok(Reply::VolumesListed(listed.collect()))
 }
 
 pub(super) async fn find(
@@ -244,6 +277,22 @@ pub(super) async fn write_off(
     let found = stored(service.store().find_volumes(&query, MOST_VOLUMES).await)?;
     if found.volumes.is_empty() {
         return Err(unknown(volser));
+    }
+    // Given up again is only what was made since: a slip must not put another's name and reason there.
+    let mut sets = found.volumes.iter();
+    let open = found.more || sets.any(|set| set.written_off.is_none());
+    let mut before = found
+        .volumes
+        .iter()
+        .filter_map(|set| set.written_off.as_ref());
+    if let Some(before) = before.next().filter(|_| !open) {
+        return Err(conflict(
+            EkmCode::EE30,
+            format!(
+                "volume {volser} is given up already, and nothing was written on it since: {}",
+                before.words()
+            ),
+        ));
     }
     let mut event = event("volume-write-off", operator);
     event.volser = Some(volser.to_string());

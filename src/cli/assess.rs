@@ -117,7 +117,10 @@ fn here(context: &Context, models: &Models) -> anyhow::Result<Report> {
         other => return site::out_of_turn(&other),
     };
     let volumes = match ask(Command::VolumeList { volser: None })? {
-        Reply::Volumes(volumes) => volumes,
+        Reply::VolumesListed(listed) => listed
+            .into_iter()
+            .map(|listed| listed.key)
+            .collect::<Vec<_>>(),
         other => return site::out_of_turn(&other),
     };
     let tokens = match ask(Command::TokenStatus)? {

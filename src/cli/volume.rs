@@ -9,7 +9,7 @@ use anyhow::bail;
 
 use super::{Context, output, site, times};
 use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter};
-use crate::store::{VolumeKey, VolumeSet, VolumesFound};
+use crate::store::{VolumeKey, VolumesFound, WriteOff};
 use crate::volser::Volser;
 
 #[derive(Debug, clap::Subcommand)]
@@ -66,21 +66,22 @@ impl Volume {
 }
 
 fn list(context: &Context) -> anyhow::Result<()> {
-    let keys = match site::execute(context, Command::VolumeList { volser: None })? {
-        Reply::Volumes(keys) => keys,
+    let listed = match site::execute(context, Command::VolumeList { volser: None })? {
+        Reply::VolumesListed(listed) => listed,
         other => return site::out_of_turn(&other),
     };
     if context.json {
-        return output::json(&keys);
+        return output::json(&listed);
     }
     output::table(
         &[
             "volser", "state", "dki", "gen", "keks", "drive", "custody", "created",
         ],
-        keys.iter().map(|key| {
+        listed.iter().map(|listed| {
+            let key = &listed.key;
             vec![
                 key.volser.to_string(),
-                key.state.to_string(),
+                state(key, listed.written_off.as_ref()),
                 key.dki.to_string(),
                 key.generation.to_string(),
                 keks(key),
@@ -111,7 +112,15 @@ fn show(context: &Context, volser: Volser) -> anyhow::Result<()> {
     if context.json {
         return Ok(());
     }
-    sets(context, &found)
+    sets(context, &found)?;
+    let given_up = found
+        .volumes
+        .iter()
+        .filter_map(|set| set.written_off.as_ref());
+    let mut told: Vec<String> = given_up.map(WriteOff::words).collect();
+    // Each set has its own, and those of one write-off are beside each other.
+    told.dedup();
+    told.iter().try_for_each(|words| output::say(words))
 }
 
 /// Prints sets of EEDKs, a line each.
@@ -133,8 +142,8 @@ fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
             let key = &set.key;
             vec![
                 key.volser.to_string(),
-                place(set),
-                key.state.to_string(),
+                set.place().to_owned(),
+                state(key, set.written_off.as_ref()),
                 key.dki.to_string(),
                 key.generation.to_string(),
                 keks(key),
@@ -145,11 +154,12 @@ fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
     )
 }
 
-fn place(set: &VolumeSet) -> String {
-    if set.written_off.is_some() {
-        return "given up".to_owned();
+/// How far EEDKs got, and whether their volume was given up since.
+fn state(key: &VolumeKey, written_off: Option<&WriteOff>) -> String {
+    match written_off {
+        Some(_) => format!("{}, given up", key.state),
+        None => key.state.to_string(),
     }
-    set.place().to_owned()
 }
 
 fn keks(key: &VolumeKey) -> String {

@@ -66,6 +66,19 @@ pub struct WriteOff {
     pub at: OffsetDateTime,
 }
 
+impl WriteOff {
+    /// When, by whom and why, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        format!(
+            "given up on {} by {}: {}",
+            self.at.date(),
+            self.operator,
+            self.reason
+        )
+    }
+}
+
 /// A generation of EEDKs, and what it is worth now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeSet {
