@@ -235,3 +235,38 @@ async fn a_volume_that_was_given_up_shows_it_and_is_not_given_up_again() {
     assert_eq!(stage.impact("OLD").await.volumes, 0);
     stage.site.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_in_the_words_of_what_was_asked() {
+    let mut stage = Stage::new(&["TAPE2026A"]).await;
+    let there = "there is a KEK TAPE2026A already (on ";
+    let case = "case and trailing blanks";
+    let (code, _, error) = said(&stage, &["kek", "generate", "TAPE2026A"]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains(there) && !error.contains(case), "{error}");
+    not_done(&stage, &["kek", "generate", "tape2026a"], &[there, case]);
+
+    stage.create("VOL001", "TAPE2026A").await;
+    stage.turn("TAPE2026A", KekState::Retired).await.unwrap();
+    let problem = stage
+        .turn("TAPE2026A", KekState::Revoked)
+        .await
+        .unwrap_err();
+    assert!(
+        problem.detail.contains("1 volume has an EEDK under it"),
+        "{problem}"
+    );
+
+    for (arguments, wanted) in [
+        (
+            ["volume", "rekey", "--cancel", "99"],
+            "expected an id from ekm volume rekey --status",
+        ),
+        (["volume", "find", "--limit", "0"], "1 or more"),
+    ] {
+        let (code, _, error) = said(&stage, &arguments);
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(wanted), "{error}");
+    }
+    stage.site.stop();
+}

@@ -150,12 +150,17 @@ pub(super) async fn vacant(service: &Service, label: &KeyLabel) -> Result<(), Pr
     service.tokens().look_again().await;
     let directory = service.directory().await?;
     if let Some(kek) = directory.keks().iter().find(|kek| kek.label.same_as(label)) {
+        // Where both are written alike, that labels are compared without case is no news.
+        let alike = if kek.label.as_str() == label.as_str() {
+            ""
+        } else {
+            " (labels differ by more than case and trailing blanks)"
+        };
         return Err(conflict(
             EkmCode::EE31,
             format!(
-                "the label {} is taken by the key {} on {}; labels differ by more than case and trailing blanks",
+                "there is a KEK {} already (on {}); choose another label{alike}",
                 kek.label,
-                kek.hash,
                 kek.place()
             ),
         ));

@@ -111,9 +111,9 @@ impl Impact {
         Err(conflict(
             EkmCode::EE30,
             format!(
-                "KEK {0} cannot be {verb}: {1} have an EEDK under it ({2} on the cartridge, {3} in the catalog; {4} that nothing else opens), the first {5}; rekey them (ekm volume rekey --from-kek {0} --kek1 NEW --all-of) and mount those whose cartridge still has it, or give each up by name (ekm volume write-off VOLSER --reason …)",
+                "KEK {0} cannot be {verb}: {1} an EEDK under it ({2} on the cartridge, {3} in the catalog; {4} that nothing else opens), the first {5}; rekey them (ekm volume rekey --from-kek {0} --kek1 NEW --all-of) and mount those whose cartridge still has it, or give each up by name (ekm volume write-off VOLSER --reason …)",
                 self.label,
-                volumes(self.volumes),
+                volumes_have(self.volumes),
                 self.on_medium,
                 self.in_catalog,
                 self.only,
@@ -123,10 +123,10 @@ impl Impact {
     }
 }
 
-fn volumes(count: u64) -> String {
+fn volumes_have(count: u64) -> String {
     match count {
-        1 => "1 volume".to_owned(),
-        count => format!("{count} volumes"),
+        1 => "1 volume has".to_owned(),
+        count => format!("{count} volumes have"),
     }
 }
 
@@ -182,8 +182,14 @@ pub(super) async fn find(
     filter: &VolumeFilter,
     limit: usize,
 ) -> Result<Reply, Problem> {
+    if limit == 0 {
+        return Err(conflict(
+            EkmCode::EE30,
+            "no line is asked for: say --limit 1 or more".to_owned(),
+        ));
+    }
     let query = query(service, filter).await?;
-    let limit = limit.clamp(1, MOST_VOLUMES);
+    let limit = limit.min(MOST_VOLUMES);
     stored(service.store().find_volumes(&query, limit).await).map(Reply::Found)
 }
 

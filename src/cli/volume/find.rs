@@ -20,7 +20,7 @@ pub(in crate::cli) struct Find {
     #[command(flatten)]
     rest: Filters,
     /// Most lines.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = lines)]
     limit: usize,
 }
 
@@ -39,6 +39,11 @@ pub(in crate::cli) struct Filters {
     /// Made before.
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     pub(super) until: Option<OffsetDateTime>,
+}
+
+fn lines(text: &str) -> Result<usize, String> {
+    let lines = text.parse::<usize>().ok().filter(|lines| *lines > 0);
+    lines.ok_or_else(|| format!("expected a number of lines, 1 or more, got {text:?}"))
 }
 
 impl Find {

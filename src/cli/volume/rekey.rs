@@ -44,14 +44,19 @@ pub(in crate::cli) struct Rekey {
     #[arg(long)]
     no_wait: bool,
     /// Shows how far rekeys are, or one of them.
-    #[arg(long, value_name = "ID", num_args = 0..=1, conflicts_with_all = ["kek1", "resume", "cancel"])]
+    #[arg(long, value_name = "ID", value_parser = id, num_args = 0..=1, conflicts_with_all = ["kek1", "resume", "cancel"])]
     status: Option<Option<Uuid>>,
     /// Begins a rekey again that was cancelled, was stopped, or has failures; what is done stays.
-    #[arg(long, value_name = "ID", conflicts_with_all = ["kek1", "cancel"])]
+    #[arg(long, value_name = "ID", value_parser = id, conflicts_with_all = ["kek1", "cancel"])]
     resume: Option<Uuid>,
     /// Ends a rekey; what is done stays.
-    #[arg(long, value_name = "ID", conflicts_with = "kek1")]
+    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "kek1")]
     cancel: Option<Uuid>,
+}
+
+fn id(text: &str) -> Result<Uuid, String> {
+    text.parse()
+        .map_err(|_| "expected an id from ekm volume rekey --status".to_owned())
 }
 
 fn rate(text: &str) -> Result<u32, String> {
@@ -130,10 +135,7 @@ fn ask(context: &Context, act: RekeyAct) -> anyhow::Result<Vec<RekeySeen>> {
     match site::execute(context, Command::VolumeRekey(act))? {
         Reply::Rekeys(jobs) => Ok(jobs),
         Reply::RekeyWould { rows, all } => {
-            let more = if all { "" } else { " or more" };
-            bail!(
-                "{rows}{more} sets of EEDKs fit, and nothing was done; say --all-of to rekey the volumes that they are of"
-            )
+            bail!("{}", would(rows, all))
         }
         other => site::out_of_turn(&other),
     }
@@ -202,6 +204,20 @@ fn shown(context: &Context, jobs: &[RekeySeen], whole: bool) -> anyhow::Result<(
     Ok(())
 }
 
+/// What is said where only the number is asked for.
+fn would(rows: usize, all: bool) -> String {
+    match (rows, all) {
+        (0, _) => "no set of EEDKs fits, and nothing was done".to_owned(),
+        (1, true) => "1 set of EEDKs fits, and nothing was done; say --all-of to rekey the volume that it is of".to_owned(),
+        (rows, all) => {
+            let more = if all { "" } else { " or more" };
+            format!(
+                "{rows}{more} sets of EEDKs fit, and nothing was done; say --all-of to rekey the volumes that they are of"
+            )
+        }
+    }
+}
+
 /// The state of a rekey; one at its end that left some out is not simply done.
 fn state(state: RekeyState, failed: u64) -> String {
     match (state, failed) {
@@ -219,6 +235,14 @@ mod tests {
         assert_eq!(state(RekeyState::Done, 0), "done");
         assert_eq!(state(RekeyState::Done, 1), "done, 1 failed");
         assert_eq!(state(RekeyState::Running, 2), "running");
+    }
+
+    #[test]
+    fn what_would_be_rekeyed_is_said_by_number() {
+        assert!(would(0, true).starts_with("no set of EEDKs fits,"));
+        assert!(would(1, true).starts_with("1 set of EEDKs fits,"));
+        assert!(would(2, true).starts_with("2 sets of EEDKs fit,"));
+        assert!(would(9, false).starts_with("9 or more sets of EEDKs fit,"));
     }
 
     #[test]
