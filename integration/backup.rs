@@ -448,7 +448,7 @@ async fn a_restore_overwrites_nothing_unless_told() {
     )
     .await
     .unwrap_err();
-    assert!(matches!(there, BackupError::Exists(_)), "{there}");
+    assert!(matches!(there, BackupError::Taken(_)), "{there}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

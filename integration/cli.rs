@@ -502,7 +502,12 @@ fn a_pin_from_the_environment_is_named_when_it_is_missing() {
 #[test]
 fn a_kek_label_is_given_once() {
     let house = House::new("", "");
-    refused(&house, 1, &["kek", "generate", "KEK1"], &["KEK1", "taken"]);
+    refused(
+        &house,
+        1,
+        &["kek", "generate", "KEK1"],
+        &["there is a KEK KEK1 already"],
+    );
     refused(&house, 1, &["kek", "generate", "kek1  "], &["KEK1", "case"]);
     refused(
         &house,

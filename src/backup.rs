@@ -187,7 +187,10 @@ pub enum BackupError {
         /// The cause.
         source: sqlx::Error,
     },
-    /// There is something already.
+    /// The file of a backup that is to be made is there already.
+    #[error("{} exists already; a backup is never overwritten: choose another name", .0.display())]
+    Taken(PathBuf),
+    /// There is something already where a backup is to be restored.
     #[error(
         "{} already; nothing was changed. Restore into an empty directory (--to), or say --overwrite: what is there is kept beside as *.before-restore", exist(.0)
     )]

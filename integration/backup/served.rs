@@ -96,6 +96,12 @@ async fn nothing_is_written_under_a_kek_that_was_never_backed_up() {
     let made = site.ekm(&["backup", file, "--passphrase-file", words]);
     assert!(made.contains("TAPE2026A (main)"), "{made}");
     assert!(made.contains("PIN of token main"), "{made}");
+    let again = refused(&site, &["backup", file, "--passphrase-file", words]);
+    assert!(
+        again.contains("exists already; a backup is never overwritten: choose another name")
+            && !again.contains("--overwrite"),
+        "{again}"
+    );
     create(&site, &drive, "VOL001").await.unwrap();
     let status = site.ekm(&["backup", "status", "--json"]);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();

@@ -2,7 +2,7 @@
 //! server, and read back.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
@@ -88,7 +88,7 @@ pub async fn make(asked: &Asked<'_>, store: &Sql) -> Result<Made, BackupError> {
     };
     let path = std::path::absolute(asked.file).map_err(at(asked.file))?;
     if path.exists() {
-        return Err(BackupError::Exists(vec![path]));
+        return Err(BackupError::Taken(path));
     }
     let into = path.parent().unwrap_or(Path::new("/"));
     let file = tempfile::NamedTempFile::new_in(into).map_err(at(into))?;
@@ -135,7 +135,11 @@ pub async fn make(asked: &Asked<'_>, store: &Sql) -> Result<Made, BackupError> {
     file.as_file().sync_all().map_err(at(asked.file))?;
     let bytes = read_back(file.path(), asked.passphrase, &manifest, totals, &digest).await?;
     file.persist_noclobber(&path)
-        .map_err(|error| at(asked.file)(error.error))?;
+        .map_err(|error| match error.error.kind() {
+            // Made by somebody else meanwhile.
+            ErrorKind::AlreadyExists => BackupError::Taken(path.clone()),
+            _ => at(asked.file)(error.error),
+        })?;
     File::open(into)
         .and_then(|folder| folder.sync_all())
         .map_err(at(into))?;
