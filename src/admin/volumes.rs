@@ -12,7 +12,8 @@ use crate::keystore::Directory;
 use crate::problem::{EkmCode, Problem};
 use crate::service::Service;
 use crate::store::{
-    DataKeySets, KekState, KekStates, OnMedium, VolumeKey, VolumeQuery, VolumeSet, WriteOff,
+    DataKeySets, KekState, KekStates, OnMedium, VolumeKey, VolumeQuery, VolumeSet, VolumesFound,
+    WriteOff,
 };
 use crate::volser::Volser;
 
@@ -263,6 +264,16 @@ fn unknown(volser: &Volser) -> Problem {
     )
 }
 
+/// How a volume was given up of which nothing was made since. Only what was is given up again: a slip
+/// must not put another's name and reason in the place of the first.
+fn given_up(found: &VolumesFound) -> Option<&WriteOff> {
+    let mut sets = found.volumes.iter();
+    if found.more || sets.any(|set| set.written_off.is_none()) {
+        return None;
+    }
+    found.volumes.first()?.written_off.as_ref()
+}
+
 pub(super) async fn write_off(
     service: &Service,
     operator: &str,
@@ -284,14 +295,7 @@ pub(super) async fn write_off(
     if found.volumes.is_empty() {
         return Err(unknown(volser));
     }
-    // Given up again is only what was made since: a slip must not put another's name and reason there.
-    let mut sets = found.volumes.iter();
-    let open = found.more || sets.any(|set| set.written_off.is_none());
-    let mut before = found
-        .volumes
-        .iter()
-        .filter_map(|set| set.written_off.as_ref());
-    if let Some(before) = before.next().filter(|_| !open) {
+    if let Some(before) = given_up(&found) {
         return Err(conflict(
             EkmCode::EE30,
             format!(

@@ -340,8 +340,12 @@ async fn closed(
         return Ok(None);
     };
     let states = stored(service.store().kek_states().await)?;
-    let mut kept = set.key.eedks.iter().filter(|one| one.kek_hash != from);
-    let Some(kept) = kept.find(|one| states.state(&one.kek_hash) != KekState::Active) else {
+    let other = set
+        .key
+        .eedks
+        .iter()
+        .find(|one| one.kek_hash != from && states.state(&one.kek_hash) != KekState::Active);
+    let Some(kept) = other else {
         return Ok(None);
     };
     let moves = stored(service.store().kek_moves().await)?;
