@@ -467,7 +467,7 @@ impl Story<'_> {
             self.warn(
                 self.line(class.format.at),
                 format!(
-                    "data class {} encrypts, but {in_clear}; DISP=NEW starts an encrypted one",
+                    "data class {} encrypts, but {in_clear}; file 1 with DISP=NEW (no FILESEQ) starts an encrypted one",
                     class.name.value
                 ),
             );

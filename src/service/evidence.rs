@@ -471,6 +471,10 @@ impl Service {
         let keys = self.store.seal_keys().await;
         let there = keys.as_ref().is_ok_and(|keys| !keys.is_empty());
         if !there && !self.chain.demanded && newest.is_none() && keys.is_ok() {
+            // While the state was away it was not known that no key seals here.
+            let mut known = self.chain.known();
+            known.due_since = None;
+            known.late = None;
             return;
         }
         self.chain
