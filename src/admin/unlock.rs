@@ -14,6 +14,9 @@ use crate::service::Service;
 pub struct Unlocked {
     /// What the token's flags said of its user PIN before.
     pub tries: String,
+    /// Whether all of its bridges were up, so that nothing was tried and no PIN looked at.
+    #[serde(default)]
+    pub untried: bool,
     /// How the token is now.
     pub status: TokenStatus,
 }
@@ -77,6 +80,7 @@ pub(super) async fn unlock(
     event.outcome = Outcome::Intent;
     event.detail = Some(format!("tries left: {tries}"));
     record(service, event.clone()).await?;
+    let untried = bridge.lanes_down().is_empty();
     let done = bridge.unlock(&shown, last, pin.as_ref()).await;
     let status = status(bridge);
     event.outcome = if done.is_ok() && bridge.serves() {
@@ -87,12 +91,14 @@ pub(super) async fn unlock(
     event.detail = Some(match (&done, &status.why) {
         (Err(fault), _) => fault.to_string(),
         (Ok(()), Some(why)) => format!("{}: {why}", status.state),
+        (Ok(()), None) if untried => format!("{}; nothing was tried", status.state),
         (Ok(()), None) => status.state.clone(),
     });
     record(service, event).await?;
     done.map_err(|fault| Problem::from(&fault))?;
     Ok(Unlocked {
         tries: tries.to_owned(),
+        untried,
         status,
     })
 }

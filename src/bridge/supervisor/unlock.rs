@@ -142,7 +142,7 @@ impl Bridge {
     }
 
     /// The bridges that are not up now.
-    fn lanes_down(&self) -> Vec<usize> {
+    pub(crate) fn lanes_down(&self) -> Vec<usize> {
         let links = self.shared.links.read();
         links
             .unwrap_or_else(PoisonError::into_inner)

@@ -43,8 +43,10 @@ impl Unlock {
         let state = unlocked.status.state.clone();
         if context.json {
             output::json(&unlocked)?;
+        } else if unlocked.untried && !in_vain {
+            output::say(&untried(&self.name, &state, pin.is_some()))?;
         } else {
-            output::say(&format!("tries that were left  {}", unlocked.tries))?;
+            output::say(&format!("tries left before this  {}", unlocked.tries))?;
             super::show(unlocked.status)?;
         }
         if in_vain {
@@ -94,4 +96,31 @@ impl Unlock {
 
 fn handed(pin: &SecretString) -> anyhow::Result<Handed> {
     Handed::new(pin).context("cannot put the PIN into a file in memory")
+}
+
+/// That nobody may take a token that was up for a PIN that is right.
+fn untried(token: &str, state: &str, given: bool) -> String {
+    let pin = if given {
+        ", and the PIN that was given was not looked at"
+    } else {
+        ""
+    };
+    format!("token {token} is {state}; nothing was tried{pin}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::untried;
+
+    #[test]
+    fn a_pin_that_nobody_looked_at_is_not_called_right() {
+        assert_eq!(
+            untried("main", "ready", true),
+            "token main is ready; nothing was tried, and the PIN that was given was not looked at"
+        );
+        assert_eq!(
+            untried("main", "ready", false),
+            "token main is ready; nothing was tried"
+        );
+    }
 }
