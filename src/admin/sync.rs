@@ -15,15 +15,34 @@ pub(super) async fn sync(service: &Service, operator: &str, ask: &Ask) -> Result
 
 fn code(error: &SyncError) -> EkmCode {
     match error {
-        SyncError::Unknown { .. }
-        | SyncError::Busy
-        | SyncError::Clock { .. }
-        | SyncError::Emptied { .. } => EkmCode::EE25,
-        SyncError::Stranger { .. } | SyncError::Refused { .. } => EkmCode::EE30,
-        SyncError::Answer { .. } | SyncError::Version { .. } => EkmCode::EE23,
-        SyncError::Partly { cause, .. } => code(cause),
-        SyncError::Tls(_) | SyncError::Reach { .. } | SyncError::Store(_) | SyncError::Here(_) => {
-            EkmCode::EE0F
+        // What --force allows is forbidden without it.
+        SyncError::Clock { .. }
+        | SyncError::Emptied { .. }
+        | SyncError::Stranger { .. }
+        | SyncError::Refused { .. } => EkmCode::EE30,
+        SyncError::Unknown { .. } | SyncError::Answer { .. } | SyncError::Version { .. } => {
+            EkmCode::EE23
         }
+        SyncError::Partly { cause, .. } => code(cause),
+        SyncError::Busy
+        | SyncError::Tls(_)
+        | SyncError::Reach { .. }
+        | SyncError::Store(_)
+        | SyncError::Here(_) => EkmCode::EE0F,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_that_cannot_be_does_not_blame_the_drive_table() {
+        let unknown = SyncError::Unknown {
+            name: "ekm9".to_owned(),
+            known: String::new(),
+        };
+        assert_eq!(code(&unknown), EkmCode::EE23);
+        assert_eq!(code(&SyncError::Busy), EkmCode::EE0F);
     }
 }
