@@ -70,13 +70,22 @@ fn show(status: &FleetStatus) -> anyhow::Result<()> {
         ))?;
     }
     output::say("")?;
-    if differences.is_empty() {
-        return output::say("The servers hold the same KEKs, copies and defaults.");
-    }
     for difference in differences {
         output::paragraph(&format!("{}: {}", difference.what, difference.how))?;
     }
-    Ok(())
+    let away = database.outage.is_some();
+    verdict(away, !missing.is_empty(), !differences.is_empty()).map_or(Ok(()), output::say)
+}
+
+/// What can be said of all servers together: that they are the same only where all were compared.
+const fn verdict(away: bool, missing: bool, differ: bool) -> Option<&'static str> {
+    match (away, missing, differ) {
+        (true, ..) => {
+            Some("Whether the servers are the same is not known: the database is out of reach.")
+        }
+        (false, false, false) => Some("The servers hold the same KEKs, copies and defaults."),
+        (false, ..) => None,
+    }
 }
 
 fn show_database(seen: &FleetSeen) -> anyhow::Result<()> {
@@ -161,4 +170,20 @@ fn row(seen: &ServerSeen) -> Vec<String> {
         hashes.len().to_string(),
         tokens.join(", "),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verdict;
+
+    #[test]
+    fn servers_are_the_same_only_where_all_were_compared() {
+        let same = |away, missing, differ| {
+            verdict(away, missing, differ).is_some_and(|text| text.contains("hold the same"))
+        };
+        assert!(same(false, false, false));
+        assert!(!same(true, false, false));
+        assert!(!same(false, true, false));
+        assert!(!same(false, false, true));
+    }
 }
