@@ -119,7 +119,7 @@ impl Show {
 fn show(records: &[Record]) -> anyhow::Result<()> {
     output::table(
         &[
-            "seq", "time", "action", "outcome", "drive", "volser", "what",
+            "seq", "time", "who", "action", "outcome", "drive", "volser", "what",
         ],
         records.iter().map(|record| {
             let event = &record.event;
@@ -134,6 +134,7 @@ fn show(records: &[Record]) -> anyhow::Result<()> {
             vec![
                 record.seq.to_string(),
                 record.time.chars().take(19).collect(),
+                text(&event.peer),
                 event.action.clone(),
                 format!("{:?}", event.outcome).to_lowercase(),
                 text(&event.drive),
