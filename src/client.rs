@@ -18,7 +18,7 @@ use crate::api::{
 use crate::problem::Problem;
 use crate::tls::TlsError;
 
-pub(crate) use wire::{Wire, WireError};
+pub(crate) use wire::{EARLY, OpenError, Wire, WireError};
 
 /// Time for one exchange, connecting included; drives wait for 300 s.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -176,7 +176,7 @@ actions = ["drive-del"]
     let wrong = format!("https://{}", serving.address);
     let wrong = from_afar(&house, &wrong, "anna", &["drive", "list"]);
     assert!(
-        said(&wrong).contains("there is no /v1/operator"),
+        said(&wrong).contains("is the drives' door"),
         "{}",
         said(&wrong)
     );

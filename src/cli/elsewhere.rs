@@ -117,9 +117,18 @@ impl Site {
             (Self::Door { .. }, Some(_)) => bail!(
                 "a PIN is handed over on the key server's own host only, over its socket; run ekm token unlock there"
             ),
-            (Self::Door { server, paths }, None) => server::ask_remote(server, paths, command)
-                .await
-                .with_context(|| format!("the server at https://{server}")),
+            (Self::Door { server, paths }, None) => {
+                match server::ask_remote(server, paths, command).await {
+                    // These say themselves whom they are about, and it is not the server.
+                    Err(
+                        error @ (OperatorError::Own(_)
+                        | OperatorError::Unreached(_)
+                        | OperatorError::Ended { .. }
+                        | OperatorError::DrivesDoor(_)),
+                    ) => Err(error.into()),
+                    outcome => outcome.with_context(|| format!("the server at https://{server}")),
+                }
+            }
         }
     }
 }

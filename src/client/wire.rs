@@ -1,6 +1,7 @@
 //! One connection to a key server: mutual TLS and HTTP/1.1, one exchange after another.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,6 +16,29 @@ use tokio_rustls::TlsConnector;
 
 /// Largest answer, bytes.
 const ANSWER: usize = 1 << 20;
+
+/// How the reason begins where an answer had begun to come.
+pub(crate) const EARLY: &str = "the answer ended early";
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// Nobody took it, or there is no way there.
+    Connect(io::Error),
+    /// The server ended it before both had agreed.
+    Ended(String),
+    /// What came is not as it must be: another protocol, a certificate that is not trusted.
+    Other(String),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => error.fmt(f),
+            Self::Ended(reason) | Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
 
 /// Why an exchange brought no answer.
 #[derive(Debug)]
@@ -50,24 +74,33 @@ impl Wire {
         tls: Arc<ClientConfig>,
         held: G,
     ) -> Result<Self, String> {
+        Self::connect(server, tls, held)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// The same, for whom it makes a difference why there is no connection.
+    pub(crate) async fn connect<G: Send + 'static>(
+        server: &str,
+        tls: Arc<ClientConfig>,
+        held: G,
+    ) -> Result<Self, OpenError> {
         let stream = TcpStream::connect(server)
             .await
-            .map_err(|error| error.to_string())?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| error.to_string())?;
+            .map_err(OpenError::Connect)?;
+        stream.set_nodelay(true).map_err(OpenError::Connect)?;
         let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| OpenError::Other(error.to_string()))?;
         let stream = TlsConnector::from(tls)
             .connect(name, stream)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| unagreed(&error))?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificate = chain.first().map(|own| own.clone().into_owned());
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| OpenError::Other(error.to_string()))?;
         let driver = tokio::spawn(async move {
             let _held = held;
             // How it ended is told by the exchange that it ended under.
@@ -150,10 +183,22 @@ impl Wire {
         let body = Limited::new(response.into_body(), limit)
             .collect()
             .await
-            .map_err(|error| WireError::Lost(format!("the answer ended early: {error}")))?
+            .map_err(|error| WireError::Lost(format!("{EARLY}: {error}")))?
             .to_bytes();
         self.under_way = false;
         Ok((status, body))
+    }
+}
+
+/// Whose fault it is that there is no TLS: an error of rustls's own is about what the server sent,
+/// but for an alert, by which it says no.
+fn unagreed(error: &io::Error) -> OpenError {
+    let own = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match own {
+        Some(rustls::Error::AlertReceived(_)) | None => OpenError::Ended(error.to_string()),
+        Some(_) => OpenError::Other(error.to_string()),
     }
 }
 

@@ -206,6 +206,27 @@ pub enum OperatorError {
     /// The server said no.
     #[error(transparent)]
     Refused(Problem),
+    /// The asker's own files, before anybody was asked.
+    #[error("{0}")]
+    Own(String),
+    /// There is no connection to the address.
+    #[error("{0}")]
+    Unreached(String),
+    /// The server ended the connection without a word.
+    #[error(
+        "the server at {place} ended the connection: is your certificate revoked, over, or of another CA? ({reason})"
+    )]
+    Ended {
+        /// Address and port.
+        place: String,
+        /// How it ended.
+        reason: String,
+    },
+    /// The drives' door.
+    #[error(
+        "{0} is the drives' door, and takes no operators' commands; theirs is at the port of [operators] listen in the server's configuration"
+    )]
+    DrivesDoor(String),
     /// The conversation failed.
     #[error("the server at {place} did not answer properly: {reason}")]
     Talk {
