@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use time::format_description::well_known::Rfc3339;
 
 use super::{Context, output};
-use crate::tls::ca::{Ca, Output, Request};
+use crate::tls::ca::{Ca, Entry, Output, Request};
 use crate::tls::{PeerId, Role};
 
 /// A day.
@@ -111,9 +111,16 @@ impl Tls {
                     }
                     request.spki = Some(der);
                 }
+                let files = out
+                    .clone()
+                    .unwrap_or_else(|| place.directory.join("issued"));
                 if let Some(directory) = out {
                     request.output = Output::Directory(directory);
                 }
+                let written = files.join(format!("{}-{}.crt", role, request.peer.name()));
+                let replaced = written.exists();
+                let now = time::OffsetDateTime::now_utc();
+                let good = still_good(ca.list()?, &request.peer, now);
                 let issued = ca.issue(&request)?;
                 if context.json {
                     return output::json(&serde_json::json!({
@@ -122,6 +129,7 @@ impl Tls {
                         "not_after": issued.not_after.format(&Rfc3339)?,
                         "certificate": issued.cert_path,
                         "key": issued.key_path,
+                        "still_good": good.iter().map(|entry| &entry.serial).collect::<Vec<_>>(),
                     }));
                 }
                 let path = |path: Option<PathBuf>| {
@@ -133,7 +141,9 @@ impl Tls {
                     ("until", issued.not_after.date().to_string()),
                     ("certificate", path(issued.cert_path)),
                     ("private key", path(issued.key_path)),
-                ])
+                ])?;
+                let told = earlier(&good, replaced);
+                told.iter().try_for_each(|line| output::say(line))
             }
             Self::List { place } => {
                 let entries = Ca::open(&place.directory)?.list()?;
@@ -170,5 +180,59 @@ impl Tls {
                 output::say("servers that read this authority's crl.pem take it in within seconds")
             }
         }
+    }
+}
+
+/// Certificates of that peer that open a door yet.
+fn still_good(entries: Vec<Entry>, peer: &PeerId, now: time::OffsetDateTime) -> Vec<Entry> {
+    let good = entries.into_iter().filter(|entry| {
+        entry.role == peer.role()
+            && entry.name == peer.name()
+            && entry.revoked.is_none()
+            && entry.not_after > now
+    });
+    good.collect()
+}
+
+/// What is said of them, a line each: the newest is the one whose files were replaced.
+fn earlier(good: &[Entry], replaced: bool) -> Vec<String> {
+    let lines = good.iter().rev().enumerate().map(|(back, entry)| {
+        let (serial, until) = (&entry.serial, entry.not_after.date());
+        if back == 0 && replaced {
+            format!("replaces {serial}, which stays good until {until}: ekm tls revoke {serial} takes it back")
+        } else {
+            format!("{serial} of the same name stays good until {until}: ekm tls revoke {serial} takes it back")
+        }
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_replaced_is_said_to_be_good_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = Ca::init(directory.path(), "test CA", DAY * 3).unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        let peer = PeerId::new(Role::Proxy, "a").unwrap();
+        let request = Request::new(peer.clone(), DAY);
+        assert!(still_good(ca.list().unwrap(), &peer, now).is_empty());
+        let first = ca.issue(&request).unwrap();
+        let good = still_good(ca.list().unwrap(), &peer, now);
+        let told = earlier(&good, true);
+        assert_eq!(told.len(), 1);
+        assert!(
+            told[0].starts_with(&format!("replaces {}, which stays good", first.serial)),
+            "{told:?}"
+        );
+        let second = ca.issue(&request).unwrap();
+        let good = still_good(ca.list().unwrap(), &peer, now);
+        let told = earlier(&good, true);
+        assert!(told[0].contains(&second.serial) && told[1].starts_with(&first.serial));
+        ca.revoke(&first.serial).unwrap();
+        ca.revoke(&second.serial).unwrap();
+        assert!(still_good(ca.list().unwrap(), &peer, now).is_empty());
     }
 }
