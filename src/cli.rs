@@ -34,7 +34,7 @@ mod token;
 mod volume;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
@@ -372,6 +372,18 @@ fn told(error: &anyhow::Error) -> String {
     })
 }
 
+/// What is said of a file that should be PEM. The decoder's own words are about the text before the
+/// first line that begins a block, also where there is no such line.
+fn not_pem(path: &Path, text: &[u8], error: &dyn std::fmt::Display) -> anyhow::Error {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    let path = path.display();
+    if text.windows(BEGIN.len()).any(|part| part == BEGIN) {
+        anyhow::anyhow!("{path} is not PEM that can be read: {error}")
+    } else {
+        anyhow::anyhow!("{path} is not PEM: it has no line that begins with -----BEGIN")
+    }
+}
+
 fn broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
@@ -406,5 +418,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_file_that_is_no_pem_is_called_that_and_nothing_else() {
+        let told = |text: &[u8]| not_pem(Path::new("pin"), text, &"(NUL byte)").to_string();
+        let none = told(b"1234");
+        assert!(none.contains("pin is not PEM: it has no line"), "{none}");
+        assert!(!none.contains("NUL"), "{none}");
+        assert!(told(b"\0-----BEGIN PUBLIC KEY-----").contains("NUL"));
     }
 }

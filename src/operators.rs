@@ -96,6 +96,29 @@ pub struct Asker {
     pub whence: Whence,
 }
 
+impl Asker {
+    /// Who asks and from where, for a sentence that begins with it. Records have no name of the
+    /// Unix user, since that is this host's.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let who = match &self.shown {
+            Shown::Unix(uid) => {
+                let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(*uid));
+                user.ok().flatten().map_or_else(
+                    || format!("uid {uid}"),
+                    |user| format!("user {} (uid {uid})", user.name),
+                )
+            }
+            Shown::Certificate(peer) => format!("certificate {peer}"),
+        };
+        match self.whence {
+            Whence::Socket => who,
+            Whence::Host(address) => format!("{who} at {address}"),
+            Whence::NoServer => format!("{who}, working without a server,"),
+        }
+    }
+}
+
 impl fmt::Display for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.shown {

@@ -331,7 +331,7 @@ pub enum StoreError {
     },
     /// The database that several servers share is out of reach, and this cannot be had without it.
     #[error(
-        "{what}: the state database {name} is out of reach ({why}); try again later, see ekm fleet status"
+        "{what}: the state database {name} is out of reach ({}); try again later, see ekm fleet status", bare(.name, .why)
     )]
     Outage {
         /// The server and its database.
@@ -352,6 +352,13 @@ pub enum StoreError {
         /// The cause.
         source: std::io::Error,
     },
+}
+
+/// Why a database is out of reach, where a sentence names it already.
+fn bare<'a>(name: &str, why: &'a str) -> &'a str {
+    let cut = why.strip_prefix("state database ");
+    let cut = cut.and_then(|rest| rest.strip_prefix(name)?.strip_prefix(": "));
+    cut.unwrap_or(why)
 }
 
 /// The state, wherever it is.

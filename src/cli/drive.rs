@@ -176,8 +176,8 @@ impl Fields {
 fn public_key(path: &Path) -> anyhow::Result<Vec<u8>> {
     let text = crate::files::read_limited(path, MAX_PEM)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    let (label, der) = der::pem::decode_vec(&text)
-        .map_err(|error| anyhow::anyhow!("{} is not PEM: {error}", path.display()))?;
+    let (label, der) =
+        der::pem::decode_vec(&text).map_err(|error| super::not_pem(path, &text, &error))?;
     match label {
         "PUBLIC KEY" => Ok(der),
         "CERTIFICATE" => {

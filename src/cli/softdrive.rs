@@ -329,6 +329,7 @@ fn put_on_tape(
 
 fn read(at: &At) -> anyhow::Result<()> {
     let sealed = SealedCartridge::open(&at.cartridge)
+        .map_err(io::Error::from)
         .with_context(|| format!("cannot read the cartridge {}", at.cartridge.display()))?;
     let header = sealed.header().clone();
     let runtime = runtime()?;
@@ -379,6 +380,7 @@ fn read(at: &At) -> anyhow::Result<()> {
 
 fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
     let header = read_header(&at.cartridge)
+        .map_err(io::Error::from)
         .with_context(|| format!("cannot read the cartridge {}", at.cartridge.display()))?;
     let runtime = runtime()?;
     let drive = SoftDrive::open(&at.drive)?;
@@ -415,6 +417,7 @@ fn rekey(at: &At, kek1: KekRef, kek2: Option<KekRef>) -> anyhow::Result<()> {
 
 fn show(context: &Context, cartridge: &Path, eedks: Option<&Path>) -> anyhow::Result<()> {
     let header = read_header(cartridge)
+        .map_err(io::Error::from)
         .with_context(|| format!("cannot read the cartridge {}", cartridge.display()))?;
     if let Some(directory) = eedks {
         std::fs::create_dir_all(directory)?;

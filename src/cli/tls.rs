@@ -103,9 +103,8 @@ impl Tls {
                 if let Some(path) = &key {
                     let text = crate::files::read_limited(path, 64 * 1024)
                         .with_context(|| format!("cannot read {}", path.display()))?;
-                    let (label, der) = der::pem::decode_vec(&text).map_err(|error| {
-                        anyhow::anyhow!("{} is not PEM: {error}", path.display())
-                    })?;
+                    let (label, der) = der::pem::decode_vec(&text)
+                        .map_err(|error| super::not_pem(path, &text, &error))?;
                     if label != "PUBLIC KEY" {
                         bail!("{} is a {label}; give a PUBLIC KEY", path.display());
                     }

@@ -40,11 +40,13 @@ impl Person {
 pub enum Stranger {
     /// Nobody is named, and he is neither root nor who runs the server.
     #[error(
-        "{0} is neither root nor the user that runs ekm, and the configuration names no other operators ([[operators.people]])"
+        "{} is neither root nor the user that runs ekm, and the configuration names no other operators ([[operators.people]])", .0.words()
     )]
     NotOwner(Asker),
     /// Somebody is, but not he.
-    #[error("{0} is none of the operators that the configuration names ([[operators.people]])")]
+    #[error(
+        "{} is none of the operators that the configuration names ([[operators.people]])", .0.words()
+    )]
     Unnamed(Asker),
 }
 
@@ -164,4 +166,21 @@ pub fn user_id(user: &str) -> Result<Option<u32>, std::io::Error> {
     }
     let found = nix::unistd::User::from_name(user)?;
     Ok(found.map(|user| user.uid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_no_operator_is_told_in_a_sentence() {
+        let asker = Asker {
+            shown: Shown::Unix(0),
+            whence: Whence::NoServer,
+        };
+        assert_eq!(
+            Stranger::Unnamed(asker).to_string(),
+            "user root (uid 0), working without a server, is none of the operators that the configuration names ([[operators.people]])"
+        );
+    }
 }

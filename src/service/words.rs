@@ -94,7 +94,7 @@ pub(super) fn unstored(error: &StoreError) -> Problem {
     tracing::error!(%error, "the state cannot be read or written");
     if let StoreError::Outage { what, .. } = error {
         return Problem::unavailable(format!(
-            "the key service cannot answer now: its state database is out of reach, and without it there is no {what}; the server's log says why"
+            "the key service cannot answer now: its state database is out of reach, and this needs it ({what}); the server's log says why"
         ));
     }
     Problem::unavailable("the key manager's state cannot be read or written; its log says why")
