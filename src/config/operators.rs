@@ -228,3 +228,29 @@ impl OperatorsConfig {
         faults
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Example {
+        operators: OperatorsConfig,
+        policy: Policy,
+    }
+
+    #[derive(Deserialize)]
+    struct Policy {
+        approval: ApprovalConfig,
+    }
+
+    #[test]
+    fn the_example_in_the_documentation_has_two_people_for_each_action() {
+        let text = include_str!("../../docs/operators.md");
+        let blocks = text.split("```toml\n").skip(1).take(2);
+        let example: String = blocks.filter_map(|rest| rest.split("```").next()).collect();
+        let Example { operators, policy } = toml::from_str(&example).unwrap();
+        assert!(policy.approval.actions.len() > 1);
+        assert_eq!(policy.approval.faults(&operators).join("\n"), "");
+    }
+}
