@@ -4,7 +4,7 @@
 //! An alarm is told once when it rises and once when it is over, as a log
 //! event with the field `alarm`. What is raised stands on `/readyz` and in
 //! `/metrics`, and a command of the site's may be told (`alarms::command`). The list
-//! below is what `ekm alarm list` prints.
+//! below is what `ekm alarm explain` prints.
 
 mod command;
 mod sight;
