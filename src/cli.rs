@@ -340,9 +340,11 @@ fn dispatch(context: &Context, noun: Noun) -> anyhow::Result<()> {
 /// Log events go to standard error; `RUST_LOG` says which, and
 /// `EKM_LOG_FORMAT=json` makes them JSON.
 fn log(level: LevelFilter) {
+    let said = std::env::var("RUST_LOG").ok();
+    let said = said.filter(|said| !said.trim().is_empty());
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(level.into())
-        .from_env_lossy();
+        .parse_lossy(said.unwrap_or_else(|| logged(level)));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -356,6 +358,16 @@ fn log(level: LevelFilter) {
     };
     // A second start would be within one process, whose first log goes on.
     drop(started);
+}
+
+/// What is logged where nobody said. PostgreSQL notes at each start that tables are there already, and
+/// sqlx repeats that as information.
+fn logged(level: LevelFilter) -> String {
+    if level == LevelFilter::OFF {
+        level.to_string()
+    } else {
+        format!("{level},sqlx=warn")
+    }
 }
 
 /// An error and its causes, each once: many of ours name their cause already.
@@ -418,6 +430,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn notices_of_the_database_are_not_logged_where_nobody_asked_for_them() {
+        assert_eq!(logged(LevelFilter::INFO), "info,sqlx=warn");
+        assert_eq!(logged(LevelFilter::OFF), "off");
     }
 
     #[test]

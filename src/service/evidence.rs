@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+use super::words::unstored_as_told;
 use super::{Service, unrecorded, unstored};
 use crate::audit::{
     Anchor, AuditError, AuditLog, ChainMark, Event, Keep, Kind, Outcome, Reserve, Seal, SealFound,
@@ -19,7 +20,7 @@ use crate::audit::{
 };
 use crate::config::Config;
 use crate::problem::Problem;
-use crate::store::{Anchored, SealKeyRow};
+use crate::store::{Anchored, SealKeyRow, StoreError};
 
 /// How often a seal that is due is tried.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -71,6 +72,8 @@ struct Known {
     head: Option<(u64, Instant)>,
     cleaned: Option<Instant>,
     told_reserve: bool,
+    // Why the state could not be read, as the log has it.
+    told_unread: Option<String>,
 }
 
 /// A seal that was made.
@@ -139,6 +142,17 @@ impl Chain {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That the state cannot be read. It is asked each second, and an outage may last for hours: the
+    /// log has what is new.
+    fn unread(&self, error: &StoreError) -> Problem {
+        let told = self.known().told_unread.replace(error.to_string());
+        if told.is_some_and(|told| told == error.to_string()) {
+            unstored_as_told(error)
+        } else {
+            unstored(error)
+        }
     }
 
     /// The newest seal of the chain; looked for once.
@@ -335,10 +349,11 @@ impl Service {
     /// Compares the chain with its newest anchor in the database, once.
     async fn compare_chain(&self) -> Result<Option<Anchored>, Problem> {
         let anchored = self.store.anchor(&self.node).await;
-        let anchored = anchored.map_err(|error| unstored(&error))?;
+        let anchored = anchored.map_err(|error| self.chain.unread(&error))?;
         let newest = self.chain.newest().await;
         let newest = newest.map_err(|error| unrecorded(&error))?;
         if self.chain.known().compared {
+            self.chain.known().told_unread = None;
             return Ok(anchored);
         }
         let cut = self.compare_head().await?;
@@ -366,8 +381,9 @@ impl Service {
     /// Why the chain does not hold the newest record that the database knows of.
     async fn compare_head(&self) -> Result<Option<String>, Problem> {
         let kept = self.store.chain_head(&self.node).await;
-        let (Some(kept), Some(own)) = (kept.map_err(|error| unstored(&error))?, self.audit.head())
-        else {
+        let kept = kept.map_err(|error| self.chain.unread(&error))?;
+        self.chain.known().told_unread = None;
+        let (Some(kept), Some(own)) = (kept, self.audit.head()) else {
             return Ok(None);
         };
         let node = &self.node;

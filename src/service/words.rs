@@ -88,10 +88,17 @@ pub(super) fn joined(one: Option<String>, other: Option<String>) -> Option<Strin
 }
 
 pub(super) fn unstored(error: &StoreError) -> Problem {
+    if !matches!(error, StoreError::KekClosed { .. }) {
+        tracing::error!(%error, "the state cannot be read or written");
+    }
+    unstored_as_told(error)
+}
+
+/// The same where the log has it already.
+pub(super) fn unstored_as_told(error: &StoreError) -> Problem {
     if let StoreError::KekClosed { .. } = error {
         return Problem::unavailable(error.to_string());
     }
-    tracing::error!(%error, "the state cannot be read or written");
     if let StoreError::Outage { what, .. } = error {
         return Problem::unavailable(format!(
             "the key service cannot answer now: its state database is out of reach, and this needs it ({what}); the server's log says why"
