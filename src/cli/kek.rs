@@ -28,6 +28,26 @@ use crate::key::{KekRef, KeyLabel};
 use crate::keystore::KnownKek;
 use crate::store::{Defaults, KekState};
 
+/// The columns of the list.
+pub(super) const HEAD: [&str; 9] = [
+    "label",
+    "state",
+    "bits",
+    "custody",
+    "provenance",
+    "copies",
+    "token",
+    "valid until",
+    "hash",
+];
+
+/// Which of them `ekm kek show` has to show on a narrow terminal.
+pub(super) const NARROW: output::Narrow<'static> = output::Narrow {
+    whole: &["hash", "valid until"],
+    drops: &["provenance", "custody", "bits"],
+    below: &["copies", "token"],
+};
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Kek {
     /// Makes an RSA key pair on a token; the private half never leaves it.
@@ -207,19 +227,9 @@ impl Kek {
                 if context.json {
                     return output::json(&keks);
                 }
-                output::table_with_names(
-                    &["hash", "valid until"],
-                    &[
-                        "label",
-                        "state",
-                        "bits",
-                        "custody",
-                        "provenance",
-                        "copies",
-                        "token",
-                        "valid until",
-                        "hash",
-                    ],
+                output::table_narrow(
+                    NARROW,
+                    &HEAD,
                     keks.iter().map(|kek| {
                         vec![
                             kek.label.to_string(),

@@ -12,6 +12,13 @@ use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter};
 use crate::store::{VolumeKey, VolumesFound, WriteOff};
 use crate::volser::Volser;
 
+/// What stands under a cartridge's line on a narrow terminal.
+pub(super) const NARROW: output::Narrow<'static> = output::Narrow {
+    whole: &["dki", "created"],
+    drops: &[],
+    below: &["keks", "custody", "gen", "drive"],
+};
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Volume {
     /// Lists what every cartridge was keyed with, newest first.
@@ -73,7 +80,8 @@ fn list(context: &Context) -> anyhow::Result<()> {
     if context.json {
         return output::json(&listed);
     }
-    output::table(
+    output::table_narrow(
+        NARROW,
         &[
             "volser", "state", "dki", "gen", "keks", "drive", "custody", "created",
         ],
@@ -133,8 +141,8 @@ fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
         let _ = writeln!(std::io::stderr(), "no volume fits");
         return Ok(());
     }
-    output::table_with_names(
-        &["dki", "created"],
+    output::table_narrow(
+        NARROW,
         &[
             "volser", "place", "state", "dki", "gen", "keks", "drive", "created",
         ],

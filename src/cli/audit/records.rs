@@ -117,7 +117,12 @@ impl Show {
 }
 
 fn show(records: &[Record]) -> anyhow::Result<()> {
-    output::table(
+    let narrow = output::Narrow {
+        below: &["what", "drive", "volser", "who"],
+        ..output::Narrow::default()
+    };
+    output::table_narrow(
+        narrow,
         &[
             "seq", "time", "who", "action", "outcome", "drive", "volser", "what",
         ],
