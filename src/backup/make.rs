@@ -199,7 +199,7 @@ async fn put_file(
     };
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && *place != Place::Config => {
+        Err(error) if error.kind() == ErrorKind::NotFound && *place != Place::Config => {
             return Ok(false);
         }
         Err(error) => return Err(at(path)(error)),
