@@ -191,10 +191,10 @@ async fn one_rotation_of_a_kek_is_planned_and_what_is_left_of_it_is_named() {
     let stage = Stage::new(&["TAPE1"]).await;
     let again = ["kek", "rotate", "TAPE1", "--at", "2199-01-01"];
     stage.site.ekm(&again);
-    let planned =
-        "TAPE1 is planned for 2199-01-01 already: ekm kek schedule remove TAPE1 takes that back";
+    let planned = "TAPE1 is planned for 2199-01-01 already, by TAPE2: ekm kek rotate TAPE1 does that now, ekm kek schedule remove TAPE1 takes it back";
     not_done(&stage, &again, &[planned]);
-    not_done(&stage, &["kek", "rotate", "TAPE1"], &[planned]);
+    let other = ["kek", "rotate", "TAPE1", "--new-label", "OTHER"];
+    not_done(&stage, &other, &[planned]);
     let set = ["kek", "schedule", "set", "TAPE1", "--every", "year"];
     not_done(&stage, &set, &[planned]);
     let list = stage.site.ekm(&["kek", "list"]);
@@ -207,6 +207,24 @@ async fn one_rotation_of_a_kek_is_planned_and_what_is_left_of_it_is_named() {
     );
     stage.site.ekm(&set);
     not_done(&stage, &again, &["TAPE1 is rotated every year already"]);
+    stage.site.stop();
+}
+
+/// A KEK that may be known to others had to wait for the day of its rotation, or left over the one
+/// that was made for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_rotation_is_done_at_once_where_that_is_asked_for() {
+    let stage = Stage::new(&["TAPE1"]).await;
+    stage.site.ekm(&["kek", "default", "--kek1", "TAPE1"]);
+    stage
+        .site
+        .ekm(&["kek", "rotate", "TAPE1", "--at", "2199-01-01"]);
+    stage.site.ekm(&["kek", "rotate", "TAPE1"]);
+    let list = stage.site.ekm(&["kek", "list"]);
+    assert!(!list.contains("TAPE3"), "{list}");
+    let defaults = stage.site.ekm(&["kek", "default"]);
+    assert!(defaults.contains("TAPE2"), "{defaults}");
+    not_done(&stage, &["kek", "rotate", "TAPE1"], &["retired"]);
     stage.site.stop();
 }
 

@@ -97,9 +97,9 @@ pub(super) async fn generate(
     Ok(Reply::Keks(made))
 }
 
-/// That a key which is made or imported here may be called so. One that is found on a token may be
-/// called as it is.
-pub(super) fn plain(label: &KeyLabel) -> Result<(), Problem> {
+/// That a key which is made here may be called so. One that is found on a token, or imported, is called
+/// as cartridges name it.
+fn plain(label: &KeyLabel) -> Result<(), Problem> {
     let text = label.as_str();
     let folded = label.folded();
     // LABEL:hash would be read as another label's hash.

@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::generate::plain;
 use super::{KEK_BITS, Reply, conflict, event, record, stored};
 use crate::audit::{Event, Outcome};
 use crate::bridge::message::{Custody, PrivateHalf};
@@ -126,8 +125,6 @@ pub(super) async fn prepare(
             row.label, row.hash
         )));
     }
-    // What the token has already is found, not made, and was answered above.
-    plain(&asked.label)?;
     record(service, asked.event(operator, Outcome::Intent, "")).await?;
     Ok(Reply::ImportTo(ImportTo {
         token,

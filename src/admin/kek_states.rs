@@ -331,7 +331,10 @@ async fn pin(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
 }
 
 /// Where a KEK is still named for new cartridges.
-async fn still_named(service: &Service, label: &KeyLabel) -> Result<Vec<String>, Problem> {
+pub(super) async fn still_named(
+    service: &Service,
+    label: &KeyLabel,
+) -> Result<Vec<String>, Problem> {
     let names = |kek: &Option<KekRef>| kek.as_ref().is_some_and(|kek| kek.label.same_as(label));
     let mut told = Vec::new();
     let defaults = stored(service.store().defaults().await)?;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 use uuid::Uuid;
 
+use super::kek_states::still_named;
 use super::successor::successor;
 use super::{Reply, conflict, event, generate, record, stored, volumes};
 use crate::audit::{Kind, Outcome};
@@ -80,7 +81,21 @@ pub(super) async fn rotate(
     to_come(at, now)?;
     service.tokens().started(STARTING).await;
     let old = written_under(service, &label).await?;
-    unplanned(service, &old.label).await?;
+    if let Some(planned) = planned(service, &old.label).await? {
+        let same = new_label.is_none_or(|label| label.same_as(&planned.successor));
+        if at.is_some() || !same {
+            return Err(already(&planned));
+        }
+        // What was planned is not waited for: a KEK that may be known to others goes at once.
+        let sooner = KekMove {
+            due: now,
+            operator: operator.to_owned(),
+            ..planned
+        };
+        stored(service.store().put_kek_move(&sooner).await)?;
+        let done = carry_out(service, sooner).await?;
+        return Ok(Reply::Rotated(Box::new(done)));
+    }
     unscheduled(service, &old.label).await?;
     let due = at.unwrap_or(now);
     let label = match new_label {
@@ -131,20 +146,26 @@ fn to_come(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), Proble
 /// That no rotation of a KEK is planned: of two, the second would leave a new KEK over that nothing
 /// names.
 async fn unplanned(service: &Service, label: &KeyLabel) -> Result<(), Problem> {
-    let moves = stored(service.store().kek_moves().await)?;
-    let mut planned = moves
-        .iter()
-        .filter(|one| one.state == MoveState::Planned && one.former.same_as(label));
-    match planned.next() {
-        None => Ok(()),
-        Some(one) => Err(conflict(
-            EkmCode::EE31,
-            format!(
-                "{label} is planned for {} already: ekm kek schedule remove {label} takes that back",
-                day(one.due)
-            ),
-        )),
-    }
+    let planned = planned(service, label).await?;
+    planned.map_or(Ok(()), |one| Err(already(&one)))
+}
+
+/// The rotation that is planned for a KEK.
+async fn planned(service: &Service, label: &KeyLabel) -> Result<Option<KekMove>, Problem> {
+    let mut moves = stored(service.store().kek_moves().await)?.into_iter();
+    Ok(moves.find(|one| one.state == MoveState::Planned && one.former.same_as(label)))
+}
+
+fn already(planned: &KekMove) -> Problem {
+    let label = &planned.former;
+    conflict(
+        EkmCode::EE31,
+        format!(
+            "{label} is planned for {} already, by {}: ekm kek rotate {label} does that now, ekm kek schedule remove {label} takes it back",
+            day(planned.due),
+            planned.successor
+        ),
+    )
 }
 
 /// That a KEK is not rotated by the calendar, which would find it retired when its day comes.
@@ -155,9 +176,10 @@ async fn unscheduled(service: &Service, label: &KeyLabel) -> Result<(), Problem>
         Some(one) => Err(conflict(
             EkmCode::EE31,
             format!(
-                "{label} is rotated every {} already, next on {}: ekm kek schedule remove {label} takes that back",
+                "{label} is rotated every {} already, next on {}: ekm kek schedule remove {label} takes that back; after the rotation its successor can have it: ekm kek schedule set NEW --every {}",
                 one.every,
-                day(one.due)
+                day(one.due),
+                one.every
             ),
         )),
     }
@@ -418,7 +440,7 @@ async fn take_back(
     Ok(made)
 }
 
-/// Those of the KEKs that may be written under.
+/// Those of the KEKs that may be written under, and that nothing names.
 async fn active(service: &Service, keks: Vec<KeyLabel>) -> Result<Vec<KeyLabel>, Problem> {
     let directory = service.directory().await?;
     let states = stored(service.store().kek_states().await)?;
@@ -426,7 +448,14 @@ async fn active(service: &Service, keks: Vec<KeyLabel>) -> Result<Vec<KeyLabel>,
         let known = directory.by_label(label);
         known.is_ok_and(|kek| states.state(&kek.hash) == KekState::Active)
     };
-    Ok(keks.into_iter().filter(active).collect())
+    let mut left = Vec::new();
+    for label in keks.into_iter().filter(active) {
+        // One that is named already is in use, whatever became of the rest of its rotation.
+        if still_named(service, &label).await?.is_empty() {
+            left.push(label);
+        }
+    }
+    Ok(left)
 }
 
 /// When the next month or year begins, UTC.

@@ -138,6 +138,7 @@ pub struct VolumeListed {
     #[serde(flatten)]
     pub key: VolumeKey,
     /// Whether the volume was given up since they were made.
+    #[serde(default)]
     pub written_off: Option<WriteOff>,
 }
 

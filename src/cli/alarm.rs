@@ -40,7 +40,7 @@ impl AlarmCommand {
 }
 
 fn list(context: &Context, only: bool) -> anyhow::Result<()> {
-    let now = match site::of_server(context, &Command::AlarmList) {
+    let now = match site::ask_server(context, &Command::AlarmList)? {
         Some(Reply::Alarms(now)) => Some(now),
         Some(other) => return site::out_of_turn(&other),
         None => None,
@@ -79,7 +79,9 @@ fn list(context: &Context, only: bool) -> anyhow::Result<()> {
         }
     }
     match &now {
-        None => output::say("no server runs here, so none is raised")?,
+        None => output::say(
+            "no server runs here, so nothing watches, and what would be raised is not known",
+        )?,
         Some(now) if now.is_empty() => output::say("none is raised")?,
         Some(_) => {}
     }

@@ -121,6 +121,8 @@ fn here(context: &Context, models: &Models) -> anyhow::Result<Report> {
             .into_iter()
             .map(|listed| listed.key)
             .collect::<Vec<_>>(),
+        // A server of an earlier version.
+        Reply::Volumes(keys) => keys,
         other => return site::out_of_turn(&other),
     };
     let tokens = match ask(Command::TokenStatus)? {

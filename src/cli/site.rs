@@ -71,6 +71,20 @@ pub(super) fn of_server(context: &Context, command: &Command) -> Option<Reply> {
     runtime().ok()?.block_on(asked).ok()
 }
 
+/// The same, for what is told only by a server: that none runs here is an answer, and anything else
+/// that keeps it from telling is an error.
+pub(super) fn ask_server(context: &Context, command: &Command) -> anyhow::Result<Option<Reply>> {
+    if let Some(site) = &context.site {
+        return runtime()?.block_on(site.ask(command, None)).map(Some);
+    }
+    let config = Config::load(&context.config)?;
+    let asked = async { server::ask_with_pin(&config.socket(), command, None).await };
+    match runtime()?.block_on(asked) {
+        Err(OperatorError::NoServer(_)) => Ok(None),
+        outcome => Ok(Some(outcome?)),
+    }
+}
+
 async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
     let program = Program::own()
         .context("cannot find the ekm executable")?

@@ -1,6 +1,6 @@
 //! `ekm tls`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -117,7 +117,7 @@ impl Tls {
                     request.output = Output::Directory(directory);
                 }
                 let written = files.join(format!("{}-{}.crt", role, request.peer.name()));
-                let replaced = written.exists();
+                let replaced = serial_of(&written);
                 let now = time::OffsetDateTime::now_utc();
                 let good = still_good(ca.list()?, &request.peer, now);
                 let issued = ca.issue(&request)?;
@@ -141,7 +141,7 @@ impl Tls {
                     ("certificate", path(issued.cert_path)),
                     ("private key", path(issued.key_path)),
                 ])?;
-                let told = earlier(&good, replaced);
+                let told = earlier(&good, replaced.as_deref());
                 told.iter().try_for_each(|line| output::say(line))
             }
             Self::List { place } => {
@@ -193,11 +193,22 @@ fn still_good(entries: Vec<Entry>, peer: &PeerId, now: time::OffsetDateTime) -> 
     good.collect()
 }
 
-/// What is said of them, a line each: the newest is the one whose files were replaced.
-fn earlier(good: &[Entry], replaced: bool) -> Vec<String> {
-    let lines = good.iter().rev().enumerate().map(|(back, entry)| {
+/// The serial number of the certificate in a file, as the authority lists it.
+fn serial_of(file: &Path) -> Option<String> {
+    let pem = crate::files::read_limited(file, 64 * 1024).ok()?;
+    let (_, der) = der::pem::decode_vec(&pem).ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+    let serial = hex::encode(certificate.raw_serial());
+    // DER puts a zero before a number whose first bit is set, and none before a small one.
+    let serial = serial.strip_prefix("00").unwrap_or(&serial);
+    Some(format!("{serial:0>32}"))
+}
+
+/// What is said of them, a line each, the newest first; the files of one may have been replaced.
+fn earlier(good: &[Entry], replaced: Option<&str>) -> Vec<String> {
+    let lines = good.iter().rev().map(|entry| {
         let (serial, until) = (&entry.serial, entry.not_after.date());
-        if back == 0 && replaced {
+        if replaced == Some(serial) {
             format!("replaces {serial}, which stays good until {until}: ekm tls revoke {serial} takes it back")
         } else {
             format!("{serial} of the same name stays good until {until}: ekm tls revoke {serial} takes it back")
@@ -219,8 +230,10 @@ mod tests {
         let request = Request::new(peer.clone(), DAY);
         assert!(still_good(ca.list().unwrap(), &peer, now).is_empty());
         let first = ca.issue(&request).unwrap();
+        let there = serial_of(first.cert_path.as_ref().unwrap());
+        assert_eq!(there.as_ref(), Some(&first.serial));
         let good = still_good(ca.list().unwrap(), &peer, now);
-        let told = earlier(&good, true);
+        let told = earlier(&good, there.as_deref());
         assert_eq!(told.len(), 1);
         assert!(
             told[0].starts_with(&format!("replaces {}, which stays good", first.serial)),
@@ -228,8 +241,13 @@ mod tests {
         );
         let second = ca.issue(&request).unwrap();
         let good = still_good(ca.list().unwrap(), &peer, now);
-        let told = earlier(&good, true);
-        assert!(told[0].contains(&second.serial) && told[1].starts_with(&first.serial));
+        // The files of the first were elsewhere, and are in use there.
+        let told = earlier(&good, Some(&second.serial));
+        assert!(
+            told[0].starts_with(&format!("replaces {}", second.serial)),
+            "{told:?}"
+        );
+        assert!(told[1].starts_with(&first.serial), "{told:?}");
         ca.revoke(&first.serial).unwrap();
         ca.revoke(&second.serial).unwrap();
         assert!(still_good(ca.list().unwrap(), &peer, now).is_empty());

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use anyhow::bail;
 
 use super::{Context, output, site, times};
-use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter};
+use crate::admin::{Command, MOST_VOLUMES, Reply, VolumeFilter, VolumeListed};
 use crate::store::{VolumeKey, VolumesFound, WriteOff};
 use crate::volser::Volser;
 
@@ -75,6 +75,14 @@ impl Volume {
 fn list(context: &Context) -> anyhow::Result<()> {
     let listed = match site::execute(context, Command::VolumeList { volser: None })? {
         Reply::VolumesListed(listed) => listed,
+        // A server of an earlier version.
+        Reply::Volumes(keys) => keys
+            .into_iter()
+            .map(|key| VolumeListed {
+                key,
+                written_off: None,
+            })
+            .collect(),
         other => return site::out_of_turn(&other),
     };
     if context.json {

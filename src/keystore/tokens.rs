@@ -266,18 +266,16 @@ impl Tokens {
         }
     }
 
-    /// The same fault, unless a token that is away holds the key: what those that serve cannot do, that
-    /// one may. Nobody waits for it here, as it is likely not to either.
+    /// The same fault, unless a token that is away holds the key or may: what those that serve cannot do,
+    /// that one can perhaps. Nobody waits for it here, as it is likely not to either.
     fn or_away(&self, may: &impl Fn(&Bridge) -> Fit, fault: Fault) -> Fault {
-        let theirs = matches!(
-            fault,
-            Fault::Unsupported { .. } | Fault::Refused { .. } | Fault::NoKek { .. }
-        );
-        if !theirs {
+        if fault.passes() || !fault.elsewhere() {
             return fault;
         }
         let holders = self.bridges.iter().filter(|bridge| {
-            may(bridge) == Fit::Holds && !matches!(bridge.state(), TokenState::Locked { .. })
+            // What one that was never up holds is not known.
+            (may(bridge) == Fit::Holds || bridge.found().is_none())
+                && !matches!(bridge.state(), TokenState::Locked { .. })
         });
         match holders.filter_map(unready).next() {
             Some(Fault::Down { token, reason }) => Fault::Down {

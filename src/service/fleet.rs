@@ -170,12 +170,23 @@ impl Part {
         self.under_way.load(Ordering::SeqCst) > 0 || self.fleet.seen().queued > 0
     }
 
-    /// Whether another server counts, of rows whose newest is of that time.
-    fn counts(&self, server: &KeyServer, newest: OffsetDateTime) -> bool {
+    /// Whether another server counts at that time.
+    fn counts(&self, server: &KeyServer, now: OffsetDateTime) -> bool {
         let listed = self.config.nodes.contains(&server.node);
-        listed || newest - server.seen <= self.config.peer_time()
+        listed || now - server.seen <= self.config.peer_time()
+    }
+
+    /// Now, by the clock of these rows; in an outage, when they were read.
+    fn now(&self, servers: &[KeyServer]) -> OffsetDateTime {
+        if self.fleet.is_down() {
+            return newest(servers);
+        }
+        newest(servers).max(OffsetDateTime::now_utc() - CLOCKS)
     }
 }
+
+/// How far the clocks of servers and database may be apart.
+const CLOCKS: time::Duration = time::Duration::MINUTE;
 
 /// When the last of them told of itself: as good as now by the database's clock, which is theirs.
 fn newest(servers: &[KeyServer]) -> OffsetDateTime {
@@ -366,8 +377,8 @@ impl Service {
     fn counted(&self, part: &Part) -> Vec<KeyServer> {
         let told = part.seen().told.as_ref().map(|told| told.0.clone());
         let mut servers = part.fleet.servers_seen();
-        let newest = newest(&servers);
-        servers.retain(|server| server.node != self.node && part.counts(server, newest));
+        let now = part.now(&servers);
+        servers.retain(|server| server.node != self.node && part.counts(server, now));
         if let Some(told) = told {
             servers.push(self.own(part, told.knows, told.defaults));
         }
@@ -376,10 +387,10 @@ impl Service {
     }
 
     fn missing(part: &Part, servers: &[KeyServer]) -> Vec<String> {
-        let newest = newest(&part.fleet.servers_seen());
+        let now = part.now(&part.fleet.servers_seen());
         let there: HashSet<&str> = servers
             .iter()
-            .filter(|server| newest - server.seen <= part.config.peer_time())
+            .filter(|server| now - server.seen <= part.config.peer_time())
             .map(|server| server.node.as_str())
             .collect();
         let listed = part.config.nodes.iter();
@@ -461,12 +472,12 @@ impl Service {
         let servers = self.store.servers().await;
         for server in servers.map_err(|error| unstored(&error))? {
             if server.node != self.node
-                && server.knows == 0
+                && server.knows < standing.row
                 && server.seen >= standing.since + WHOLE
             {
                 return refused(format!(
-                    "server {} is of version {}, which does not say which changes of KEKs it knows: upgrade it first",
-                    server.node, server.version
+                    "server {} (version {}) told of itself since, and not that it knows of the change: one of an earlier version has to be upgraded first, one that cannot read its table says why in its log, and one that is gone for good is taken out of the list (ekm fleet forget {})",
+                    server.node, server.version, server.node
                 ));
             }
             let knows = server.knows >= standing.row && server.seen >= standing.since + WHOLE;
@@ -503,10 +514,10 @@ impl Service {
             Err(StoreError::Outage { .. }) => part.fleet.servers_seen(),
             Err(error) => return Err(unstored(&error)),
         };
-        let newest = newest(&servers);
+        let now = part.now(&servers);
         let counted: Vec<KeyServer> = servers
             .iter()
-            .filter(|server| part.counts(server, newest))
+            .filter(|server| part.counts(server, now))
             .cloned()
             .collect();
         Ok(FleetStatus {
@@ -518,7 +529,7 @@ impl Service {
                 .into_iter()
                 .map(|server| ServerSeen {
                     ago: ago(&server).as_secs(),
-                    counts: part.counts(&server, newest),
+                    counts: part.counts(&server, now),
                     own: server.node == self.node,
                     server,
                 })
@@ -654,9 +665,10 @@ impl Service {
         let servers = self.store.servers().await;
         let servers = servers.map_err(|error| unstored(&error))?;
         let row = servers.iter().find(|server| server.node == node);
-        let newest = servers.iter().map(|server| server.seen).max();
-        if let (Some(row), Some(newest)) = (row, newest)
-            && newest - row.seen < TELL * 3
+        // The last one that was there may be it, long ago.
+        let now = newest(&servers).max(OffsetDateTime::now_utc() - CLOCKS);
+        if let Some(row) = row
+            && now - row.seen < TELL * 3
         {
             return refused(format!(
                 "server {node} told of itself {} s ago: stop it first",

@@ -52,6 +52,9 @@ const SAVE: Duration = Duration::from_secs(10);
 /// Longest time that connections of a pool that was given up are waited for.
 const CLOSING: Duration = Duration::from_secs(60);
 
+/// How long after the start a token may be on its way that sealed what is queued.
+const SETTLED: Duration = Duration::from_secs(300);
+
 /// The state that several servers share.
 #[derive(Clone, Debug)]
 pub struct Fleet(Arc<Inner>);
@@ -70,6 +73,7 @@ struct Inner {
     durability: RwLock<String>,
     keys: LocalKeys,
     queue: Queue,
+    opened: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -170,6 +174,7 @@ impl Fleet {
             durability: RwLock::default(),
             keys: LocalKeys::open(directory, node),
             queue: Queue::open(directory).map_err(local)?,
+            opened: Instant::now(),
         })))
     }
 
@@ -400,13 +405,22 @@ impl Fleet {
         }
     }
 
-    /// What was not found is not there, unless it may be in what no token has verified yet. Once one has
-    /// given its keys, lines that stay are of a token that may never come back, and hold up nobody.
+    /// What was not found is not there, unless it may be in what no token has verified yet. Some
+    /// minutes after the start, lines that stay are of a token that may never come back, and hold up
+    /// nobody.
     fn nowhere<T>(&self, what: &str, found: Option<T>) -> Result<Option<T>, StoreError> {
-        if self.0.keys.any() {
+        if self.0.keys.any() && self.0.opened.elapsed() > SETTLED {
             return Ok(found);
         }
         self.unless_unread(what, found)
+    }
+
+    /// Has lines of before the start verified, as soon as a token gave a key: they come before the
+    /// answer that the database gives.
+    fn read_queue(&self) {
+        if self.0.queue.is_unread() && self.0.opened.elapsed() <= SETTLED {
+            self.0.queue.verify(&self.0.keys);
+        }
     }
 
     fn unless_unread<T>(&self, what: &str, found: Option<T>) -> Result<Option<T>, StoreError> {

@@ -236,6 +236,7 @@ impl Store for Fleet {
         &self,
         request: &RequestKey,
     ) -> Result<Option<([u8; 32], VolumeKey)>, StoreError> {
+        self.read_queue();
         if let Some(answered) = self.0.queue.answered(request) {
             return Ok(Some(answered));
         }
@@ -253,6 +254,7 @@ impl Store for Fleet {
     }
 
     async fn issued(&self, eedk_sha256: &EedkDigest) -> Result<Option<Origin>, StoreError> {
+        self.read_queue();
         if let Some(origin) = self.0.queue.issued(eedk_sha256) {
             return Ok(Some(origin));
         }
@@ -281,6 +283,7 @@ impl Store for Fleet {
         stored: bool,
         peer: &PeerId,
     ) -> Result<Option<VolumeKey>, StoreError> {
+        self.read_queue();
         if self.0.queue.given(request, dki, drive).is_some() {
             let entry = Entry::Confirm {
                 request: request.to_owned(),
@@ -301,6 +304,7 @@ impl Store for Fleet {
     }
 
     async fn data_key(&self, dki: &DataKeyId) -> Result<Option<VolumeKey>, StoreError> {
+        self.read_queue();
         if let Some(key) = self.0.queue.data_key(dki) {
             return Ok(Some(key));
         }

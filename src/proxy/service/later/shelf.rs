@@ -86,8 +86,13 @@ impl Shelf {
         for file in files {
             match read(&file) {
                 Ok(fact) => facts.push((file, fact)),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    set_aside(&file, &error)
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory
+                    ) =>
+                {
+                    set_aside(&file, &error);
                 }
                 // The disk's trouble may pass, and the next start reads it again.
                 Err(error) => {
