@@ -366,8 +366,13 @@ impl HeldDrive {
             // one in clear may write no other so.
             self.kept_in = true;
             match unit.prevent_removal() {
-                // A drive that protects nothing changes by it no more than it did.
-                Err(error) if means_absent(&error) && job.guard == Guard::None => {
+                Err(error) if means_absent(&error) => {
+                    self.kept_in = false;
+                    // A drive that protects nothing changes by it no more than it did. Where a block
+                    // in clear is forbidden it stays a refusal: the next cartridge would find no key.
+                    if job.guard != Guard::None || matches!(job.permit, Permit::Encrypted(_)) {
+                        return Err(error.into());
+                    }
                     tracing::warn!(%error, "the drive cannot keep its cartridge in, so that another may come in under this job");
                 }
                 done => done?,

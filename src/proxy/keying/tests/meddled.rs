@@ -178,6 +178,28 @@ fn job_in_clear_that_is_not_handed_over_lets_its_cartridge_out() {
     assert_eq!(house.command(&UNLOAD).status, Completion::GOOD);
 }
 
+/// A drive without write protection and without PREVENT ALLOW MEDIUM REMOVAL got encrypted jobs, under
+/// which the next cartridge would have found neither key nor protection.
+#[test]
+fn drive_that_cannot_keep_its_cartridge_in_gets_no_job_that_must_encrypt() {
+    let without = TapeDrive::without_write_protection;
+    let permitted = |rules: &mut Rules| rules.unprotected = true;
+    let mut house = House::with(DriveKind::LtoPlain, without, permitted);
+    house.load("VOL001");
+    house.meddle(|cdb, _| {
+        matches!(cdb, [0x1e, ..]).then(|| Completion {
+            status: Completion::CHECK_CONDITION,
+            transferred: 0,
+            sense: crate::t10::Sense::INVALID_COMMAND.encode().to_vec(),
+        })
+    });
+    let refused = house.open("VOL001", "SECURE", "DISP=NEW").unwrap_err();
+    assert!(refused.to_string().contains("20/00"), "{refused}");
+    // It changes nothing for a job in clear, and keeps nothing in that would have to be let out.
+    house.open("VOL001", "PLAIN", "DISP=NEW").unwrap();
+    assert_eq!(house.close().warnings, [""; 0]);
+}
+
 #[test]
 fn cartridge_that_is_not_let_out_at_once_is_let_out_at_the_next_take_over() {
     let mut house = House::new();
