@@ -182,6 +182,7 @@ async fn a_copy_that_is_put_back_takes_no_anchor_from_the_token() {
     let first = service.seal_audit(false).await.unwrap();
     assert!(first.seal.number == 1 && first.not_anchored.is_empty());
     drop(service);
+    closed(&config.state).await;
 
     let places = [config.state.clone(), config.audit.clone()];
     let copy = tempfile::tempdir().unwrap();
@@ -193,6 +194,7 @@ async fn a_copy_that_is_put_back_takes_no_anchor_from_the_token() {
     let second = service.seal_audit(false).await.unwrap();
     assert!(second.seal.number == 2 && second.not_anchored.is_empty());
     drop(service);
+    closed(&config.state).await;
     for (number, place) in places.iter().enumerate() {
         std::fs::remove_dir_all(place).unwrap();
         copied(&aside(number), place);
@@ -213,6 +215,16 @@ async fn a_copy_that_is_put_back_takes_no_anchor_from_the_token() {
     let anchors = service.tokens().kept_anchors().await;
     let texts: Vec<_> = anchors.iter().map(|anchor| anchor.text.as_str()).collect();
     assert_eq!(texts, [format!("3:{}", accepted.seal.hash)]);
+}
+
+/// Waits until a service that was dropped has left its database: SQLite's last connection is closed
+/// by a thread of its own, and takes the log beside the file away.
+async fn closed(state: &std::path::Path) {
+    let start = std::time::Instant::now();
+    while state.join("state.db-wal").exists() {
+        assert!(start.elapsed().as_secs() < 60, "the database stays open");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 /// Copies a directory with all that is in it.
