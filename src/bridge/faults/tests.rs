@@ -93,7 +93,11 @@ fn every_code_that_cryptoki_knows_has_a_row() {
 
 #[test]
 fn the_functions_are_those_that_the_bridge_calls() {
-    let source = include_str!("../pkcs11.rs");
+    let mut source = include_str!("../pkcs11.rs").to_owned();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bridge/pkcs11");
+    for file in std::fs::read_dir(folder).unwrap() {
+        source += &std::fs::read_to_string(file.unwrap().path()).unwrap();
+    }
     let calls = source.split("call!(").skip(1).filter_map(|after| {
         let name: String = after
             .trim_start()
