@@ -1,6 +1,6 @@
 //! Files that must survive a power cut, or must not be read by others.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -11,6 +11,43 @@ use std::path::Path;
 /// The operating system's.
 pub fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// An exclusive lock on a file (flock(2)), for as long as this lives. A process that is started
+/// meanwhile has a copy of the open file until its exec, and the lock would last as long as that
+/// copy: so it is ended and not only closed.
+#[derive(Debug)]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Takes it, if nobody else has it.
+    ///
+    /// # Errors
+    /// Somebody has it, or the operating system's error.
+    pub fn try_new(file: File) -> Result<Self, TryLockError> {
+        file.try_lock().map(|()| Self(file))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn wait(file: File) -> io::Result<Self> {
+        file.lock().map(|()| Self(file))
+    }
+
+    /// The file that is locked.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing it is the next best thing.
+        let _ = self.0.unlock();
+    }
 }
 
 /// Writes a file of mode 0600 so that after a power cut the old or the new

@@ -292,6 +292,7 @@ mod tests {
         let start = std::time::Instant::now();
         let table = parse(&"wwn=".repeat(1 << 20));
         assert!(table.drives.is_empty());
-        assert!(start.elapsed() < std::time::Duration::from_secs(5));
+        // It would take hours if each were looked at to the end.
+        assert!(start.elapsed() < std::time::Duration::from_secs(60));
     }
 }

@@ -9,7 +9,7 @@
 //! its directory: who reads `ca.key` can be any peer.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{PeerId, Role, SignatureScheme, TlsError};
+use crate::files::FileLock;
 
 mod error;
 mod index;
@@ -482,7 +483,7 @@ fn create_dir(dir: &Path) -> Result<(), CaError> {
 }
 
 /// Keeps two processes from writing the index at the same time.
-fn lock(dir: &Path) -> Result<File, CaError> {
+fn lock(dir: &Path) -> Result<FileLock, CaError> {
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .write(true)
@@ -491,8 +492,7 @@ fn lock(dir: &Path) -> Result<File, CaError> {
         .mode(PRIVATE)
         .open(&path)
         .map_err(CaError::file("open", &path))?;
-    file.lock().map_err(CaError::file("lock", &path))?;
-    Ok(file)
+    FileLock::wait(file).map_err(CaError::file("lock", &path))
 }
 
 const CERT: &str = "ca.crt";

@@ -106,9 +106,12 @@ impl ServerTls {
     /// revoked since, not expired, not of a CA that is gone. What was found is good until the
     /// files are loaded again or a certificate of the chain ends, and for a minute at most.
     pub fn admits(&self, client: &ShownChain) -> bool {
+        self.admits_at(client, UnixTime::now())
+    }
+
+    pub(super) fn admits_at(&self, client: &ShownChain, now: UnixTime) -> bool {
         let ShownChain { chain, found } = client;
         let loaded = self.loaded();
-        let now = UnixTime::now();
         let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = &*found
             && Arc::ptr_eq(&found.by, &loaded)

@@ -169,14 +169,17 @@ mod tests {
     #[test]
     fn one_that_hangs_is_ended_with_all_that_it_started() {
         let begin = Instant::now();
-        let error = sh("sleep 98765 & sleep 98765", Duration::from_millis(300)).unwrap_err();
+        // Nobody else's, nor what an earlier run that was killed has left.
+        let time = 1_000_000 + std::process::id();
+        let command = format!("sleep {time} & sleep {time}");
+        let error = sh(&command, Duration::from_millis(300)).unwrap_err();
         assert!(error.to_string().contains("longer than"), "{error}");
         assert!(begin.elapsed() < Duration::from_secs(5));
         let left = || {
             let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
             processes.any(|process| {
                 std::fs::read_to_string(process.path().join("cmdline"))
-                    .is_ok_and(|line| line.starts_with("sleep\098765"))
+                    .is_ok_and(|line| line.starts_with(&format!("sleep\0{time}")))
             })
         };
         // They were killed; when the kernel takes them away is its own affair.

@@ -18,8 +18,8 @@
 //! away under a login with the right PIN costs no operator. What is held back
 //! stays so until its source has changed or `ekm token unlock` says otherwise.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{OpenOptions, TryLockError};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ use crate::bridge::faults::{FaultClass, ckr_name};
 use crate::bridge::pkcs11::{CallError, TokenInfo};
 use crate::bridge::profile::CountLow;
 use crate::bridge::uri::TokenUri;
+use crate::files::{FileLock, read_limited};
 
 /// How long a login of another process is waited for. A network HSM takes
 /// seconds; a module that hangs is killed by its server, and the lock goes with it.
@@ -70,22 +71,22 @@ impl Ledger {
     pub fn lead(&self, patience: Duration) -> Result<Leader, PinError> {
         let fail = |source| self.fail(source);
         let begin = Instant::now();
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.path.with_extension("lock"))
-            .map_err(fail)?;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
+        let path = self.path.with_extension("lock");
+        let lock = loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(fail)?;
+            match FileLock::try_new(file) {
+                Ok(lock) => break lock,
                 Err(TryLockError::Error(error)) => return Err(fail(error)),
                 Err(TryLockError::WouldBlock) if begin.elapsed() >= patience => {
-                    let mut leader = String::new();
                     // It is only for the message.
-                    let _ = (&mut lock).take(16).read_to_string(&mut leader);
+                    let leader = read_limited(&path, 16).unwrap_or_default();
+                    let leader = String::from_utf8_lossy(&leader);
                     return Err(PinError::Led {
                         leader: leader.trim().to_owned(),
                         seconds: patience.as_secs(),
@@ -93,9 +94,10 @@ impl Ledger {
                 }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
             }
-        }
-        lock.set_len(0).map_err(fail)?;
-        lock.write_all(format!("{}\n", std::process::id()).as_bytes())
+        };
+        lock.file().set_len(0).map_err(fail)?;
+        lock.file()
+            .write_all(format!("{}\n", std::process::id()).as_bytes())
             .map_err(fail)?;
         Ok(Leader {
             _lock: lock,
@@ -164,7 +166,7 @@ enum Held {
 /// The one process that may log in now.
 #[derive(Debug)]
 pub struct Leader {
-    _lock: File,
+    _lock: FileLock,
     ledger: Ledger,
 }
 

@@ -1,6 +1,6 @@
 //! Which token `ekm slot doctor` and `ekm slot bench` are about.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{OpenOptions, TryLockError};
 use std::io::IsTerminal;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use crate::bridge::supervisor::Program;
 use crate::bridge::uri::TokenUri;
 use crate::cli::Context;
 use crate::config::{Config, TokenConfig};
+use crate::files::FileLock;
 
 /// A token of `ekm.toml`, or any token of a module.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ pub(super) struct Found {
     /// A server is using the token now.
     pub(super) served: bool,
     // Two that remove each other's throw-away keys would both find nonsense.
-    _alone: File,
+    _alone: FileLock,
 }
 
 impl Found {
@@ -182,7 +183,7 @@ pub(in crate::cli) fn ledgers(config: &Config) -> PathBuf {
 }
 
 /// The lock of whoever examines or measures; the kernel drops it in any case.
-pub(in crate::cli) fn alone(ledgers: &Path) -> anyhow::Result<File> {
+pub(in crate::cli) fn alone(ledgers: &Path) -> anyhow::Result<FileLock> {
     let cannot = || format!("cannot keep the login ledgers in {}", ledgers.display());
     crate::files::private_dir(ledgers).with_context(cannot)?;
     let file = OpenOptions::new()
@@ -192,8 +193,8 @@ pub(in crate::cli) fn alone(ledgers: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(ledgers.join("doctor.lock"))
         .with_context(cannot)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    match FileLock::try_new(file) {
+        Ok(lock) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             bail!(
                 "another ekm slot doctor, ekm slot bench, ekm kek import, ekm kek adopt or ceremony of a KEK is at work; wait until it has ended"

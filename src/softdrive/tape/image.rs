@@ -432,6 +432,13 @@ impl Image {
     }
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        // A process that is started at this moment has a copy of it until its exec.
+        let _ = self.file.unlock();
+    }
+}
+
 impl Spot {
     fn after(self, object: &Object) -> Self {
         Self {

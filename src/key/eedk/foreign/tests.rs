@@ -82,14 +82,12 @@ fn each_padding_is_found_at_its_place() {
         let blob = [random(37), wrapped, random(11)].concat();
         let keys: [&dyn Opener; 2] = [&wrong.private, &right.private];
         let report = look(&blob, &keys, std::slice::from_ref(&label));
-        let [find] = report.finds.as_slice() else {
-            panic!("{padding}: {report:?}");
-        };
-        assert_eq!((find.offset, find.key), (37, 1), "{find:?}");
-        assert_eq!(
-            (&find.padding, find.order, find.length),
-            (&padding, order, 32)
-        );
+        // Elsewhere too bytes may look like a padding, once in some ten thousand such blobs.
+        let mut finds = report.finds.iter();
+        let there = |find: &&Find| (find.offset, find.key, find.order) == (37, 1, order);
+        let find = finds.find(there);
+        let find = find.unwrap_or_else(|| panic!("{padding}: {report:?}"));
+        assert_eq!((&find.padding, find.length), (&padding, 32));
         assert_ne!(find.certainty, Certainty::Chance);
         assert!(report.implicit.is_empty());
         let shown = format!("{report:?}");
@@ -110,9 +108,8 @@ fn the_same_content_twice_is_certain() {
     let content = random(32);
     let blob = [pkcs1(&pair, &content), pkcs1(&pair, &content)].concat();
     let report = look(&blob, &[&pair.private], &[]);
-    assert_eq!(report.finds.len(), 2);
-    let certain = |find: &Find| find.certainty == Certainty::Certain;
-    assert!(report.finds.iter().all(certain), "{report:?}");
+    let certain = |find: &&Find| find.certainty == Certainty::Certain;
+    assert_eq!(report.finds.iter().filter(certain).count(), 2, "{report:?}");
 }
 
 /// A key that opens whatever it is given, as a token with implicit rejection seems to.
@@ -169,9 +166,14 @@ fn one_lucky_place_among_many_is_told_as_chance() {
 #[test]
 fn random_blobs_give_nothing() {
     let pair = pair();
-    let report = look(&random(1500), &[&pair.private], &[]);
-    assert!(report.finds.is_empty(), "{report:?}");
-    assert!(report.attempts > 2000, "{report:?}");
+    // One in some thousands looks like a padding by chance; three in a row do not.
+    let reports = [(); 3].map(|()| look(&random(1500), &[&pair.private], &[]));
+    let nothing = |report: &Report| report.finds.is_empty();
+    assert!(reports.iter().any(nothing), "{reports:?}");
+    assert!(
+        reports.iter().all(|report| report.attempts > 2000),
+        "{reports:?}"
+    );
 }
 
 #[test]
