@@ -646,16 +646,18 @@ async fn what_a_killed_ceremony_left_is_named_and_removed_by_the_next() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The throw-away pair, and the KEK.
-    let born = || {
-        let calls = std::fs::read_to_string(faulty.log()).unwrap_or_default();
-        calls.matches("C_GenerateKeyPair").count() >= 2
-    };
-    crate::support::wait_for("the birth", std::time::Duration::from_secs(60), born);
-    // The first of those for the KEK may have been refused: the next is given its time.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    let patience = std::time::Duration::from_secs(60);
+    // Of the KEK, which is there by then.
+    crate::support::wait_for("the wrap that hangs", patience, || {
+        faulty.called("C_WrapKey") > 2
+    });
     child.kill().unwrap();
     child.wait().unwrap();
+    // Else its bridge would go on with the ceremony.
+    let ended = |(pid, _): &(u64, u64)| !crate::support::lives(u32::try_from(*pid).unwrap());
+    crate::support::wait_for("the end of its bridge", patience, || {
+        faulty.clients().iter().all(ended)
+    });
     faulty.heal();
     here.done(&words(&["kek", "generate", "OTHER", "--bits", "2048"]));
     let left = here.keks();

@@ -503,7 +503,7 @@ async fn a_peer_that_speaks_another_protocol_is_closed_with_a_word_in_the_log() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_slow_peers_delay_nobody_and_are_closed() {
-    let house = House::new("handshake_seconds = 2\nrequest_seconds = 3", "");
+    let house = House::new("handshake_seconds = 2\nrequest_seconds = 30", "");
     let drive = house.drive(1);
     let serving = house.serve().await;
     let mut silent = Vec::new();
@@ -837,7 +837,7 @@ async fn wait_for_async(what: &str, so: impl AsyncFn() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_answers_every_request_that_was_taken() {
     const REQUESTS: usize = 24;
-    let house = House::new("", "");
+    let house = House::new("handshake_seconds = 60", "");
     let drive = house.drive(1);
     let mut serving = house.serve().await;
     let mut taken = Vec::new();

@@ -113,8 +113,12 @@ async fn a_request_handed_on_from_a_bridge_that_hung_does_not_end_the_next() {
     ];
     let stage = Stage::new("handed-on", &changes).await;
     let eedks = stage.create().await.unwrap();
+    tokio::task::block_in_place(|| {
+        wait_for("two bridges", Duration::from_secs(60), || {
+            stage.bridges().len() == 2
+        });
+    });
     let both = stage.bridges();
-    assert_eq!(both.len(), 2, "{both:?}");
 
     // One bridge hangs with a request; the other is slow, and always has others to do.
     let before = stage.faulty.called("C_UnwrapKey");
@@ -183,7 +187,7 @@ async fn a_login_that_is_under_way_when_the_module_wants_a_restart_is_not_cut_of
     let before = stage.faulty.called("C_Login");
     stage
         .faulty
-        .strike(Some("C_Login"), 0, Some(1), Fault::Late(1500));
+        .strike(Some("C_Login"), 0, Some(1), Fault::Late(800));
     stage.faulty.change(|rules| rules.logins_lost += 1);
     let first = stage.resolve(&eedks);
     stage.called("C_Login", before).await;

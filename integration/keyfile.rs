@@ -403,7 +403,7 @@ fn refused(directory: &Path, name: &str, texts: &[&str]) {
         "{text}"
     );
     // Alone it takes far less; what has no bound takes hours.
-    assert!(took < Duration::from_secs(5), "{name}: {took:?}");
+    assert!(took < Duration::from_secs(60), "{name}: {took:?}");
 }
 
 #[test]
@@ -450,9 +450,11 @@ fn hostile_files_get_a_clear_error_in_bounded_time_and_memory() {
     // The iteration count of the MAC is the last thing in the file: 2048 becomes 2^31.
     let count = [2, 2, 8, 0];
     assert!(modern.ends_with(&count));
-    let mac = (0..modern.len() - 2)
-        .find(|at| modern[*at] == 0x30 && at + 2 + usize::from(modern[at + 1]) == modern.len())
-        .unwrap();
+    // The outer header, the version, and what is guarded, whose length has two bytes.
+    assert_eq!(modern[7..9], [0x30, 0x82]);
+    let mac = 11 + usize::from(u16::from_be_bytes([modern[9], modern[10]]));
+    assert_eq!(modern[mac], 0x30);
+    assert_eq!(mac + 2 + usize::from(modern[mac + 1]), modern.len());
     let mut costly = modern[..modern.len() - 4].to_vec();
     costly.extend([2, 5, 0, 0x80, 0, 0, 0]);
     costly[mac + 1] += 3;

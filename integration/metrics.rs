@@ -140,10 +140,17 @@ async fn what_is_served_and_refused_moves_the_measurements() {
     let start = Instant::now();
     let told = loop {
         let page = scrape(&address).await;
-        if page
-            .get(&call("C_GenerateKey"))
-            .is_some_and(|count| *count >= 3.0)
-        {
+        // Each create wraps for its KEK and its drive, and opens what it wrapped.
+        let counts = [
+            ("C_GenerateKey", 3.0),
+            ("C_WrapKey", 6.0),
+            ("C_UnwrapKey", 3.0),
+        ];
+        let all = |(function, least): (&str, f64)| {
+            page.get(&call(function))
+                .is_some_and(|count| *count >= least)
+        };
+        if counts.into_iter().all(all) {
             break page;
         }
         assert!(
@@ -152,9 +159,6 @@ async fn what_is_served_and_refused_moves_the_measurements() {
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
-    // Each create wraps for its KEK and its drive, and opens what it wrapped.
-    assert!(told[&call("C_WrapKey")] >= 6.0, "{told:#?}");
-    assert!(told[&call("C_UnwrapKey")] >= 3.0, "{told:#?}");
     assert_eq!(told[r#"ekm_token_logins_total{token="main"}"#], 1.0);
     assert_eq!(told[r#"ekm_token_workers{token="main"}"#], 4.0);
 

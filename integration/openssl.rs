@@ -170,7 +170,12 @@ fn oaep(kind: Kind, dki: &[u8]) -> (&'static str, &[u8]) {
 
 async fn an_eedk_shows(kind: Kind) {
     let stage = Stage::new(kind).await;
-    let answer = stage.create("ESCROW:label").await;
+    let mut answer = stage.create("ESCROW:label").await;
+    // OpenSSL shows what could be text as text.
+    let text = |byte: &u8| byte.is_ascii_graphic() || b" \t\r\n".contains(byte);
+    while answer.dki.as_bytes().iter().all(text) {
+        answer = stage.create("ESCROW:label").await;
+    }
     let shown = stage.show(&answer);
     let dki = hex::encode_upper(answer.dki.as_bytes());
     let mut expected = vec![

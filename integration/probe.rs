@@ -188,7 +188,8 @@ fn what_openssl_wrapped_is_found_at_odd_offsets() {
             wrapped.reverse();
         }
         let blob = [Bench::random(41), wrapped, vec![0; 300], Bench::random(3)].concat();
-        let report = bench.probe(&blob, &["--label", label]);
+        // Elsewhere too bytes may look like a padding, once in some thousand such blobs.
+        let report = bench.probe(&blob, &["--label", label, "--offset", "31-51"]);
         let find = only(&report);
         assert_eq!(find["offset"], 41);
         assert_eq!(find["alias"], "two");
@@ -221,8 +222,11 @@ fn a_blob_as_text_is_read_and_names_of_keys_are_found() {
 #[test]
 fn random_blobs_and_other_keys_give_nothing() {
     let bench = Bench::new();
-    let report = bench.probe(&Bench::random(700), &[]);
-    assert_eq!(report["finds"], serde_json::json!([]));
+    // One in some ten thousand looks like a padding by chance; two in a row do not.
+    let reports = [(); 2].map(|()| bench.probe(&Bench::random(700), &[]));
+    let nothing = |report: &serde_json::Value| report["finds"] == serde_json::json!([]);
+    assert!(reports.iter().any(nothing), "{reports:?}");
+    let report = &reports[0];
     assert!(report["attempts"].as_u64().unwrap() > 1000, "{report}");
     let wrapped = bench.wrapped("one", &["rsa_padding_mode:pkcs1"]);
     let report = bench.probe(&wrapped, &["--alias", "two"]);

@@ -152,7 +152,9 @@ async fn four_bridges_drive_one_token_and_one_that_dies_costs_nothing() {
         let a = drive(bench.directory.path(), 1, kind.form());
         bench.enrol(&a).await;
         let tapes = join_all((0..16).map(|_| create(&bench, &a))).await;
-        assert_eq!(state(&bench, 0).word(), "ready");
+        wait_for("ready", Duration::from_secs(60), || {
+            state(&bench, 0).word() == "ready"
+        });
 
         let killed = state(&bench, 0).bridges()[1];
         let reads = join_all(
@@ -238,9 +240,10 @@ async fn the_load_goes_by_priority_and_by_what_each_token_sustains() {
     let bench = Bench::with(vec![at(0, "main"), spare], PolicyConfig::default()).await;
     bench.enrol(&a).await;
     let requests = join_all((0..40).map(|_| resolve(&bench, &a, &tape))).await;
-    assert_eq!(shares(&bench, &requests).get("second"), None);
-    kill(state(&bench, 0).bridges()[0]);
+    // One that is not answered for a second is asked of the other too.
+    assert!(shares(&bench, &requests)["main"] >= 36);
     faulty[0].strike(Some("C_Initialize"), 0, None, Fault::Abort);
+    kill(state(&bench, 0).bridges()[0]);
     let requests = join_all((0..40).map(|_| resolve(&bench, &a, &tape))).await;
     let shares = shares(&bench, &requests);
     assert_eq!(shares.values().sum::<usize>(), 40, "{shares:?}");
@@ -316,7 +319,7 @@ async fn keys_that_come_go_or_double_are_noticed_within_seconds() {
             .filter(|kek| !matches!(kek.private, ekm::bridge::message::PrivateHalf::Absent))
             .count()
     };
-    let patience = Duration::from_secs(15);
+    let patience = Duration::from_secs(60);
     std::fs::write(&file, pkcs8_key()).unwrap();
     hsm.hand(&["import-private", "NEW", &file.display().to_string()]);
     wait_for("a key that another program made", patience, || {

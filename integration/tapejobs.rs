@@ -83,9 +83,9 @@ key = "tls/issued/proxy-host1.key"
 
 [key_servers]
 primary = "127.0.0.1:3801"
-connect_seconds = 2
-answer_seconds = 5
-total_seconds = 10
+connect_seconds = 5
+answer_seconds = 15
+total_seconds = 30
 probe_seconds = 1
 
 [in_band]
@@ -214,17 +214,18 @@ proxy
 wait_for 'the drive' held 1
 # A tar that is started with the load, without a job.
 tell 0 load VOL001 &
+loading=$!
 note at-load tar -b 128 -cf /dev/nst0 -C /run/data random
-sleep 0.2
+wait $loading
 # The proxy dies: the drive itself refuses.
 kill -KILL $proxy
-sleep 0.3
+wait $proxy || true
 note no-proxy tar -b 128 -cf /dev/nst0 -C /run/data random
 proxy
 wait_for 'the drive' held 2
 # All servers down.
 kill -KILL $server
-sleep 0.3
+wait $server || true
 note no-server job VOL001 new 0 sh -c 'tar -b 128 -cf \"$EKM_TAPE\" -C /run/data random'
 : >/run/serve.out
 server
@@ -241,7 +242,7 @@ proxy
 wait_for 'the drive' held 4
 note late tar -b 128 -cf /dev/nst0 -C /run/data random
 kill -KILL $proxy
-sleep 0.3
+wait $proxy || true
 note last tar -b 128 -cf /dev/nst0 -C /run/data random
 "
         ),

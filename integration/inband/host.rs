@@ -275,7 +275,7 @@ pub(super) fn job(house: &House, unit: &Unit, volser: &str, disp: &str) -> Job {
     let _ = std::fs::remove_file(&in_it);
     let _ = std::fs::remove_file(&out);
     let mut arguments = arguments(unit, volser, disp);
-    let script = "echo \"$EKM_VOLSER $EKM_TAPE\" > in; while [ ! -e out ]; do sleep 0.05; done";
+    let script = "echo \"$EKM_VOLSER $EKM_TAPE\" > in.new; mv in.new in; while [ ! -e out ]; do sleep 0.05; done";
     arguments.extend(["--", "sh", "-c", script]);
     let mut child = house
         .command(&arguments)

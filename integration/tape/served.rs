@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::{EKM, wait_for};
 
-/// A drive that `ekm` serves on a socket, with a tape of 64 MiB in it.
+/// A drive that `ekm` serves on a socket, with a tape in it whose end is far.
 struct Served {
     directory: TempDir,
     process: Child,
@@ -28,7 +28,7 @@ impl Served {
         };
         SoftDrive::init(&directory.path().join("drive"), &names).unwrap();
         let tape = directory.path().join("tape");
-        new_tape(&tape, &"VOL001".parse().unwrap(), 64 << 20).unwrap();
+        new_tape(&tape, &"VOL001".parse().unwrap(), 1 << 40).unwrap();
         let mut process = Command::new(EKM)
             .args(["softdrive", "tape", "serve", "socket", "--tape", "tape"])
             .current_dir(directory.path())

@@ -156,12 +156,12 @@ impl Token {
         self.sessions.load(Ordering::Relaxed)
     }
 
-    /// A worker has opened a session.
+    /// A worker that had no session was given one.
     pub(super) fn session_begun(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A worker's session is gone.
+    /// A worker that had one was given none.
     pub(super) fn session_ended(&self) {
         self.sessions.fetch_sub(1, Ordering::Relaxed);
     }

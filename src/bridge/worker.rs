@@ -43,6 +43,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Worker {
     token: Arc<Token>,
     session: Option<Session>,
+    // Whether the token gave it a session when it last asked for one. Between two of its sessions
+    // it lacks none.
+    served: bool,
     // Of all attempts that succeeded.
     quickest: Option<Duration>,
 }
@@ -95,6 +98,7 @@ impl Worker {
         Self {
             token,
             session: None,
+            served: false,
             quickest: None,
         }
     }
@@ -340,9 +344,16 @@ impl Worker {
 
     fn drop_session(&mut self) {
         if let Some(session) = self.session.take() {
-            self.token.session_ended();
             // It may be gone already, and there is nothing else to do with it.
             let _ = self.token.module.close_session(session.handle);
+        }
+    }
+
+    fn note_session(&mut self, served: bool) {
+        match (std::mem::replace(&mut self.served, served), served) {
+            (false, true) => self.token.session_begun(),
+            (true, false) => self.token.session_ended(),
+            _ => {}
         }
     }
 
@@ -356,12 +367,14 @@ impl Worker {
             self.drop_session();
         }
         if self.session.is_none() {
-            let handle = match self.token.session() {
+            let opened = self.token.session();
+            self.note_session(opened.is_ok());
+            let handle = match opened {
                 Err(error) if is_full(error) => self.token.lend_anchor().ok_or(error),
                 opened => opened,
             }
             .during(|| "opening a session".to_owned())?;
-            self.token.session_begun();
+            self.note_session(true);
             self.session = Some(Session {
                 handle,
                 epoch,

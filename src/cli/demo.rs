@@ -401,10 +401,7 @@ impl Stage {
         state: &str,
         audit: &str,
     ) -> anyhow::Result<()> {
-        // A port that is free now; the drives that --keep leaves point at it.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = free_port()?;
         let mut text = String::new();
         writeln!(
             text,
@@ -575,6 +572,20 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port that is free now; the drives that `--keep` leaves point at it. Not one of those that the
+/// kernel gives to whoever asks for any, which may be taken by the time that the server starts.
+fn free_port() -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let mut random = [0_u8; 2];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("no random numbers"))?;
+        let port = 10_000 + u16::from_be_bytes(random) % 20_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port of 127.0.0.1 between 10000 and 30000 could be had")
 }
 
 fn step(number: u32, text: &str) -> anyhow::Result<()> {
