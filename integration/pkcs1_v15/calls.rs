@@ -9,16 +9,40 @@ use super::{Stage, allowing, v15};
 use crate::faulty::Faulty;
 use crate::support::{Hsm, Kind, wait_for};
 
-/// What the bridge's sessions for work were used for since so many lines of the log.
+/// What the session that an exchange had for itself was used for since so many lines of the log, and
+/// that the next one was opened. Beside it a canary may sing, or a worker that did nothing since the
+/// KEK was made change to a session of the new epoch.
 fn calls(log: &str, since: usize, anchor: &str) -> Vec<String> {
-    log.lines()
+    let calls: Vec<(&str, &str)> = log
+        .lines()
         .skip(since)
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .filter(|call| call[1] != anchor && call[1] != "-")
-        .map(|call| call[0].to_owned())
-        // A worker that did nothing since the KEK was made first opens a session of the new epoch.
-        .skip_while(|call| call == "C_CloseSession" || call == "C_OpenSession")
-        .collect()
+        .map(|line| {
+            let mut fields = line.split(' ');
+            (fields.next().unwrap(), fields.next().unwrap())
+        })
+        .filter(|(name, session)| *session != anchor && *session != "-")
+        .collect();
+    let at_work = |name: &str| name != "C_CloseSession" && name != "C_OpenSession";
+    let ends = calls.iter().enumerate().find(|(place, (name, session))| {
+        let mut before = calls[..*place].iter();
+        *name == "C_CloseSession" && before.any(|(name, on)| on == session && at_work(name))
+    });
+    let Some((end, (_, session))) = ends else {
+        return Vec::new();
+    };
+    let (before, after) = calls.split_at(end);
+    let used = before
+        .iter()
+        .filter(|(name, on)| on == session && at_work(name));
+    let mut seen: Vec<String> = used.map(|(name, _)| (*name).to_owned()).collect();
+    seen.push("C_CloseSession".to_owned());
+    let mut after = after.iter().map(|(name, _)| *name);
+    seen.extend(
+        after
+            .find(|name| *name == "C_OpenSession")
+            .map(str::to_owned),
+    );
+    seen
 }
 
 async fn the_same_calls_are_made(kind: Kind, custody: Custody, expected: &[&str]) {
