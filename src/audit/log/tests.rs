@@ -1,16 +1,12 @@
+use std::fs::OpenOptions;
+
 use super::*;
 
 /// A log on a disk that is full.
 fn full(dir: &Path) -> AuditLog {
     let mut writer = Writer::open(dir, "a", Options::default()).unwrap();
     writer.current.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let shared = Arc::clone(&writer.shared);
-    let (sender, receiver) = mpsc::channel(1);
-    AuditLog(Arc::new(Inner {
-        queue: sender,
-        shared,
-        _writer: JoinOnDrop(Some(writer.start(receiver).unwrap())),
-    }))
+    AuditLog::over(writer, 1).unwrap()
 }
 
 #[test]
@@ -185,13 +181,7 @@ fn half_full(dir: &Path, options: Options) -> AuditLog {
     writer.sync().unwrap();
     // For reading only, so that nothing can be written to it; its length is still what it was.
     writer.current.file = File::open(&writer.current.path).unwrap();
-    let shared = Arc::clone(&writer.shared);
-    let (sender, receiver) = mpsc::channel(8);
-    AuditLog(Arc::new(Inner {
-        queue: sender,
-        shared,
-        _writer: JoinOnDrop(Some(writer.start(receiver).unwrap())),
-    }))
+    AuditLog::over(writer, 8).unwrap()
 }
 
 #[tokio::test]
