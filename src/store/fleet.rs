@@ -11,8 +11,11 @@
 
 mod bring;
 mod further;
+mod kek_life;
 mod local;
 mod queue;
+mod reach;
+mod rekeys;
 mod snapshot;
 mod store;
 
@@ -22,12 +25,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::watch;
 
-use super::{DatabaseConfig, FailedOpening, Issuance, KeyServer, Sql, StoreError};
+use super::{DatabaseConfig, FailedOpening, Issuance, KeyServer, StoreError};
 use local::Sealed;
 use queue::{Entry, Queue};
+use reach::{Reach, connect};
 use snapshot::{Held, Snapshot};
 
 pub use bring::Brought;
@@ -36,21 +39,8 @@ pub use local::LocalKeys;
 /// How long a start waits for the database.
 const OPENING: Duration = Duration::from_secs(10);
 
-/// How long a database that left a question unanswered has to say anything at all.
-const PROBE: Duration = Duration::from_secs(1);
-
-/// A commit waits for the disk, and for the replica: so many times as long as an answer.
-const COMMIT: u32 = 4;
-
-/// Commits of one server at once. One whose replica does not answer keeps its connection, and the
-/// others are for reading.
-const COMMITS: usize = 8;
-
 /// Longest time between two writes of the cached table.
 const SAVE: Duration = Duration::from_secs(10);
-
-/// Longest time that connections of a pool that was given up are waited for.
-const CLOSING: Duration = Duration::from_secs(60);
 
 /// How long after the start a token may be on its way that sealed what is queued.
 const SETTLED: Duration = Duration::from_secs(300);
@@ -74,30 +64,6 @@ struct Inner {
     keys: LocalKeys,
     queue: Queue,
     opened: Instant,
-}
-
-#[derive(Clone, Debug)]
-enum Reach {
-    Up(Arc<Up>),
-    Down {
-        since: OffsetDateTime,
-        why: Arc<str>,
-    },
-}
-
-#[derive(Debug)]
-struct Up {
-    sql: Sql,
-    commits: Arc<Semaphore>,
-}
-
-impl Reach {
-    fn up(sql: Sql) -> Self {
-        Self::Up(Arc::new(Up {
-            sql,
-            commits: Arc::new(Semaphore::new(COMMITS)),
-        }))
-    }
 }
 
 /// How the database and what stands in for it are.
@@ -308,22 +274,6 @@ impl Fleet {
         brought
     }
 
-    async fn again(&self) {
-        match connect(&self.0.database, self.0.database.answer() + PROBE).await {
-            Ok(sql) => {
-                tracing::info!(database = self.0.name, "the state database answers again");
-                self.0.reach.send_replace(Reach::up(sql));
-            }
-            Err(error) => {
-                self.0.reach.send_modify(|reach| {
-                    if let Reach::Down { why, .. } = reach {
-                        *why = error.to_string().into();
-                    }
-                });
-            }
-        }
-    }
-
     async fn refresh(&self) {
         let read = self
             .ask("the table", |sql| async move {
@@ -398,13 +348,6 @@ impl Fleet {
         Ok(held)
     }
 
-    fn up(&self, what: &str) -> Result<Arc<Up>, StoreError> {
-        match &*self.0.reach.borrow() {
-            Reach::Up(up) => Ok(Arc::clone(up)),
-            Reach::Down { why, .. } => Err(self.outage_by(what, why)),
-        }
-    }
-
     /// What was not found is not there, unless it may be in what no token has verified yet. Some
     /// minutes after the start, lines that stay are of a token that may never come back, and hold up
     /// nobody.
@@ -429,177 +372,6 @@ impl Fleet {
             return Err(self.outage_by(what, why));
         }
         Ok(found)
-    }
-
-    fn outage(&self, what: &str) -> StoreError {
-        let why = match &*self.0.reach.borrow() {
-            Reach::Up(_) => "it did not answer in its time".into(),
-            Reach::Down { why, .. } => Arc::clone(why),
-        };
-        self.outage_by(what, &why)
-    }
-
-    fn outage_by(&self, what: &str, why: &str) -> StoreError {
-        StoreError::Outage {
-            name: self.0.name.clone(),
-            what: what.to_owned(),
-            why: why.to_owned(),
-        }
-    }
-
-    /// Resolves when that connection to the database is given up.
-    async fn given_up(&self, up: &Arc<Up>) {
-        let mut reach = self.0.reach.subscribe();
-        let other = |reach: &Reach| !matches!(reach, Reach::Up(now) if Arc::ptr_eq(now, up));
-        // It ends with the sender, which is here.
-        let _ = reach.wait_for(other).await;
-    }
-
-    /// Asks the database, for as long as an answer may take.
-    ///
-    /// # Errors
-    /// [`StoreError::Outage`], or what the database says.
-    async fn ask<T, F>(&self, what: &str, ask: impl FnOnce(Sql) -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let up = self.up(what)?;
-        let answer = tokio::select! {
-            answer = timeout(self.0.database.answer(), ask(up.sql.clone())) => answer,
-            () = self.given_up(&up) => return Err(self.outage(what)),
-        };
-        self.heard(what, &up, answer.ok()).await
-    }
-
-    /// Changes the database, for as long as a commit may take. What was sent goes on without whoever
-    /// asked: a connection whose commit waits for a replica is of no use to anybody else.
-    ///
-    /// # Errors
-    /// [`StoreError::Outage`], after which it may be committed all the same, or what the database
-    /// says.
-    async fn change<T, F>(&self, what: &str, change: impl FnOnce(Sql) -> F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>> + Send + 'static,
-    {
-        let up = self.up(what)?;
-        let change = change(up.sql.clone());
-        let commits = Arc::clone(&up.commits);
-        let work = async {
-            // Never closed.
-            let place = commits.acquire_owned().await.ok();
-            let task = tokio::spawn(async move {
-                let outcome = change.await;
-                drop(place);
-                outcome
-            });
-            task.await
-        };
-        let patience = self.0.database.answer() * COMMIT;
-        let answer = tokio::select! {
-            answer = timeout(patience, work) => answer,
-            () = self.given_up(&up) => return Err(self.outage(what)),
-        };
-        let answer = match answer {
-            Ok(Ok(answer)) => Some(answer),
-            Ok(Err(error)) => {
-                tracing::error!(%error, "a change of the state ended in a panic; this is a defect");
-                return Err(self.outage(what));
-            }
-            Err(_) => None,
-        };
-        self.heard(what, &up, answer).await
-    }
-
-    /// What came of a question; none where its time was over.
-    async fn heard<T>(
-        &self,
-        what: &str,
-        up: &Arc<Up>,
-        answer: Option<Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        match answer {
-            Some(Err(error)) if lost(&error) => {
-                self.lose(up, &error.to_string());
-                Err(self.outage(what))
-            }
-            Some(answer) => answer,
-            None => {
-                // One statement may wait for a lock or a replica, with all else well.
-                let alive = timeout(PROBE, up.sql.ping()).await;
-                if !matches!(alive, Ok(Ok(()))) {
-                    self.lose(up, "it does not answer");
-                }
-                Err(self.outage(what))
-            }
-        }
-    }
-
-    fn lose(&self, up: &Arc<Up>, why: &str) {
-        let lost = self.0.reach.send_if_modified(|reach| {
-            let current = matches!(reach, Reach::Up(now) if Arc::ptr_eq(now, up));
-            if current {
-                *reach = Reach::Down {
-                    since: OffsetDateTime::now_utc(),
-                    why: why.into(),
-                };
-            }
-            current
-        });
-        if !lost {
-            return;
-        }
-        tracing::error!(
-            database = self.0.name,
-            why,
-            "the state database is out of reach; what every request needs is served from the cached table"
-        );
-        let sql = up.sql.clone();
-        tokio::spawn(async move {
-            // Its connections may hang.
-            let _ = timeout(CLOSING, sql.close()).await;
-        });
-    }
-}
-
-async fn connect(database: &DatabaseConfig, patience: Duration) -> Result<Sql, StoreError> {
-    let late = || StoreError::Outage {
-        name: database.to_string(),
-        what: "the state".to_owned(),
-        why: format!("it does not answer within {} s", patience.as_secs()),
-    };
-    timeout(patience, Sql::postgres(database))
-        .await
-        .unwrap_or_else(|_| Err(late()))
-}
-
-/// Whether the database is not there, or ends the connection.
-fn lost(error: &StoreError) -> bool {
-    let source = match error {
-        StoreError::Outage { .. } => return true,
-        StoreError::Database { source, .. } => source,
-        StoreError::Migrate { .. }
-        | StoreError::Damaged { .. }
-        | StoreError::LabelTaken { .. }
-        | StoreError::Changed { .. }
-        | StoreError::KekClosed { .. }
-        | StoreError::Unconfigured { .. }
-        | StoreError::NoRandom
-        | StoreError::Directory { .. } => return false,
-    };
-    match source {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        // 57P: operator intervention; 08: connection exception; 53300: too many connections
-        // (PostgreSQL documentation, appendix A).
-        sqlx::Error::Database(said) => said.code().is_some_and(|code| {
-            code.starts_with("57P") || code.starts_with("08") || code == "53300"
-        }),
-        _ => false,
     }
 }
 

@@ -1,28 +1,21 @@
 //! What only operators and their servers ask of the state: from the database, or not at all. What a
 //! cartridge's drive asks for as well has its answer without it.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::Fleet;
-use super::snapshot::Snapshot;
 use crate::audit::HeadMark;
-use crate::key::{DataKeyId, KekHash, KeyLabel};
+use crate::key::DataKeyId;
 use crate::store::merge::{Changes, DefaultsRow, DriveRow, TableDump, Tables, VolumesTaken};
 use crate::store::sync::{HistoryRow, Reach, SyncTables, Synced, TakenIn};
 use crate::store::{
     Anchored, Approval, ApprovalState, Approvals, Backup, Backups, ChainStore, DataKeySets,
-    Decision, Discovered, Drive, Issuance, Issued, KekLife, KekMove, KekSchedule, KekStates, Kept,
-    Moved, Place, RekeyCount, RekeyFailure, RekeyJob, RekeyPlace, RekeyState, Rekeys, SealKeyRow,
-    Seen, Sighting, Sightings, StateChange, StoreError, Unstored, VolumeKey, VolumeQuery, Volumes,
-    VolumesFound, Waiting, WriteOff,
+    Decision, Discovered, Drive, Kept, Place, SealKeyRow, Seen, Sighting, Sightings, StoreError,
+    VolumeKey, VolumeQuery, Volumes, VolumesFound, Waiting, WriteOff,
 };
 use crate::sync::wire::Extent;
 use crate::tls::PeerId;
-use crate::volser::Volser;
 
 #[async_trait]
 impl Tables for Fleet {
@@ -151,114 +144,6 @@ impl SyncTables for Fleet {
 }
 
 #[async_trait]
-impl KekLife for Fleet {
-    // A KEK that was retired is not written under in an outage either.
-    async fn kek_states(&self) -> Result<Arc<KekStates>, StoreError> {
-        self.either(
-            "the states of KEKs",
-            |sql| async move { sql.kek_states().await },
-            Snapshot::kek_states,
-        )
-        .await
-    }
-
-    async fn set_kek_state(&self, change: &StateChange) -> Result<bool, StoreError> {
-        let change = change.clone();
-        self.change("the states of KEKs", move |sql| async move {
-            sql.set_kek_state(&change).await
-        })
-        .await
-    }
-
-    async fn overwritten_since(
-        &self,
-        kek: &KekHash,
-        since: OffsetDateTime,
-        most: usize,
-    ) -> Result<Vec<Volser>, StoreError> {
-        self.ask("the history", |sql| async move {
-            sql.overwritten_since(kek, since, most).await
-        })
-        .await
-    }
-
-    async fn move_kek(&self, former: &KeyLabel, successor: &KeyLabel) -> Result<Moved, StoreError> {
-        let (former, successor) = (former.clone(), successor.clone());
-        self.change("the drive table", move |sql| async move {
-            sql.move_kek(&former, &successor).await
-        })
-        .await
-    }
-
-    async fn kek_moves(&self) -> Result<Vec<KekMove>, StoreError> {
-        self.ask("rotations", |sql| async move { sql.kek_moves().await })
-            .await
-    }
-
-    async fn put_kek_move(&self, planned: &KekMove) -> Result<(), StoreError> {
-        let planned = planned.clone();
-        self.change("rotations", move |sql| async move {
-            sql.put_kek_move(&planned).await
-        })
-        .await
-    }
-
-    async fn kek_schedules(&self) -> Result<Vec<KekSchedule>, StoreError> {
-        self.ask("rollovers", |sql| async move { sql.kek_schedules().await })
-            .await
-    }
-
-    async fn put_kek_schedule(&self, schedule: &KekSchedule) -> Result<(), StoreError> {
-        let schedule = schedule.clone();
-        self.change("rollovers", move |sql| async move {
-            sql.put_kek_schedule(&schedule).await
-        })
-        .await
-    }
-
-    async fn note_foreign(&self, kek: &KekHash, volser: Option<&Volser>) -> Result<(), StoreError> {
-        let (kek, volser) = (*kek, volser.cloned());
-        self.change("the KEKs", move |sql| async move {
-            sql.note_foreign(&kek, volser.as_ref()).await
-        })
-        .await
-    }
-
-    async fn foreign_keks(&self) -> Result<Vec<(KekHash, String)>, StoreError> {
-        self.ask("the KEKs", |sql| async move { sql.foreign_keks().await })
-            .await
-    }
-
-    async fn remove_kek_schedule(&self, label: &KeyLabel) -> Result<bool, StoreError> {
-        let label = label.clone();
-        self.change("rollovers", move |sql| async move {
-            sql.remove_kek_schedule(&label).await
-        })
-        .await
-    }
-
-    async fn take_kek_schedule(&self, label: &KeyLabel, node: &str) -> Result<bool, StoreError> {
-        let (label, node) = (label.clone(), node.to_owned());
-        self.change("rollovers", move |sql| async move {
-            sql.take_kek_schedule(&label, &node).await
-        })
-        .await
-    }
-
-    async fn advance_kek_schedule(
-        &self,
-        label: &KeyLabel,
-        next: &KekSchedule,
-    ) -> Result<(), StoreError> {
-        let (label, next) = (label.clone(), next.clone());
-        self.change("rollovers", move |sql| async move {
-            sql.advance_kek_schedule(&label, &next).await
-        })
-        .await
-    }
-}
-
-#[async_trait]
 impl Volumes for Fleet {
     async fn find_volumes(
         &self,
@@ -304,119 +189,6 @@ impl Volumes for Fleet {
             sql.write_off(&volume).await
         })
         .await
-    }
-}
-
-#[async_trait]
-impl Rekeys for Fleet {
-    async fn add_rekey(&self, job: &RekeyJob) -> Result<(), StoreError> {
-        let job = job.clone();
-        self.change(
-            "rekeys",
-            move |sql| async move { sql.add_rekey(&job).await },
-        )
-        .await
-    }
-
-    async fn rekeys(&self, limit: usize) -> Result<Vec<RekeyJob>, StoreError> {
-        self.ask("rekeys", |sql| async move { sql.rekeys(limit).await })
-            .await
-    }
-
-    async fn rekey_job(&self, id: &Uuid) -> Result<Option<RekeyJob>, StoreError> {
-        self.ask("rekeys", |sql| async move { sql.rekey_job(id).await })
-            .await
-    }
-
-    async fn running_rekeys(&self) -> Result<Vec<RekeyJob>, StoreError> {
-        self.ask("rekeys", |sql| async move { sql.running_rekeys().await })
-            .await
-    }
-
-    async fn take_rekey(&self, id: &Uuid, node: &str) -> Result<bool, StoreError> {
-        let (id, node) = (*id, node.to_owned());
-        self.change("rekeys", move |sql| async move {
-            sql.take_rekey(&id, &node).await
-        })
-        .await
-    }
-
-    async fn advance_rekey(
-        &self,
-        id: &Uuid,
-        node: &str,
-        place: Option<RekeyPlace>,
-        count: &RekeyCount,
-        why: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        let (id, node, count, why) = (*id, node.to_owned(), *count, why.map(str::to_owned));
-        self.change("rekeys", move |sql| async move {
-            sql.advance_rekey(&id, &node, place, &count, why.as_deref())
-                .await
-        })
-        .await
-    }
-
-    async fn turn_rekey(
-        &self,
-        id: &Uuid,
-        from: &[RekeyState],
-        to: RekeyState,
-        why: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        let (id, from, why) = (*id, from.to_vec(), why.map(str::to_owned));
-        self.change("rekeys", move |sql| async move {
-            sql.turn_rekey(&id, &from, to, why.as_deref()).await
-        })
-        .await
-    }
-
-    async fn note_rekey_failure(
-        &self,
-        id: &Uuid,
-        failure: &RekeyFailure,
-    ) -> Result<(), StoreError> {
-        let (id, failure) = (*id, failure.clone());
-        self.change("rekeys", move |sql| async move {
-            sql.note_rekey_failure(&id, &failure).await
-        })
-        .await
-    }
-
-    async fn rekey_failures(
-        &self,
-        id: &Uuid,
-        limit: usize,
-    ) -> Result<Vec<RekeyFailure>, StoreError> {
-        self.ask("rekeys", |sql| async move {
-            sql.rekey_failures(id, limit).await
-        })
-        .await
-    }
-
-    async fn issue_unmounted(&self, issuance: &Issuance) -> Result<Issued, StoreError> {
-        let issuance = issuance.clone();
-        self.change("the history", move |sql| async move {
-            sql.issue_unmounted(&issuance).await
-        })
-        .await
-    }
-
-    // The cartridge's own EEDKs do meanwhile; the newer ones wait for its next mount.
-    async fn unstored(&self, dki: &DataKeyId) -> Result<Option<Unstored>, StoreError> {
-        let asked = self.ask("the history", |sql| async move { sql.unstored(dki).await });
-        match asked.await {
-            Err(StoreError::Outage { .. }) => Ok(None),
-            answer => answer,
-        }
-    }
-
-    async fn any_unstored(&self) -> Result<bool, StoreError> {
-        let asked = self.ask("the history", |sql| async move { sql.any_unstored().await });
-        match asked.await {
-            Err(StoreError::Outage { .. }) => Ok(false),
-            answer => answer,
-        }
     }
 }
 

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::Fleet;
 use super::queue::Entry;
 use super::snapshot::Snapshot;
-use super::{Fleet, Sql};
 use crate::copies::KekCopy;
 use crate::drive::DriveSerial;
 use crate::key::{DataKeyId, KekHash, KeyLabel};
 use crate::store::{
     Birth, Certificates, Defaults, Drive, EedkDigest, FailedOpening, Forgiven, Issuance, Issued,
-    KeyServer, Opening, Origin, Partner, RegisteredKek, RequestKey, Servers, Store, StoreError,
-    VolumeKey,
+    KeyServer, Opening, Origin, Partner, RegisteredKek, RequestKey, Servers, Sql, Store,
+    StoreError, VolumeKey,
 };
 use crate::tls::PeerId;
 use crate::volser::Volser;
