@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::models::May;
-use super::{DriveRow, Models, Report, StoreRow, Tapes, Ways, Word, keyed_by_ekm, row};
+use super::tapes::keyed_by_ekm;
+use super::{DriveRow, Models, Report, StoreRow, Tapes, Ways, Word, row};
 use crate::drive::DriveSerial;
 use crate::migrate::keys::KeyKind;
 use crate::migrate::metadata::KeyUse;

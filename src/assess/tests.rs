@@ -4,8 +4,8 @@ use time::macros::datetime;
 
 use super::*;
 use crate::bridge::message::Custody;
-use crate::key::{DataKeyId, Eedk, KekId, KekRef, OaepHash, WrapAlgorithm};
-use crate::store::StoredEedk;
+use crate::key::{DataKeyId, Eedk, KekHash, KekId, KekRef, OaepHash, SedkForm, WrapAlgorithm};
+use crate::store::{DriveKey, DriveState, EedkState, StoredEedk};
 
 fn kek(label: &str, hash: u8, custody: Option<Custody>) -> KnownKek {
     let (label, hash) = (label.parse().unwrap(), KekHash::from([hash; 32]));
