@@ -1,13 +1,18 @@
 //! Walking a log: over raw bytes, in constant memory, naming the first damage.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _};
+mod line;
+mod records;
+
+pub use records::{Records, SealFound, hash_at, lines, newest_seal, read};
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::check::{CHAIN_FIELD, Checker, holds};
-use super::record::{Head, Link, MAX_LINE, Record, parse_seq};
-use super::{AuditError, ChainMark, Expected, Sealed};
+use super::check::Checker;
+use super::record::{Head, Link, parse_seq};
+use super::{AuditError, Expected, Sealed};
+use line::{Line, Lines};
 
 /// A log without damage.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -69,80 +74,6 @@ pub fn verify_against(dir: &Path, expected: &Expected) -> Result<Verified, Audit
     })
 }
 
-/// A seal in a log, and where it is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct SealFound {
-    /// Its number.
-    pub number: u64,
-    /// The sequence number of its record.
-    pub seq: u64,
-    /// The hash of its record, 64 hexadecimal digits.
-    pub hash: String,
-    /// The sequence number of the last record that it covers.
-    pub covers: u64,
-    /// The fingerprint of its key.
-    pub key: String,
-}
-
-/// The newest seal in `dir`, and when it was made; found from the end, without verification.
-///
-/// # Errors
-///
-/// When a file cannot be read.
-pub fn newest_seal(dir: &Path) -> Result<Option<(SealFound, String)>, AuditError> {
-    for file in log_files(dir)?.iter().rev() {
-        let mut newest = None;
-        let mut lines = Lines::open(&file.path)?;
-        while let Line::Whole = lines.advance()? {
-            if holds(&lines.buffer, CHAIN_FIELD)
-                && let Ok(record) = serde_json::from_slice::<Record>(&lines.buffer)
-                && let Some(ChainMark::Seal(seal)) = record.event.chain.as_deref()
-            {
-                let found = SealFound {
-                    number: seal.number,
-                    seq: record.seq,
-                    hash: record.hash.clone(),
-                    covers: seal.seq,
-                    key: seal.key.clone(),
-                };
-                newest = Some((found, record.time));
-            }
-        }
-        if newest.is_some() {
-            return Ok(newest);
-        }
-    }
-    Ok(None)
-}
-
-/// The hash of the record in `dir` with that sequence number, without verification. None where there
-/// is none, or where its file was removed.
-///
-/// # Errors
-///
-/// When a file cannot be read.
-pub fn hash_at(dir: &Path, seq: u64) -> Result<Option<String>, AuditError> {
-    for file in log_files(dir)?.iter().rev() {
-        let mut first = None;
-        let mut lines = Lines::open(&file.path)?;
-        while let Line::Whole = lines.advance()? {
-            let Ok(record) = serde_json::from_slice::<Record>(&lines.buffer) else {
-                continue;
-            };
-            if record.seq == seq {
-                return Ok(Some(record.hash));
-            }
-            if *first.get_or_insert(record.seq) > seq {
-                break;
-            }
-        }
-        if first.is_some_and(|first| first < seq) {
-            return Ok(None);
-        }
-    }
-    Ok(None)
-}
-
 /// The last record of a file.
 ///
 /// # Errors
@@ -153,82 +84,6 @@ pub(super) fn last_of(file: &LogFile) -> Result<Head, AuditError> {
     walked.head.ok_or_else(|| AuditError::Empty {
         dir: file.path.clone(),
     })
-}
-
-/// The records in `dir`, in order, without verification. An unfinished last line, which a running
-/// server may be writing just now, ends the iteration.
-///
-/// # Errors
-///
-/// When the directory cannot be read or holds no log; each item, when its line is no record.
-pub fn read(dir: &Path) -> Result<Records, AuditError> {
-    let files = log_files(dir)?;
-    if files.is_empty() {
-        return Err(AuditError::Empty { dir: dir.into() });
-    }
-    Ok(Records {
-        files: files.into_iter(),
-        lines: None,
-    })
-}
-
-/// The iterator that [`read`] returns.
-#[derive(Debug)]
-pub struct Records {
-    files: std::vec::IntoIter<LogFile>,
-    lines: Option<Lines>,
-}
-
-impl Iterator for Records {
-    type Item = Result<Record, AuditError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let Some(lines) = &mut self.lines else {
-                match Lines::open(&self.files.next()?.path) {
-                    Ok(lines) => self.lines = Some(lines),
-                    Err(error) => return Some(Err(error)),
-                }
-                continue;
-            };
-            match lines.advance() {
-                Err(error) => {
-                    self.lines = None;
-                    return Some(Err(error));
-                }
-                Ok(Line::Whole) => {
-                    return Some(
-                        serde_json::from_slice(&lines.buffer).map_err(|_| lines.malformed(None)),
-                    );
-                }
-                Ok(Line::Torn | Line::End) => self.lines = None,
-            }
-        }
-    }
-}
-
-/// The lines in `dir` with the records that they are, in order, without verification.
-///
-/// # Errors
-///
-/// When the directory cannot be read or holds no log; `each`'s own, and a line that is no record.
-pub fn lines(
-    dir: &Path,
-    mut each: impl FnMut(&[u8], Record) -> io::Result<()>,
-) -> Result<(), AuditError> {
-    let files = log_files(dir)?;
-    if files.is_empty() {
-        return Err(AuditError::Empty { dir: dir.into() });
-    }
-    for file in files {
-        let mut lines = Lines::open(&file.path)?;
-        while let Line::Whole = lines.advance()? {
-            let record =
-                serde_json::from_slice(&lines.buffer).map_err(|_| lines.malformed(None))?;
-            each(&lines.buffer, record).map_err(AuditError::file("copy from", &lines.path))?;
-        }
-    }
-    Ok(())
 }
 
 /// One file of a log.
@@ -417,103 +272,4 @@ fn occurs_later(wanted: u64, lines: &mut Lines, later: &[LogFile]) -> Result<boo
         }
     }
     Ok(false)
-}
-
-/// A file, line by line, in one buffer.
-#[derive(Debug)]
-struct Lines {
-    path: PathBuf,
-    reader: BufReader<File>,
-    /// The current line without its newline.
-    buffer: Vec<u8>,
-    /// The current line's number, from 1.
-    number: u64,
-    /// The length of all whole lines so far, newlines counted.
-    whole: u64,
-}
-
-/// What [`Lines::advance`] came upon.
-#[derive(Debug)]
-enum Line {
-    Whole,
-    /// Bytes, but no newline before the end of the file.
-    Torn,
-    End,
-}
-
-impl Lines {
-    fn open(path: &Path) -> Result<Self, AuditError> {
-        let file = File::open(path).map_err(AuditError::file("open", path))?;
-        Ok(Self {
-            path: path.into(),
-            reader: BufReader::new(file),
-            buffer: Vec::new(),
-            number: 0,
-            whole: 0,
-        })
-    }
-
-    fn advance(&mut self) -> Result<Line, AuditError> {
-        self.buffer.clear();
-        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
-        let length = (&mut self.reader)
-            .take(limit)
-            .read_until(b'\n', &mut self.buffer)
-            .map_err(AuditError::file("read", &self.path))?;
-        let length = u64::try_from(length).unwrap_or(u64::MAX);
-        if length == 0 {
-            return Ok(Line::End);
-        }
-        self.number = self.number.saturating_add(1);
-        if self.buffer.pop_if(|byte| *byte == b'\n').is_some() {
-            self.whole = self.whole.saturating_add(length);
-            return Ok(Line::Whole);
-        }
-        if length == limit && !self.newline_follows()? {
-            return Ok(Line::Torn);
-        }
-        if length == limit {
-            return Err(self.malformed(None));
-        }
-        Ok(Line::Torn)
-    }
-
-    /// Whether an overlong line is at least finished: a tail of zeros, which a power cut can leave,
-    /// may be longer than a line may be.
-    fn newline_follows(&mut self) -> Result<bool, AuditError> {
-        loop {
-            let bytes = self
-                .reader
-                .fill_buf()
-                .map_err(AuditError::file("read", &self.path))?;
-            if bytes.is_empty() {
-                return Ok(false);
-            }
-            if bytes.contains(&b'\n') {
-                return Ok(true);
-            }
-            let length = bytes.len();
-            self.reader.consume(length);
-        }
-    }
-
-    fn torn(&self) -> Result<Torn, AuditError> {
-        let length = fs::metadata(&self.path)
-            .map_err(AuditError::file("read", &self.path))?
-            .len();
-        Ok(Torn {
-            file: self.path.clone(),
-            line: self.number,
-            bytes: length.saturating_sub(self.whole),
-            keep: self.whole,
-        })
-    }
-
-    fn malformed(&self, before: Option<Head>) -> AuditError {
-        AuditError::Malformed {
-            file: self.path.clone(),
-            line: self.number,
-            seq: before.map(|head| head.seq.saturating_add(1)),
-        }
-    }
 }
