@@ -24,6 +24,7 @@ use super::outlet::Outlets;
 use super::record::Head;
 use super::verify::{file_path, log_files, walk};
 use super::{AuditError, Event, Kind, Outcome, Receipt};
+use crate::files::FileLock;
 use crate::metrics::Latency;
 use aside::Aside;
 use directory::{create_dir, lock, sync_dir};
@@ -115,7 +116,7 @@ struct Writer {
     fault: Option<Arc<io::Error>>,
     stand_in: StandIn,
     /// Held for its lock.
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Writer {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::audit::AuditError;
+use crate::files::FileLock;
 
 pub(super) fn create_dir(dir: &Path) -> Result<(), AuditError> {
     if dir.is_dir() {
@@ -36,14 +37,14 @@ pub fn is_written(dir: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    match file.try_lock() {
-        Ok(()) => Ok(false),
+    match FileLock::try_new(file) {
+        Ok(_) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-pub(super) fn lock(dir: &Path) -> Result<File, AuditError> {
+pub(super) fn lock(dir: &Path) -> Result<FileLock, AuditError> {
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .write(true)
@@ -52,8 +53,8 @@ pub(super) fn lock(dir: &Path) -> Result<File, AuditError> {
         .mode(0o600)
         .open(&path)
         .map_err(AuditError::file("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    match FileLock::try_new(file) {
+        Ok(lock) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(AuditError::Locked { dir: dir.into() }),
         Err(TryLockError::Error(error)) => Err(AuditError::file("lock", path)(error)),
     }
