@@ -523,7 +523,7 @@ async fn a_kek_is_rotated_at_once_at_a_time_and_by_the_calendar() {
     assert_eq!(answer.eedks[0].label, Some(label("TAPE2")));
 
     // At a time, over a server's death.
-    let at = OffsetDateTime::now_utc() + Duration::from_secs(8);
+    let at = OffsetDateTime::now_utc() + Duration::from_secs(15);
     let Reply::Rotated(planned) = stage.ask(rotate("TAPE2", Some(at))).await.unwrap() else {
         panic!("not planned");
     };
@@ -571,7 +571,7 @@ async fn a_kek_is_rotated_at_once_at_a_time_and_by_the_calendar() {
     stage.site.ekm(&["kek", "schedule", "remove", "TAPE4"]);
 
     // A rotation that is planned can be taken back, and TAPE4 stays in use.
-    let at = OffsetDateTime::now_utc() + Duration::from_secs(10);
+    let at = OffsetDateTime::now_utc() + Duration::from_secs(15);
     stage.ask(rotate("TAPE4", Some(at))).await.unwrap();
     stage.site.ekm(&["kek", "schedule", "remove", "TAPE4"]);
     let list = stage.site.ekm(&["kek", "schedule", "list"]);
@@ -596,7 +596,7 @@ async fn default_becomes(stage: &Stage, kek: &str) {
         if defaults.kek1 == Some(kek.parse().unwrap()) {
             return;
         }
-        assert!(begin.elapsed() < Duration::from_secs(30), "{defaults:?}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "{defaults:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -18,7 +18,7 @@ use ekm::store::DatabaseConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Bench, EKM};
+use crate::support::{Bench, EKM, closed};
 
 /// A service without tokens, whose operators come by certificate.
 struct Desk {
@@ -308,6 +308,7 @@ async fn looks_are_recorded_where_the_configuration_says_so() {
     // The lock goes with the service.
     let directory = desk._directory;
     drop(desk.service);
+    closed(&config.state).await;
     let again = loop {
         match ekm::server::open(&config, &Program::at(EKM.into())).await {
             Ok(service) => break service,

@@ -23,7 +23,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive};
+use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, closed, drive};
 use forged::Forger;
 
 /// A token of that kind whose profile wraps EEDKs by v1.5, with `KEK1`, and two drives.
@@ -80,6 +80,7 @@ impl Stage {
             directory,
         } = bench;
         drop(service);
+        closed(&config.state).await;
         let bench = Bench::at(directory, config.tokens, policy).await;
         Self {
             bench,

@@ -46,9 +46,10 @@ impl Postgres {
     /// and key (PEM), and with this password only.
     pub(crate) fn with_tls(certificate: &str, key: &str, password: &str) -> Option<(Self, u16)> {
         let mut server = Self::made()?;
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        // None that the kernel gives to a test that asks for any.
+        let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (first..32_000).find(free).unwrap();
         for (name, text) in [("server.crt", certificate), ("server.key", key)] {
             let path = server.folder.join("data").join(name);
             crate::support::write_private(&path, text);
@@ -106,6 +107,7 @@ impl Postgres {
         let (directory, folder) = owned();
         run(as_owner(&bin.join("initdb"))
             .args([
+                "--no-sync",
                 "-A",
                 "trust",
                 "-U",
@@ -143,7 +145,8 @@ impl Postgres {
             .arg(self.folder.join("data"))
             .arg("-k")
             .arg(&self.folder)
-            .args(["-c", "max_connections=200"])
+            // What is killed here are processes, whose writes the kernel keeps.
+            .args(["-c", "max_connections=200", "-c", "fsync=off"])
             .args(self.options.iter().flat_map(|option| ["-c", option]))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -176,7 +179,12 @@ impl Postgres {
     pub(crate) fn signal(&self, signal: Signal) {
         let text = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
-        for process in children(postmaster).into_iter().chain([postmaster]) {
+        // The first of them begins no others then.
+        let postmaster = [postmaster];
+        let processes = postmaster
+            .into_iter()
+            .chain(postmaster.into_iter().flat_map(children));
+        for process in processes {
             // One that has ended meanwhile needs none.
             let _ = kill_process(Pid::from_raw(process).unwrap(), signal);
         }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::door::{House, PATIENCE};
 use crate::software::{Stage, folder, moved, pkcs12};
-use crate::support::{EKM, Hsm, Kind, wait_for, write_private};
+use crate::support::{EKM, Hsm, Kind, closed, wait_for, write_private};
 
 /// Long enough for an answer that waits for nothing.
 const SOON: Duration = Duration::from_secs(3);
@@ -57,6 +57,7 @@ async fn restarted(stage: Stage) -> Stage {
         directory,
     } = stage;
     drop(service);
+    closed(&config.state).await;
     let service = ekm::server::open(&config, &Program::at(EKM.into())).await;
     Stage {
         service: Arc::new(service.unwrap()),

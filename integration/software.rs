@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::keyfile::keytool_is_there;
 use crate::pkcs1_v15::forged::Forger;
-use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, wait_for, write_private};
+use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, closed, drive, wait_for, write_private};
 
 const PASSWORD: &str = "store-password";
 
@@ -361,6 +361,7 @@ async fn a_wrong_password_is_tried_again_once_it_is_put_right() {
         directory: _directory,
     } = stage;
     drop(service);
+    closed(&config.state).await;
     write_private(&password, "wrong");
     let service = ekm::server::open(&config, &Program::at(EKM.into())).await;
     let service = service.unwrap();

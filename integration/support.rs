@@ -418,6 +418,16 @@ pub(crate) fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Waits until a service that was dropped has left its database: SQLite's last connection is closed
+/// by a thread of its own, and takes the log beside the file away.
+pub(crate) async fn closed(state: &Path) {
+    let start = Instant::now();
+    while state.join("state.db-wal").exists() {
+        assert!(start.elapsed().as_secs() < 60, "the database stays open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 pub(crate) fn write_private(path: &Path, text: &str) {
     ekm::files::write_private(path, text.as_bytes()).unwrap();
 }

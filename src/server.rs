@@ -48,7 +48,7 @@ pub use routes::openapi;
 const RELOAD: Duration = Duration::from_secs(2);
 
 /// How long a server that stops waits for the last seal of its records.
-const SEALING: Duration = Duration::from_secs(5);
+const SEALING: Duration = Duration::from_secs(10);
 
 /// How long a server goes by what it has read of the state. Its own changes
 /// count at once.

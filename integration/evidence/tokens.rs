@@ -8,7 +8,7 @@ use ekm::bridge::evidence::{SEAL_KEY, SEALED};
 use ekm::bridge::supervisor::Program;
 use ekm::policy::PolicyConfig;
 
-use crate::support::{Bench, Hsm, Kind};
+use crate::support::{Bench, Hsm, Kind, closed};
 use crate::tokens::can_be_made;
 
 async fn seals(kind: Kind) {
@@ -215,16 +215,6 @@ async fn a_copy_that_is_put_back_takes_no_anchor_from_the_token() {
     let anchors = service.tokens().kept_anchors().await;
     let texts: Vec<_> = anchors.iter().map(|anchor| anchor.text.as_str()).collect();
     assert_eq!(texts, [format!("3:{}", accepted.seal.hash)]);
-}
-
-/// Waits until a service that was dropped has left its database: SQLite's last connection is closed
-/// by a thread of its own, and takes the log beside the file away.
-async fn closed(state: &std::path::Path) {
-    let start = std::time::Instant::now();
-    while state.join("state.db-wal").exists() {
-        assert!(start.elapsed().as_secs() < 60, "the database stays open");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
 }
 
 /// Copies a directory with all that is in it.

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use super::stage::{Stage, eedks, reads, refused};
 use crate::door::{PATIENCE, Serving};
+use crate::support::wait_for;
 
 /// Waits until a server tells of all these alarms at once.
 async fn alarms(stage: &Stage, serving: &Serving, codes: &[&str]) {
@@ -119,16 +120,22 @@ async fn without_its_database_a_server_reads_and_queues_what_the_cartridge_keeps
         .await
         .issued_here
     );
-    let brought = stage.records(0);
-    let brought = brought
-        .iter()
-        .filter(|record| record.event.action == "history-brought-in");
-    assert_eq!(brought.count(), 3);
-    assert!(
+    // It counts as brought in before that is on record, and before the file is empty.
+    let brought = || {
+        let records = ekm::audit::read(&stage.house.at("audit-a")).unwrap();
+        let records = records.filter_map(Result::ok);
+        let brought = records.filter(|record| record.event.action == "history-brought-in");
+        brought.count()
+    };
+    wait_for("the records of what was brought in", PATIENCE, || {
+        brought() >= 3
+    });
+    assert_eq!(brought(), 3);
+    wait_for("an empty queue", PATIENCE, || {
         std::fs::read(stage.state(0).join("fleet-queue.jsonl"))
             .unwrap()
             .is_empty()
-    );
+    });
     a.stop();
 }
 
@@ -316,9 +323,12 @@ async fn nothing_is_answered_before_the_synchronous_replica_has_it() {
     );
     // Reading goes on, and that is no outage: nothing is queued beside the replica.
     reads(&stage, &mut there, 0, &tape, &key).await;
-    let status = stage.status(1);
-    assert!(status["database"]["outage"].is_null(), "{status:#}");
-    assert_eq!(status["database"]["queued"], 0);
+    // One late answer of the database is taken for an outage until the next.
+    stage
+        .becomes(1, "without an outage", |status| {
+            status["database"]["outage"].is_null() && status["database"]["queued"] == 0
+        })
+        .await;
     let answered = stage.records(1).into_iter().any(|record| {
         record.event.request == Some(request.request_id.to_string())
             && record.event.outcome == Outcome::Success
@@ -351,6 +361,7 @@ async fn what_was_queued_under_a_kek_that_was_retired_meanwhile_comes_into_the_h
     let queued = here.create(&stage.create(0)).await.unwrap();
     let (tape, key) = (eedks(&queued), stage.opened(0, &queued.sedk));
     stage.on(1, &["kek", "retire", "KEK1"]);
+    let retired = Instant::now();
 
     // What the other server may have given out under it is not known, so it stays.
     let refusal = |words: &[&str]| {
@@ -375,9 +386,11 @@ async fn what_was_queued_under_a_kek_that_was_retired_meanwhile_comes_into_the_h
     assert!(reads(&stage, &mut there, 0, &tape, &key).await.issued_here);
     let closed = refused(here.create(&stage.create(0)).await);
     assert!(closed.detail.contains("retired"), "{}", closed.detail);
-    // Nor is it known before a minute has gone by.
-    let said = refusal(&["revoke", "KEK1"]);
-    assert!(said.contains("a minute at least"), "{said}");
+    // Nor is it known before a minute has gone by, which a slow machine takes for the above.
+    if retired.elapsed() < Duration::from_secs(50) {
+        let said = refusal(&["revoke", "KEK1"]);
+        assert!(said.contains("a minute at least"), "{said}");
+    }
     a.stop();
     b.stop();
 }

@@ -324,6 +324,7 @@ pub(crate) async fn work(service: &Service) -> Result<(), Problem> {
     for planned in stored(service.store().kek_moves().await)? {
         if planned.state == MoveState::Planned && planned.due <= now {
             let (former, successor) = (planned.former.clone(), planned.successor.clone());
+            service.tokens().started(STARTING).await;
             if let Err(problem) = carry_out(service, planned).await {
                 tracing::error!(%former, %successor, %problem, "a KEK was not rotated");
             }

@@ -27,13 +27,22 @@ const SLEEPS: EventFlags = EventFlags::ONESHOT;
 
 /// How long a worker that has just answered looks for the next request: a
 /// client that asks again at once is back within it. Others can have the core
-/// meanwhile, and without requests it is never spent.
-const ATTENTIVE: Duration = Duration::from_micros(250);
+/// meanwhile, and where the last request took longer to come it is not spent.
+const ATTENTIVE: Duration = Duration::from_micros(500);
 
 /// The bridge's end of the socket, for all its workers.
 pub(super) struct Inbox {
-    socket: Mutex<UnixStream>,
+    socket: Mutex<End>,
     ready: OwnedFd,
+}
+
+/// The reading end, and how soon requests come to it.
+struct End {
+    socket: UnixStream,
+    /// Since when it has been empty, as far as whoever looked last knows.
+    empty: Option<Instant>,
+    /// Whether the last request came within [`ATTENTIVE`] of that.
+    brisk: bool,
 }
 
 impl Inbox {
@@ -45,7 +54,11 @@ impl Inbox {
         let ready = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&ready, &socket, EventData::new_u64(0), WAKES)?;
         Ok(Self {
-            socket: Mutex::new(socket),
+            socket: Mutex::new(End {
+                socket,
+                empty: None,
+                brisk: true,
+            }),
             ready,
         })
     }
@@ -57,10 +70,13 @@ impl Inbox {
     pub(super) fn next(&self) -> io::Result<Request> {
         // One of them looks; whoever else is free sleeps meanwhile.
         match self.socket.try_lock() {
-            Ok(socket) => {
-                epoll::modify(&self.ready, &*socket, EventData::new_u64(0), SLEEPS)?;
-                if let Some(request) = self.take(socket, ATTENTIVE)? {
-                    return Ok(request);
+            Ok(mut end) => {
+                end.empty = Some(Instant::now());
+                if end.brisk {
+                    epoll::modify(&self.ready, &end.socket, EventData::new_u64(0), SLEEPS)?;
+                    if let Some(request) = self.take(end, ATTENTIVE)? {
+                        return Ok(request);
+                    }
                 }
             }
             Err(TryLockError::WouldBlock) => {}
@@ -75,8 +91,8 @@ impl Inbox {
                 // Nobody else is woken before this one has looked, so it waits for whoever is
                 // at the socket.
                 Ok(_) => {
-                    let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(request) = self.take(socket, Duration::ZERO)? {
+                    let end = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(request) = self.take(end, Duration::ZERO)? {
                         return Ok(request);
                     }
                 }
@@ -89,15 +105,17 @@ impl Inbox {
     /// Takes the request that is there, or comes within `patience`, and lets others be woken again.
     fn take(
         &self,
-        mut socket: MutexGuard<'_, UnixStream>,
+        mut end: MutexGuard<'_, End>,
         patience: Duration,
     ) -> io::Result<Option<Request>> {
-        let request = if comes(&socket, patience)? {
-            Some(message::read(&mut *socket)?)
+        let request = if comes(&end.socket, patience)? {
+            let waited = end.empty.take().map(|since| since.elapsed());
+            end.brisk = waited.is_none_or(|waited| waited < ATTENTIVE);
+            Some(message::read(&mut end.socket)?)
         } else {
             None
         };
-        epoll::modify(&self.ready, &*socket, EventData::new_u64(0), WAKES)?;
+        epoll::modify(&self.ready, &end.socket, EventData::new_u64(0), WAKES)?;
         Ok(request)
     }
 }
@@ -144,8 +162,8 @@ mod tests {
         });
         // Long enough for the worker to have gone to sleep.
         std::thread::sleep(ATTENTIVE * 200);
-        let socket = inbox.socket.lock().unwrap();
-        epoll::modify(&inbox.ready, &*socket, EventData::new_u64(0), WAKES).unwrap();
+        let end = inbox.socket.lock().unwrap();
+        epoll::modify(&inbox.ready, &end.socket, EventData::new_u64(0), WAKES).unwrap();
         let request = Request {
             id: 7,
             until_ms: 1,
@@ -153,7 +171,7 @@ mod tests {
         };
         ours.write_all(&message::encode(&request).unwrap()).unwrap();
         std::thread::sleep(ATTENTIVE * 200);
-        drop(socket);
+        drop(end);
         assert_eq!(taken.recv_timeout(Duration::from_secs(10)), Ok(7));
     }
 
@@ -191,9 +209,9 @@ mod tests {
         drop(ours);
         // In the bridge the first that learns of it ends the process; here each is woken by hand.
         while workers.iter().any(|worker| !worker.is_finished()) {
-            let socket = inbox.socket.lock().unwrap();
-            epoll::modify(&inbox.ready, &*socket, EventData::new_u64(0), WAKES).unwrap();
-            drop(socket);
+            let end = inbox.socket.lock().unwrap();
+            epoll::modify(&inbox.ready, &end.socket, EventData::new_u64(0), WAKES).unwrap();
+            drop(end);
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -410,6 +410,20 @@ impl Lane {
             Arc::clone(&shared.board),
             self.index,
         );
+        let link = match link {
+            Ok(link) => link,
+            Err(error) => {
+                return Ended::Failed {
+                    failed: Failed {
+                        why: shared.down(format!("its bridge cannot be heard: {error}")),
+                        told: false,
+                        most: LONG,
+                        unanswered: None,
+                    },
+                    worked: false,
+                };
+            }
+        };
         shared.set_link(self.index, Some(Arc::clone(&link)));
         shared.board.post(
             self.index,

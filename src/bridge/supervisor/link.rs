@@ -4,7 +4,7 @@
 //! to who waits for it: no task stands between, since each hop costs a good
 //! part of what a session costs on a token in software.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::socket::{Outbox, halves};
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
@@ -109,21 +110,20 @@ pub(super) struct Share {
 
 impl Link {
     /// Takes over a socket whose bridge has said that it is ready.
+    ///
+    /// # Errors
+    /// The operating system's: the socket cannot be waited for.
     pub(super) fn start(
         token: Arc<str>,
         socket: UnixStream,
         share: Share,
         board: Arc<Board>,
         lane: usize,
-    ) -> Arc<Self> {
-        let (reader, writer) = socket.into_split();
+    ) -> io::Result<Arc<Self>> {
+        let (inlet, outbox) = halves(socket)?;
         let link = Arc::new(Self {
             token,
-            outbox: Outbox {
-                socket: writer,
-                backlog: Mutex::default(),
-                more: Notify::new(),
-            },
+            outbox,
             waiting: Mutex::new(Waitings {
                 open: true,
                 by_id: HashMap::new(),
@@ -144,9 +144,9 @@ impl Link {
             board,
             lane,
         });
-        tokio::spawn(Arc::clone(&link).read(reader));
+        tokio::spawn(Arc::clone(&link).read(inlet));
         tokio::spawn(Arc::clone(&link).write_on());
-        link
+        Ok(link)
     }
 
     /// Puts a request; the answer comes by the receiver, which is dropped
@@ -288,9 +288,7 @@ impl Link {
 
     /// Closes the socket, at which the bridge ends by itself.
     pub(super) fn hang_up(&self) {
-        let socket: &UnixStream = self.outbox.socket.as_ref();
-        // It may be closed already.
-        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        self.outbox.close();
     }
 
     /// Those who will not be answered any more.
@@ -312,11 +310,11 @@ impl Link {
         }
     }
 
-    async fn read(self: Arc<Self>, mut reader: OwnedReadHalf) {
+    async fn read(self: Arc<Self>, mut inlet: Receiver) {
         let mut over = self.over.subscribe();
         loop {
             let response = tokio::select! {
-                response = receive(&mut reader) => response,
+                response = receive(&mut inlet) => response,
                 _ = over.changed() => return,
             };
             match response {
@@ -422,78 +420,6 @@ impl Link {
     }
 }
 
-/// Frames on their way out. The socket takes most of them at once; what it
-/// does not take is written on by one task.
-struct Outbox {
-    socket: OwnedWriteHalf,
-    backlog: Mutex<VecDeque<(Zeroizing<Vec<u8>>, usize)>>,
-    more: Notify,
-}
-
-impl Outbox {
-    fn put(&self, frame: Zeroizing<Vec<u8>>) -> io::Result<()> {
-        let mut backlog = self.backlog();
-        let written = if backlog.is_empty() {
-            self.write(&frame, 0)?
-        } else {
-            0
-        };
-        if written < frame.len() {
-            backlog.push_back((frame, written));
-            self.more.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Writes what the socket takes now, and tells up to where the frame is out.
-    fn write(&self, frame: &[u8], from: usize) -> io::Result<usize> {
-        let mut at = from;
-        while let Some(rest) = frame.get(at..).filter(|rest| !rest.is_empty()) {
-            match self.socket.try_write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => at += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(at)
-    }
-
-    /// Writes on what was left, for as long as the socket lives.
-    async fn drain(&self) -> io::Error {
-        loop {
-            self.more.notified().await;
-            loop {
-                if let Err(error) = self.socket.writable().await {
-                    return error;
-                }
-                match self.step() {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => return error,
-                }
-            }
-        }
-    }
-
-    /// Whether more is left.
-    fn step(&self) -> io::Result<bool> {
-        let mut backlog = self.backlog();
-        if let Some((frame, at)) = backlog.front_mut() {
-            *at = self.write(frame, *at)?;
-            if *at >= frame.len() {
-                backlog.pop_front();
-            }
-        }
-        Ok(!backlog.is_empty())
-    }
-
-    fn backlog(&self) -> MutexGuard<'_, VecDeque<(Zeroizing<Vec<u8>>, usize)>> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 pub(super) async fn receive<R: tokio::io::AsyncRead + Unpin>(
     reader: &mut R,
 ) -> io::Result<Response> {
@@ -536,7 +462,6 @@ pub(super) const fn restarts(fault: &Fault) -> bool {
     )
 }
 
-/// Whether a data key was in the bridge's memory.
 /// Whether such an answer shows that the token's keys work, which reading its objects does not.
 const fn proves(reply: &Reply) -> bool {
     matches!(
@@ -549,6 +474,7 @@ const fn proves(reply: &Reply) -> bool {
     )
 }
 
+/// Whether a data key was in the bridge's memory.
 const fn in_host(reply: &Reply) -> bool {
     matches!(
         reply,
@@ -583,7 +509,8 @@ mod tests {
             host_exchanges: 64,
             exchanges: None,
         };
-        (Link::start("t".into(), socket, share, board, 0), theirs)
+        let link = Link::start("t".into(), socket, share, board, 0).unwrap();
+        (link, theirs)
     }
 
     #[tokio::test]

@@ -1,6 +1,5 @@
 //! A bridge of the command's own, for what no server need see.
 
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -10,13 +9,14 @@ use crate::bridge::pin::{EnvironmentPins, Pin, PinSource};
 use crate::bridge::supervisor::Program;
 use crate::cli::slot::subject;
 use crate::config::{Config, TokenConfig};
+use crate::files::FileLock;
 
 /// A token, and how to get to it.
 pub(super) struct OwnBridge {
     pub(super) program: Program,
     pub(super) hello: Hello,
     // Two that remove what the other has just made would both find nonsense.
-    _alone: File,
+    _alone: FileLock,
 }
 
 impl OwnBridge {

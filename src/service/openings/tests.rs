@@ -137,4 +137,7 @@ async fn the_secret_of_throw_away_keys_stays_the_same() {
     let other = tempfile::tempdir().unwrap();
     let other = Sql::sqlite(other.path()).await.unwrap();
     assert_ne!(other.guard_secret().await.unwrap(), secret);
+    // Not both at once: SQLite may hang over that.
+    again.close().await;
+    store.close().await;
 }
