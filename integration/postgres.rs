@@ -46,7 +46,7 @@ impl Postgres {
     /// and key (PEM), and with this password only.
     pub(crate) fn with_tls(certificate: &str, key: &str, password: &str) -> Option<(Self, u16)> {
         let mut server = Self::made()?;
-        // None that the kernel gives to a test that asks for any.
+        // None that Linux gives by default to a test that asks for any.
         let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
         let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
         let port = (first..32_000).find(free).unwrap();
@@ -179,15 +179,14 @@ impl Postgres {
     pub(crate) fn signal(&self, signal: Signal) {
         let text = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
-        // The first of them begins no others then.
-        let postmaster = [postmaster];
-        let processes = postmaster
-            .into_iter()
-            .chain(postmaster.into_iter().flat_map(children));
-        for process in processes {
-            // One that has ended meanwhile needs none.
-            let _ = kill_process(Pid::from_raw(process).unwrap(), signal);
+        // One that has ended meanwhile needs none.
+        let send = |process, signal| drop(kill_process(Pid::from_raw(process).unwrap(), signal));
+        // It begins no others then.
+        send(postmaster, Signal::STOP);
+        for process in children(postmaster) {
+            send(process, signal);
         }
+        send(postmaster, signal);
     }
 
     /// Its socket.

@@ -224,7 +224,7 @@ fn random_blobs_and_other_keys_give_nothing() {
     let bench = Bench::new();
     // One in some ten thousand looks like a padding by chance; two in a row do not.
     let reports = [(); 2].map(|()| bench.probe(&Bench::random(700), &[]));
-    let nothing = |report: &serde_json::Value| report["finds"] == serde_json::json!([]);
+    let nothing = |report: &Value| report["finds"] == serde_json::json!([]);
     assert!(reports.iter().any(nothing), "{reports:?}");
     let report = &reports[0];
     assert!(report["attempts"].as_u64().unwrap() > 1000, "{report}");

@@ -255,7 +255,7 @@ async fn a_data_key_in_host_custody_is_seen_in_the_bridge_and_nowhere_else() {
         wait_for("the call", PATIENCE, || faulty.called("C_Decrypt") > before);
     });
     // It is counted as it begins, and the key is there when the token has done its part.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let serve_image = loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let [serve_image, bridge_image] = {

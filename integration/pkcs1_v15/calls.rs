@@ -20,7 +20,7 @@ fn calls(log: &str, since: usize, anchor: &str) -> Vec<String> {
             let mut fields = line.split(' ');
             (fields.next().unwrap(), fields.next().unwrap())
         })
-        .filter(|(name, session)| *session != anchor && *session != "-")
+        .filter(|(_, session)| *session != anchor && *session != "-")
         .collect();
     let at_work = |name: &str| name != "C_CloseSession" && name != "C_OpenSession";
     let ends = calls.iter().enumerate().find(|(place, (name, session))| {

@@ -321,10 +321,14 @@ async fn retire(service: &Service, planned: &KekMove) -> Result<(), Problem> {
 /// The state or the records. What could not be done is noted there, and tried again.
 pub(crate) async fn work(service: &Service) -> Result<(), Problem> {
     let now = OffsetDateTime::now_utc();
+    let due = |one: &KekMove| one.state == MoveState::Planned && one.due <= now;
+    if stored(service.store().kek_moves().await)?.iter().any(due) {
+        service.tokens().started(STARTING).await;
+    }
+    // As they are now: one may have been taken back meanwhile.
     for planned in stored(service.store().kek_moves().await)? {
-        if planned.state == MoveState::Planned && planned.due <= now {
+        if due(&planned) {
             let (former, successor) = (planned.former.clone(), planned.successor.clone());
-            service.tokens().started(STARTING).await;
             if let Err(problem) = carry_out(service, planned).await {
                 tracing::error!(%former, %successor, %problem, "a KEK was not rotated");
             }

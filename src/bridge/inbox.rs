@@ -176,6 +176,39 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_looks_for_the_next_request_only_where_the_last_came_soon() {
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        let inbox = Inbox::new(theirs).unwrap();
+        let mut send = |id| {
+            let request = Request {
+                id,
+                until_ms: 1,
+                op: Op::Canary,
+            };
+            ours.write_all(&message::encode(&request).unwrap()).unwrap();
+        };
+        let brisk = || inbox.socket.lock().unwrap().brisk;
+        assert!(brisk());
+        // As if the worker had begun to look long ago.
+        for id in 1..=2 {
+            inbox.socket.lock().unwrap().empty = Instant::now().checked_sub(ATTENTIVE * 2);
+            send(id);
+            let end = inbox.socket.lock().unwrap();
+            let taken = inbox.take(end, Duration::ZERO).unwrap();
+            assert_eq!(taken.map(|request| request.id), Some(id));
+            assert!(!brisk());
+        }
+        // It sleeps and is woken, also where it has not looked.
+        send(3);
+        assert_eq!(inbox.next().unwrap().id, 3);
+        inbox.socket.lock().unwrap().empty = Some(Instant::now() + ATTENTIVE);
+        send(4);
+        let end = inbox.socket.lock().unwrap();
+        assert_eq!(inbox.take(end, ATTENTIVE).unwrap().unwrap().id, 4);
+        assert!(brisk());
+    }
+
+    #[test]
     fn every_request_is_taken_once_however_they_come_and_the_end_reaches_everyone() {
         let (theirs, mut ours) = UnixStream::pair().unwrap();
         let inbox = Arc::new(Inbox::new(theirs).unwrap());

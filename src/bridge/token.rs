@@ -51,7 +51,7 @@ pub(super) struct Token {
     which: Which,
     // Slot numbers move, also while we run.
     slot: AtomicU64,
-    // Workers that have a session.
+    // Workers that were given a session when they last asked for one.
     sessions: AtomicUsize,
     logins: Logins,
     // None while a worker has it for want of another.
@@ -151,7 +151,7 @@ impl Token {
         self.slot.load(Ordering::Relaxed)
     }
 
-    /// Workers that have a session.
+    /// Workers that were given a session when they last asked for one.
     pub(super) fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
     }
@@ -199,8 +199,8 @@ impl Token {
         self.look_again(session, same_login)
     }
 
-    /// The anchor, for a worker to work on: where no worker has a session and
-    /// the token gives no more, the login is kept by that one.
+    /// The anchor, for a worker to work on: where the token gives none to any
+    /// worker, the login is kept by that one.
     pub(super) fn lend_anchor(&self) -> Option<CK_SESSION_HANDLE> {
         if self.sessions() > 0 {
             return None;

@@ -574,8 +574,8 @@ impl Drop for Server {
     }
 }
 
-/// A port that is free now; the drives that `--keep` leaves point at it. Not one of those that the
-/// kernel gives to whoever asks for any, which may be taken by the time that the server starts.
+/// A port that is free now; the drives that `--keep` leaves point at it. Not one of those that
+/// Linux gives by default to whoever asks for any, which may be taken by the time that the server starts.
 fn free_port() -> anyhow::Result<u16> {
     for _ in 0..100 {
         let mut random = [0_u8; 2];

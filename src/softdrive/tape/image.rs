@@ -111,7 +111,8 @@ impl Image {
             Err(TryLockError::WouldBlock) => return Err(ImageError::InUse),
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
-        Self::new(path, file)
+        let locked = file.try_clone()?;
+        Self::new(path, file).inspect_err(|_| drop(locked.unlock()))
     }
 
     /// Opens an image only to look at it, also while it is in a drive.
