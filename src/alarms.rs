@@ -73,6 +73,8 @@ pub enum Alarm {
     HistoryBacklog,
     /// The database that servers share is out of reach.
     DatabaseDown,
+    /// A loop of the server panicked.
+    Watcher,
 }
 
 /// How much it matters.
@@ -293,6 +295,13 @@ pub const ALARMS: [Entry; 25] = [
         Severity::Error,
         "the state database is out of reach, and what is served comes from the cached table",
         "bring it back before the table is too old (`ekm fleet status`), at which nothing is served any more; the server finds it by itself",
+    ),
+    entry(
+        Alarm::Watcher,
+        "EKM-A26",
+        Severity::Error,
+        "something that the server does by itself ended in a panic, which is a defect",
+        "it is begun again every few seconds; report it with what the log says of it; what it does is not done meanwhile",
     ),
 ];
 

@@ -320,7 +320,7 @@ impl Server {
             tasks.spawn(scrape::accept(scrapes, monitor, stopped.clone()));
         }
         tasks.spawn(operator::accept(operators, Arc::clone(&service), stopped));
-        let mut watchers = Watchers::new();
+        let mut watchers = Watchers::noting(monitor.panics().clone());
         // One sender for all its runs: without any, every connection ends after its request.
         let reloaded = Arc::new(reloaded);
         watchers.spawn("certificates", move || {

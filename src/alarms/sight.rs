@@ -103,6 +103,8 @@ pub struct Sight {
     pub backlog: Option<String>,
     /// Why the state database is out of reach.
     pub outage: Option<String>,
+    /// Loops of the server that panicked of late, and how.
+    pub panicked: Vec<(String, String)>,
 }
 
 /// What is wrong. What is raised already is over a little later than it rose,
@@ -129,6 +131,7 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
         differences,
         backlog,
         outage,
+        panicked,
     } = sight;
     let mut all = Vec::new();
     let mut add = |alarm: Alarm, subject: &str, detail: String| {
@@ -245,6 +248,9 @@ pub fn found(sight: &Sight, raised: &Alarms) -> Vec<Found> {
     }
     if let Some(why) = outage {
         add(Alarm::DatabaseDown, "", why.clone());
+    }
+    for (watcher, how) in panicked {
+        add(Alarm::Watcher, watcher, how.clone());
     }
     for gate in gates {
         let share = gate.waiting * 100 / gate.most.max(1);

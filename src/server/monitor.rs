@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::desk::Desk;
+use super::watchers::Panics;
 use crate::alarms::{self, ALARMS, Alarms, Disk, Sight};
 use crate::bridge::faults::Fault;
 use crate::bridge::message::PrivateHalf;
@@ -51,6 +52,7 @@ pub(super) struct Monitor {
     audit: PathBuf,
     floor: u64,
     seen: Mutex<Seen>,
+    panics: Panics,
 }
 
 /// What the last look saw, and the next one compares with.
@@ -95,7 +97,13 @@ impl Monitor {
             audit: config.audit.clone(),
             floor: config.records.floor(),
             seen: Mutex::default(),
+            panics: Panics::default(),
         }
+    }
+
+    /// Where the server's loops note their panics.
+    pub(super) const fn panics(&self) -> &Panics {
+        &self.panics
     }
 
     /// The counters of the drives' door.
@@ -233,6 +241,7 @@ impl Monitor {
             differences: self.service.fleet_differences(),
             backlog: fleet::backlog(&self.service),
             outage: fleet::outage(&self.service),
+            panicked: self.panics.of_late(),
         }
     }
 

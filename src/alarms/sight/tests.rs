@@ -38,6 +38,7 @@ fn well(tokens: Vec<Token>) -> Sight {
         differences: Vec::new(),
         backlog: None,
         outage: None,
+        panicked: Vec::new(),
     }
 }
 
@@ -53,6 +54,16 @@ fn a_server_that_is_well_raises_nothing() {
     // A KEK on one token only, as the two of a cartridge may be, is no alarm.
     let tokens = vec![token("a", "ready", &[1]), token("b", "ready", &[2])];
     assert!(alarms(&well(tokens)).is_empty());
+}
+
+#[test]
+fn a_loop_of_the_server_that_panicked_is_told_by_its_name() {
+    let panicked = vec![("rekeys".to_owned(), "3 since the start: row".to_owned())];
+    let sight = Sight {
+        panicked,
+        ..well(Vec::new())
+    };
+    assert_eq!(alarms(&sight), [(Alarm::Watcher, "rekeys".to_owned())]);
 }
 
 #[test]
