@@ -180,7 +180,9 @@ impl Postgres {
         let text = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
         // One that has ended meanwhile needs none.
-        let send = |process, signal| drop(kill_process(Pid::from_raw(process).unwrap(), signal));
+        let send = |process, signal| {
+            let _ = kill_process(Pid::from_raw(process).unwrap(), signal);
+        };
         // It begins no others then.
         send(postmaster, Signal::STOP);
         for process in children(postmaster) {

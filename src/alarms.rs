@@ -120,7 +120,7 @@ const fn entry(
 }
 
 /// All alarms.
-pub const ALARMS: [Entry; 25] = [
+pub const ALARMS: [Entry; 26] = [
     entry(
         Alarm::TokenDown,
         "EKM-A01",
