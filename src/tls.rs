@@ -21,7 +21,9 @@ mod drive;
 mod peer;
 mod server;
 
-pub use client::{ClientPaths, ClientTls, client_config, client_config_with, sender_config};
+pub use client::{
+    ClientPaths, ClientTls, check_client_files, client_config, client_config_with, sender_config,
+};
 pub use drive::{SignatureScheme, VerifiedDrive, verify_drive_certificate, verify_signature};
 pub use peer::{PeerError, PeerId, Role};
 pub use server::{Paths, Reloaded, ServerTls, ShownChain};

@@ -148,6 +148,7 @@ impl Softdrive {
                 kind,
                 door,
             } => {
+                door.check()?;
                 let drive = SoftDrive::init(&directory, &Init { serial, wwn, kind })?;
                 door.save(&directory)?;
                 output::fields(&[
@@ -158,8 +159,10 @@ impl Softdrive {
                 ])
             }
             Self::Connect { directory, door } => {
-                SoftDrive::open(&directory)?;
-                door.save(&directory)
+                let drive = SoftDrive::open(&directory)?;
+                door.check()?;
+                door.save(&directory)?;
+                output::say(&format!("drive {} asks {}", drive.serial(), door.noted()))
             }
             Self::Certify {
                 directory,

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::ClientConfig;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::CertificateRevocationListDer;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -134,6 +134,38 @@ pub fn sender_config(
         .map_err(failed)?
         .with_root_certificates(root_store(ca, &certificates(ca)?)?)
         .with_no_client_auth())
+}
+
+/// Looks at as many of a client's files as are named: that each holds what it should, and that the
+/// key is the certificate's.
+///
+/// # Errors
+///
+/// When a file cannot be read or used.
+pub fn check_client_files(
+    ca: Option<&Path>,
+    cert: Option<&Path>,
+    key: Option<&Path>,
+) -> Result<(), TlsError> {
+    if let Some(ca) = ca {
+        root_store(ca, &certificates(ca)?)?;
+    }
+    let chain = cert.map(certificates).transpose()?;
+    let private = key.map(private_key).transpose()?;
+    if let (Some(cert), Some(key), Some(chain), Some(private)) = (cert, key, chain, private) {
+        let identity = |source| TlsError::Identity {
+            cert: cert.into(),
+            key: key.into(),
+            source,
+        };
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(VERSIONS)
+            .map_err(identity)?
+            .with_root_certificates(RootCertStore::empty())
+            .with_client_auth_cert(chain, private)
+            .map_err(identity)?;
+    }
+    Ok(())
 }
 
 /// TLS for a client that shows `cert` and trusts servers of the CAs in `ca`. All three files are

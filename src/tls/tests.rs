@@ -545,3 +545,29 @@ fn a_certificate_names_one_peer() {
         Err(PeerError::Certificate)
     );
 }
+
+#[test]
+fn files_of_a_client_are_looked_at_one_by_one_and_together() {
+    let site = Site::new();
+    issue(&site.ca, "drive:000001365054", |_| {});
+    issue(&site.ca, "drive:000001365055", |_| {});
+    let ca = site.ca.cert_path();
+    let cert = site.issued("drive-000001365054.crt");
+    let key = site.issued("drive-000001365054.key");
+    let other = site.issued("drive-000001365055.key");
+    let missing = site.issued("none.crt");
+    check_client_files(None, None, None).unwrap();
+    check_client_files(Some(&ca), Some(&cert), Some(&key)).unwrap();
+    check_client_files(None, Some(&cert), None).unwrap();
+    let together = check_client_files(None, Some(&cert), Some(&other));
+    assert!(
+        matches!(together, Err(TlsError::Identity { .. })),
+        "{together:?}"
+    );
+    let gone = check_client_files(Some(&missing), None, None);
+    assert!(matches!(gone, Err(TlsError::Read { .. })), "{gone:?}");
+    for (ca, key) in [(Some(key.as_path()), None), (None, Some(cert.as_path()))] {
+        let kind = check_client_files(ca, None, key);
+        assert!(matches!(kind, Err(TlsError::Pem { .. })), "{kind:?}");
+    }
+}

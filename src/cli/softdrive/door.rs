@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::proxy::{KeyServers, KeyService, ServerAddress, Times};
-use crate::tls::{ClientPaths, ClientTls};
+use crate::tls::{ClientPaths, ClientTls, check_client_files};
 
 /// How to reach the key servers.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
@@ -57,6 +57,47 @@ impl Door {
         directory.join("server.toml")
     }
 
+    /// Looks at what is given, and connects to nobody.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if !self.server.is_empty() {
+            servers(self.server.clone())?;
+        }
+        Ok(check_client_files(
+            self.ca.as_deref(),
+            self.tls_cert.as_deref(),
+            self.tls_key.as_deref(),
+        )?)
+    }
+
+    /// What is given, in a line.
+    pub(super) fn noted(&self) -> String {
+        let servers: Vec<String> = self.server.iter().map(ToString::to_string).collect();
+        let missing: Vec<&str> = [
+            ("--server", self.server.is_empty()),
+            ("--ca", self.ca.is_none()),
+            ("--tls-cert", self.tls_cert.is_none()),
+            ("--tls-key", self.tls_key.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(name, missing)| missing.then_some(name))
+        .collect();
+        let mut said = if servers.is_empty() {
+            "no key server".to_owned()
+        } else {
+            servers.join(", ")
+        };
+        if let Some(certificate) = &self.tls_cert {
+            said.push_str(&format!(", with {}", certificate.display()));
+        }
+        if !missing.is_empty() {
+            said.push_str(&format!(
+                "; commands have yet to be given {}",
+                missing.join(", ")
+            ));
+        }
+        said
+    }
+
     /// Writes it into the drive's directory.
     pub(super) fn save(&self, directory: &Path) -> anyhow::Result<()> {
         let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
@@ -67,9 +108,6 @@ impl Door {
             tls_key: absolute(&self.tls_key)?,
             wait: None,
         };
-        if !saved.server.is_empty() {
-            servers(saved.server.clone())?;
-        }
         crate::files::write_private(&Self::file(directory), toml::to_string(&saved)?.as_bytes())?;
         Ok(())
     }
@@ -132,6 +170,11 @@ mod tests {
             assert_eq!(read, wanted, "{text}");
         }
         assert!(toml::from_str::<Door>("server = \"a b\"").is_err());
+        let port: Door = toml::from_str("server = \"localhost\"").unwrap();
+        assert_eq!(
+            port.noted(),
+            "localhost:3801; commands have yet to be given --ca, --tls-cert, --tls-key"
+        );
         let twice = ["a:1", "A:1"].map(|server| server.parse().unwrap());
         assert!(servers(twice.to_vec()).is_err());
     }
