@@ -23,7 +23,7 @@ use crate::softdrive::{
     CartridgeFile, DriveKind, Existing, Header, Init, Medium, MediumKey, SealedCartridge,
     SoftDrive, Target, read_header, rewrite_eedks,
 };
-use crate::t10::{Cdb, OutPage};
+use crate::t10::{Cdb, OutPage, Sense};
 use crate::volser::Volser;
 use door::Door;
 
@@ -243,16 +243,31 @@ fn take_key(
         return Ok(drive.unwrap_sedk(sedk)?);
     };
     let page = page.expose_secret();
+    let look = format!(
+        "see whether ekm drive show {} has this drive's WWN {} and wrapping key sha256:{}",
+        drive.serial(),
+        drive.wwn(),
+        drive.fingerprint()
+    );
     let mut target = Target::new(drive);
     target.load(medium);
     let cdb = Cdb::write(OutPage::SetDataEncryption, u32::try_from(page.len())?);
     target
         .spout(&cdb.encode(), page)
-        .map_err(|sense| anyhow::anyhow!("the drive refused the key: {sense}"))?;
+        .map_err(|sense| refused(sense, &look))?;
     let key = target
         .data_key()
         .context("the drive took the page and has no key")?;
     Ok(SecretBox::init_with(|| *key.expose_secret()))
+}
+
+/// That the drive did not take the key; where it cannot unwrap it, what to look at.
+fn refused(sense: Sense, look: &str) -> anyhow::Error {
+    if sense == Sense::UNABLE_TO_DECRYPT_PARAMETER_LIST {
+        anyhow::anyhow!("the drive refused the key: {sense}; {look}")
+    } else {
+        anyhow::anyhow!("the drive refused the key: {sense}")
+    }
 }
 
 fn write(
@@ -493,4 +508,20 @@ fn eprintln_fields(pairs: &[(&str, String)]) -> anyhow::Result<()> {
         writeln!(out, "{name:9} {value}")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_the_drive_cannot_unwrap_has_a_next_step() {
+        let unwrap = refused(Sense::UNABLE_TO_DECRYPT_PARAMETER_LIST, "look there");
+        assert!(
+            unwrap.to_string().ends_with("(05/74/0C); look there"),
+            "{unwrap}"
+        );
+        let other = refused(Sense::MEDIUM_NOT_PRESENT, "look there").to_string();
+        assert!(!other.contains("look there"), "{other}");
+    }
 }
