@@ -50,6 +50,9 @@ const SHORT: Duration = Duration::from_secs(1);
 /// Longest pause for a module that dies before it has served anybody.
 const LONG: Duration = Duration::from_secs(10);
 
+/// A failure that stays the same is a warning this often at most.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// Time for a bridge to open its token, besides the profile's deadline: loading, probe.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
 
@@ -162,24 +165,47 @@ enum Ended {
     },
 }
 
+/// The failure that was last warned of.
+#[derive(Debug, Default)]
+struct Warned {
+    last: Option<(String, Instant)>,
+    /// How often it has been the same one since.
+    since: u64,
+}
+
+impl Warned {
+    /// Whether to warn of this failure, and how often it has come since the last warning.
+    fn takes(&mut self, why: &str, now: Instant) -> Option<u64> {
+        match &self.last {
+            Some((last, at)) if last == why => {
+                self.since += 1;
+                if now.saturating_duration_since(*at) < AGAIN {
+                    return None;
+                }
+            }
+            Some(_) | None => self.since = 0,
+        }
+        self.last = Some((why.to_owned(), now));
+        Some(std::mem::take(&mut self.since))
+    }
+}
+
 /// One bridge of a token.
 pub(super) struct Lane {
     index: usize,
     shared: Arc<Shared>,
     // Closed when nobody asks any more.
     wanted: watch::Receiver<()>,
+    warned: Mutex<Warned>,
 }
 
 impl Lane {
-    pub(super) const fn new(
-        index: usize,
-        shared: Arc<Shared>,
-        wanted: watch::Receiver<()>,
-    ) -> Self {
+    pub(super) fn new(index: usize, shared: Arc<Shared>, wanted: watch::Receiver<()>) -> Self {
         Self {
             index,
             shared,
             wanted,
+            warned: Mutex::default(),
         }
     }
 
@@ -218,6 +244,7 @@ impl Lane {
                     match self.serve(shared, child, socket, ready).await {
                         Ended::Renewed => {
                             renewing = true;
+                            *self.warned() = Warned::default();
                             tracing::info!(
                                 token,
                                 bridge = self.index,
@@ -226,6 +253,10 @@ impl Lane {
                             continue;
                         }
                         Ended::Failed { failed, worked } => {
+                            if worked {
+                                // It is news again that it ends.
+                                *self.warned() = Warned::default();
+                            }
                             // Those who waited turn elsewhere now, whatever this lane waits for.
                             let failed = self.report(shared, failed, FIRST);
                             let mut turn = shared.turn.lock().await;
@@ -285,6 +316,10 @@ impl Lane {
         }
     }
 
+    fn warned(&self) -> MutexGuard<'_, Warned> {
+        self.warned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Posts a failure, and only then lets go of those who wait for an answer,
     /// so that what they find is how it is.
     fn report(&self, shared: &Shared, failed: Failed, pause: Duration) -> Failed {
@@ -304,7 +339,19 @@ impl Lane {
                 .post(self.index, LaneState::Locked { why: why.clone() });
         } else {
             if !told {
-                tracing::warn!(token, bridge = self.index, %why, pause_ms = pause.as_millis(), "bridge ended");
+                let pause_ms = pause.as_millis();
+                let warn = self.warned().takes(&why.to_string(), Instant::now());
+                match warn {
+                    Some(0) => {
+                        tracing::warn!(token, bridge = self.index, %why, pause_ms, "bridge ended");
+                    }
+                    Some(times) => {
+                        tracing::warn!(token, bridge = self.index, %why, pause_ms, times, "bridge ended, as before");
+                    }
+                    None => {
+                        tracing::debug!(token, bridge = self.index, %why, pause_ms, "bridge ended");
+                    }
+                }
             }
             shared.board.post(
                 self.index,
@@ -590,5 +637,25 @@ fn before_login(why: &Fault) -> bool {
         | Fault::Operator { .. }
         | Fault::WrongPin { .. }
         | Fault::Deadline { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_stays_the_same_is_warned_of_once_a_minute() {
+        let mut warned = Warned::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(warned.takes("away", at(0)), Some(0));
+        for seconds in 1..60 {
+            assert_eq!(warned.takes("away", at(seconds)), None);
+        }
+        assert_eq!(warned.takes("away", at(60)), Some(60));
+        assert_eq!(warned.takes("away", at(61)), None);
+        assert_eq!(warned.takes("gone", at(62)), Some(0));
+        assert_eq!(warned.takes("away", at(63)), Some(0));
     }
 }
