@@ -110,7 +110,7 @@ fn named(code: &str) -> anyhow::Result<&'static Entry> {
 }
 
 fn show(entry: &Entry) -> anyhow::Result<()> {
-    output::fields(&[
+    output::fields_of_prose(&[
         (entry.code, entry.title.to_owned()),
         ("  do", entry.action.to_owned()),
     ])

@@ -96,7 +96,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
         }),
     )?;
     output::say("")?;
-    output::say(
+    output::prose(
         "No real drive has been tried with ekm: yes says that it is documented, or was seen.",
     )
 }
@@ -167,9 +167,9 @@ fn here(context: &Context, models: &Models) -> anyhow::Result<Report> {
 }
 
 fn show(report: &Report) -> anyhow::Result<()> {
-    output::say(report.first)?;
+    output::prose(report.first)?;
     output::say("")?;
-    output::say(
+    output::prose(
         "Drives (no real drive has been tried with ekm; 02h and 00h: what is documented of the model)",
     )?;
     output::table(
@@ -197,8 +197,8 @@ fn show(report: &Report) -> anyhow::Result<()> {
         }),
     )?;
     more(report.drives.len())?;
-    output::say(&format!("library: {LIBRARY}"))?;
-    output::say(&format!("IBM's own: {TRANSPARENT}"))?;
+    output::prose(&format!("library: {LIBRARY}"))?;
+    output::prose(&format!("IBM's own: {TRANSPARENT}"))?;
     output::say("")?;
     output::say("Stores")?;
     output::table(
@@ -252,7 +252,7 @@ fn show(report: &Report) -> anyhow::Result<()> {
     report
         .notes
         .iter()
-        .try_for_each(|note| output::say(&format!("- {note}")))
+        .try_for_each(|note| output::prose(&format!("- {note}")))
 }
 
 fn more(rows: usize) -> anyhow::Result<()> {

@@ -76,10 +76,8 @@ pub(super) fn table_narrow(
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(head.iter().map(|cell| cell.to_uppercase()));
-    let terminal = io::IsTerminal::is_terminal(&io::stdout());
-    let width = table.width().filter(|_| terminal);
     let columns = columns(narrow, head, &rows);
-    if let Some(width) = width.map(usize::from)
+    if let Some(width) = terminal_width()
         && taken(&columns, |column| column.natural) > width
     {
         let lines = fitted(narrow, columns, head, &rows, width);
@@ -273,6 +271,48 @@ pub(super) fn fields(pairs: &[(&str, String)]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same with values that are sentences: fitted to the terminal; whole where there is none.
+pub(super) fn fields_of_prose(pairs: &[(&str, String)]) -> anyhow::Result<()> {
+    match terminal_width() {
+        Some(width) => beside(pairs, width).iter().try_for_each(|line| say(line)),
+        None => fields(pairs),
+    }
+}
+
+/// Names, and beside them their values in as many lines as they need.
+fn beside(pairs: &[(&str, String)], width: usize) -> Vec<String> {
+    let names = pairs.iter().map(|(name, _)| length(name)).max();
+    let names = names.unwrap_or_default();
+    let room = width.saturating_sub(names + PADDING).max(WORD);
+    let mut lines = Vec::new();
+    for (name, value) in pairs {
+        let mut name = *name;
+        let mut parts = wrapped(value, room);
+        if parts.is_empty() {
+            parts.push(String::new());
+        }
+        for line in parts {
+            lines.push(format!("{name:names$}  {line}"));
+            name = "";
+        }
+    }
+    lines
+}
+
+/// Prints a sentence or more, fitted to the terminal; in one line where there is none.
+pub(super) fn prose(text: &str) -> anyhow::Result<()> {
+    match terminal_width() {
+        Some(width) => wrapped(text, width).iter().try_for_each(|line| say(line)),
+        None => say(text),
+    }
+}
+
+fn terminal_width() -> Option<usize> {
+    let terminal = io::IsTerminal::is_terminal(&io::stdout());
+    let width = Table::new().width().filter(|_| terminal);
+    width.map(usize::from)
+}
+
 /// Prints a sentence or more, in lines of 80 columns at most.
 pub(super) fn paragraph(text: &str) -> anyhow::Result<()> {
     let mut line = String::new();
@@ -435,6 +475,18 @@ mod tests {
             assert!(words.contains(&whole), "{whole} is in parts:\n{text}");
         }
         assert!(text.contains("by operator:anna.with.a.long.name"), "{text}");
+    }
+
+    #[test]
+    fn sentences_beside_a_name_go_on_under_their_beginning() {
+        let pairs = [
+            ("A1", "one two three four five six".to_owned()),
+            ("  do", "seven".to_owned()),
+        ];
+        assert_eq!(
+            beside(&pairs, 26),
+            ["A1    one two three four", "      five six", "  do  seven"]
+        );
     }
 
     #[test]

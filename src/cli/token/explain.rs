@@ -103,7 +103,7 @@ fn in_full(rows: &[Explained]) -> anyhow::Result<()> {
         fields.push(("  why", row.reason.clone()));
         fields.push(("  ekm", row.ekm.to_owned()));
         fields.push(("  you", row.operator.clone()));
-        output::fields(&fields)?;
+        output::fields_of_prose(&fields)?;
     }
     Ok(())
 }
