@@ -2,8 +2,8 @@
 //!
 //! Exit codes: 0 done; 1 it failed, and standard error says why and what to
 //! do; 2 the command line itself is wrong; 3 something was checked and found
-//! wrong (`config check`, `audit verify`, `slot doctor`, `proxy display --verify`); 4 it waits for a
-//! second person.
+//! wrong (`config check`, `audit verify`, `slot doctor`, `proxy display --verify`; `backup`, where
+//! the file was made and lacks an embedded token); 4 it waits for a second person.
 
 mod alarm;
 mod approval;

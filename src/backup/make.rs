@@ -53,6 +53,19 @@ pub struct Made {
     pub totals: Totals,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// The embedded tokens and keystores whose private keys are in it, also where they showed none.
+    pub held: Vec<Held>,
+    /// Embedded tokens whose private keys should be in it and are not, a sentence each.
+    pub lost: Vec<String>,
+}
+
+/// An embedded token or a keystore whose file is in a backup, and all its KEKs with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its configured name.
+    pub name: String,
+    /// Where its private keys are.
+    pub file: PathBuf,
 }
 
 /// Makes it.
@@ -81,7 +94,7 @@ pub async fn make(asked: &Asked<'_>, store: &Sql) -> Result<Made, BackupError> {
         keks: asked
             .keks
             .iter()
-            .filter(|kek| plan.held.contains(&kek.token))
+            .filter(|kek| plan.held.iter().any(|held| held.name == kek.token))
             .cloned()
             .collect(),
         missing: plan.missing,
@@ -148,6 +161,8 @@ pub async fn make(asked: &Asked<'_>, store: &Sql) -> Result<Made, BackupError> {
         digest,
         totals,
         manifest,
+        held: plan.held,
+        lost: plan.lost,
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::make::Asked;
+use super::make::{Asked, Held};
 use super::{BackupError, Place, at};
 use crate::bridge::pin::PinSource;
 use crate::bridge::profile::HsmProfile;
@@ -26,7 +26,9 @@ pub(super) struct Plan {
     pub(super) files: BTreeMap<Place, Source>,
     pub(super) missing: Vec<String>,
     // Tokens and keystores whose private keys are among the files.
-    pub(super) held: Vec<String>,
+    pub(super) held: Vec<Held>,
+    // Embedded tokens whose private keys should be, and are not; a sentence each.
+    pub(super) lost: Vec<String>,
 }
 
 impl Plan {
@@ -75,7 +77,10 @@ impl Plan {
         }
         for keystore in &config.keystores {
             if plan.add(&keystore.file, here)? {
-                plan.held.push(keystore.name.clone());
+                plan.held.push(Held {
+                    name: keystore.name.clone(),
+                    file: keystore.file.clone(),
+                });
             }
             let name = format!("the password of keystore {}", keystore.name);
             for source in std::iter::once(&keystore.password).chain(&keystore.key_password) {
@@ -143,17 +148,27 @@ impl Plan {
         match &token.directory {
             Some(directory) if embedded => {
                 let path = directory.join("token.sql");
-                if path.is_file() {
-                    self.files
-                        .insert(place(&path, here)?, Source::Token(path.clone()));
-                    self.held.push(token.name.clone());
-                } else {
-                    self.missing.push(format!(
-                        "token {}: there is no {}",
-                        token.name,
-                        path.display()
-                    ));
-                }
+                let why = match std::fs::metadata(&path) {
+                    Ok(meta) if meta.is_file() => {
+                        self.files
+                            .insert(place(&path, here)?, Source::Token(path.clone()));
+                        self.held.push(Held {
+                            name: token.name.clone(),
+                            file: path,
+                        });
+                        return Ok(());
+                    }
+                    Ok(_) => format!("{} is no file", path.display()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        format!("there is no {}", path.display())
+                    }
+                    Err(error) => format!("cannot read {}: {error}", path.display()),
+                };
+                let why = format!("token {}: {why}", token.name);
+                self.lost.push(format!(
+                    "{why}; its KEKs are NOT in this backup, and that file is the only copy that ekm knows of. Mount the disk that it is on, or restore it, and make another backup"
+                ));
+                self.missing.push(why);
             }
             Some(directory) => self.missing.push(format!(
                 "token {}: its keys, and the directory {}; back them up by the means of its maker",

@@ -1,5 +1,6 @@
 //! `ekm backup`
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -7,9 +8,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use time::OffsetDateTime;
 
 use super::kek::passwords::first_line;
-use super::{Context, output, runtime, site, times};
+use super::{Context, Found, output, runtime, site, times};
 use crate::admin::{BackupStatus, Command, Reply};
-use crate::backup::make::{self, Made};
+use crate::backup::make::{self, Held, Made};
 use crate::backup::{BackedKek, seal};
 use crate::config::Config;
 use crate::store::{Backup, Sql};
@@ -85,7 +86,15 @@ impl BackupCommand {
                 file.display()
             )
         })?;
-        show(context, &made, &file)
+        show(context, &made, &file)?;
+        if made.lost.is_empty() {
+            return Ok(());
+        }
+        for lost in &made.lost {
+            // The exit code says it too.
+            let _ = writeln!(std::io::stderr(), "WARNING: {lost}");
+        }
+        Err(Found.into())
     }
 
     fn made(
@@ -150,6 +159,7 @@ fn show(context: &Context, made: &Made, file: &Path) -> anyhow::Result<()> {
             "backup": noted(made, file),
             "keks": made.manifest.keks,
             "missing": made.manifest.missing,
+            "warnings": made.lost,
         }));
     }
     output::say(&format!(
@@ -159,23 +169,46 @@ fn show(context: &Context, made: &Made, file: &Path) -> anyhow::Result<()> {
         contents(made)
     ))?;
     output::say(&format!("SHA-256 {}", made.digest))?;
-    let labels: Vec<String> = made
-        .manifest
-        .keks
+    keks_in_it(made)
         .iter()
-        .map(|kek| format!("{} ({})", kek.label, kek.token))
-        .collect();
-    output::say(&if labels.is_empty() {
-        "No KEK is in it: those in an HSM are backed up by its maker's means".to_owned()
-    } else {
-        format!("KEKs in it: {}", labels.join(", "))
-    })?;
+        .try_for_each(|line| output::say(line))?;
     if made.manifest.pins {
         output::say(
             "PINs are in it: whoever has the file and its passphrase opens every cartridge",
         )?;
     }
     not_in_it(&made.manifest.missing)
+}
+
+/// The KEKs that were shown, and the files that have all of a token's, whether it showed any or not.
+fn keks_in_it(made: &Made) -> Vec<String> {
+    let keks = &made.manifest.keks;
+    let labels: Vec<String> = keks
+        .iter()
+        .map(|kek| format!("{} ({})", kek.label, kek.token))
+        .collect();
+    let mut lines = Vec::new();
+    if !labels.is_empty() {
+        lines.push(format!("KEKs in it: {}", labels.join(", ")));
+    }
+    for Held { name, file } in &made.held {
+        let file = file.display();
+        lines.push(if keks.iter().any(|kek| kek.token == *name) {
+            format!("All KEKs of {name} are in it, by its file {file}")
+        } else {
+            format!(
+                "All KEKs of {name} are in it, by its file {file}; {name} showed none now, and ekm backup status counts only what was shown: where it has any, unlock it and make another backup"
+            )
+        });
+    }
+    if lines.is_empty() {
+        lines.push(if made.lost.is_empty() {
+            "No KEK is in it: those in an HSM are backed up by its maker's means".to_owned()
+        } else {
+            "No KEK is in it: see the warning".to_owned()
+        });
+    }
+    lines
 }
 
 pub(super) fn not_in_it(missing: &[String]) -> anyhow::Result<()> {
@@ -261,4 +294,49 @@ fn status(context: &Context) -> anyhow::Result<()> {
                 "nothing is written under a KEK that is not kept",
         }
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::frame::Totals;
+    use crate::backup::{Manifest, Place};
+
+    #[test]
+    fn an_embedded_token_s_keks_are_in_it_also_where_it_is_locked() {
+        let mut made = Made {
+            bytes: 0,
+            digest: String::new(),
+            totals: Totals::default(),
+            manifest: Manifest {
+                version: 1,
+                id: uuid::Uuid::new_v4(),
+                at: OffsetDateTime::now_utc(),
+                node: "ekm1".to_owned(),
+                ekm: "0".to_owned(),
+                database: "sqlite".to_owned(),
+                migrations: Vec::new(),
+                state: Place::Beside("state".to_owned()),
+                audit: Place::Beside("audit".to_owned()),
+                pins: false,
+                keks: Vec::new(),
+                missing: Vec::new(),
+            },
+            held: Vec::new(),
+            lost: Vec::new(),
+        };
+        assert!(keks_in_it(&made)[0].contains("its maker's means"));
+        made.lost.push("token main: there is no file".to_owned());
+        assert_eq!(keks_in_it(&made), ["No KEK is in it: see the warning"]);
+        made.held.push(Held {
+            name: "main".to_owned(),
+            file: "/site/token/token.sql".into(),
+        });
+        let told = keks_in_it(&made);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with("All KEKs of main are in it, by its file /site/token/token.sql"),
+            "{told:?}"
+        );
+    }
 }
