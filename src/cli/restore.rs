@@ -113,7 +113,7 @@ impl Restore {
         }
         not_in_it(&manifest.missing)?;
         output::say(&format!(
-            "Next: put back what is missing, then ekm config check {0}, ekm --config {0} audit verify, ekm serve",
+            "Next: put back what is missing, then ekm config check {0}, ekm --config {0} audit verify, ekm --config {0} serve",
             config.display()
         ))
     }

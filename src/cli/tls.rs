@@ -65,16 +65,26 @@ pub(super) enum Tls {
 /// Where the authority is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Place {
-    /// The authority's directory.
-    #[arg(long = "ca-dir", value_name = "DIR", default_value = "tls")]
-    directory: PathBuf,
+    /// The authority's directory; without it tls, and where --config is given, tls beside that file.
+    #[arg(long = "ca-dir", value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+impl Place {
+    fn directory(self, context: &Context) -> PathBuf {
+        match self.directory {
+            Some(directory) => directory,
+            None if context.config_named => context.config.with_file_name("tls"),
+            None => "tls".into(),
+        }
+    }
 }
 
 impl Tls {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::Init { place, name, days } => {
-                let ca = Ca::init(&place.directory, &name, DAY * days)?;
+                let ca = Ca::init(&place.directory(context), &name, DAY * days)?;
                 output::say(&format!(
                     "made {}, good until {}",
                     ca.cert_path().display(),
@@ -91,7 +101,8 @@ impl Tls {
                 key,
                 out,
             } => {
-                let ca = Ca::open(&place.directory)?;
+                let directory = place.directory(context);
+                let ca = Ca::open(&directory)?;
                 // Serials are upper case everywhere else.
                 let name = if role == Role::Drive {
                     name.parse::<crate::drive::DriveSerial>()?.to_string()
@@ -110,9 +121,7 @@ impl Tls {
                     }
                     request.spki = Some(der);
                 }
-                let files = out
-                    .clone()
-                    .unwrap_or_else(|| place.directory.join("issued"));
+                let files = out.clone().unwrap_or_else(|| directory.join("issued"));
                 if let Some(directory) = out {
                     request.output = Output::Directory(directory);
                 }
@@ -145,7 +154,7 @@ impl Tls {
                 told.iter().try_for_each(|line| output::say(line))
             }
             Self::List { place } => {
-                let entries = Ca::open(&place.directory)?.list()?;
+                let entries = Ca::open(&place.directory(context))?.list()?;
                 if context.json {
                     return output::json(&entries);
                 }
@@ -169,7 +178,7 @@ impl Tls {
                 )
             }
             Self::Revoke { place, which } => {
-                let revoked = Ca::open(&place.directory)?.revoke(&which)?;
+                let revoked = Ca::open(&place.directory(context))?.revoke(&which)?;
                 for entry in &revoked {
                     output::say(&format!(
                         "revoked {}:{} ({})",
@@ -220,6 +229,25 @@ fn earlier(good: &[Entry], replaced: Option<&str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_authority_is_beside_the_configuration_that_was_named() {
+        let context = |config_named| Context {
+            config: "../b/ekm.toml".into(),
+            config_named,
+            json: false,
+            site: None,
+        };
+        let place = |directory: Option<&str>| Place {
+            directory: directory.map(PathBuf::from),
+        };
+        let named = place(None).directory(&context(true));
+        assert_eq!(named, Path::new("../b/tls"));
+        let plain = place(None).directory(&context(false));
+        assert_eq!(plain, Path::new("tls"));
+        let said = place(Some("ca")).directory(&context(true));
+        assert_eq!(said, Path::new("ca"));
+    }
 
     #[test]
     fn a_certificate_that_is_replaced_is_said_to_be_good_yet() {
