@@ -433,6 +433,27 @@ mod tests {
     }
 
     #[test]
+    fn a_private_key_that_others_can_read_is_named() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::parse(EXAMPLE, &dir.path().join("ekm.toml")).unwrap();
+        let key = &config.server.key;
+        std::fs::create_dir_all(key.parent().unwrap()).unwrap();
+        std::fs::write(key, "").unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(key, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(0o640);
+        assert!(config.exposed_keys().is_empty());
+        mode(0o644);
+        let exposed = config.exposed_keys();
+        assert_eq!(exposed.len(), 1, "{exposed:?}");
+        assert!(exposed[0].contains("mode 644"), "{exposed:?}");
+        let remedy = format!("chmod 600 {}", key.display());
+        assert!(exposed[0].ends_with(&remedy), "{exposed:?}");
+    }
+
+    #[test]
     fn every_fault_is_named_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ekm.toml");

@@ -2,6 +2,7 @@
 
 mod roles;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -83,6 +84,10 @@ impl Config {
                                 ))?;
                             }
                             return Err(Found.into());
+                        }
+                        for exposed in config.exposed_keys() {
+                            // Nobody need read it.
+                            let _ = writeln!(std::io::stderr(), "warning: {exposed}");
                         }
                         if context.json {
                             return output::json(&config);

@@ -73,6 +73,9 @@ impl Serve {
                 );
             }
         }
+        for exposed in config.exposed_keys() {
+            tracing::warn!("{exposed}");
+        }
         for token in config.v15_tokens() {
             tracing::warn!(
                 token,

@@ -1,5 +1,8 @@
 //! What is wrong with a configuration, all of it at once.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use super::{Config, KeystoreConfig, TokenConfigError};
 use crate::bridge::pin::{PinError, PinSource};
 use crate::bridge::profile::HsmProfile;
@@ -172,6 +175,17 @@ impl Config {
         gone.chain(tokens).chain(self.pin_file_faults()).collect()
     }
 
+    /// Which of the private keys others can read, one sentence each. They are used all the same.
+    #[must_use]
+    pub fn exposed_keys(&self) -> Vec<String> {
+        let authority = self.server.client_ca.with_file_name("ca.key");
+        let syslog = self.records.syslog.iter();
+        let syslog = syslog.filter_map(|to| to.key.as_ref());
+        let own = [&self.server.key, &authority];
+        let keys = own.into_iter().chain(syslog);
+        keys.filter_map(|path| exposed(path)).collect()
+    }
+
     fn pin_file_faults(&self) -> Vec<String> {
         let tokens = self.tokens.iter().filter_map(|token| {
             let error = file_fault(&token.name, &token.pin)?;
@@ -187,6 +201,17 @@ impl Config {
         });
         tokens.chain(keystores).collect()
     }
+}
+
+/// That everybody can read it. A group may be there for the server's own user.
+fn exposed(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o007 != 0).then(|| {
+        format!(
+            "the private key {0} is readable by others (mode {mode:03o}); run: chmod 600 {0}",
+            path.display()
+        )
+    })
 }
 
 /// What is wrong with the file of a source that is one.
