@@ -173,6 +173,19 @@ pub enum BackupError {
         /// The cause.
         source: std::io::Error,
     },
+    /// Nothing can be written where the backup should be.
+    #[error(
+        "cannot make {}: in the directory {}: {why}; name one that is there and that you may write to",
+        file.display(), directory.display()
+    )]
+    Directory {
+        /// The file that was to be made.
+        file: PathBuf,
+        /// Its directory.
+        directory: PathBuf,
+        /// What the system said.
+        why: std::io::ErrorKind,
+    },
     /// A path cannot be in a backup.
     #[error("the path {0:?} cannot be in a backup: it must be text without \"..\"")]
     Path(String),

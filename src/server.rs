@@ -75,6 +75,16 @@ pub enum ServerError {
         /// The cause.
         source: io::Error,
     },
+    /// Somebody else has an address.
+    #[error(
+        "cannot listen on {address} ({key}): the address is in use; is another ekm serve running here? Stop it, or set {key} to another port"
+    )]
+    Busy {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What of the configuration names it.
+        key: &'static str,
+    },
     /// A door cannot be opened.
     #[error("cannot listen on {place}: {source}")]
     Listen {
@@ -203,9 +213,9 @@ impl Door {
     pub async fn open(config: &Config) -> Result<Self, ServerError> {
         let server = &config.server;
         let tls = ServerTls::load(&server.tls_paths())?;
-        let listener = listen(server.listen).await?;
+        let listener = listen(server.listen, "[server] listen").await?;
         let scrapes = match &config.metrics {
-            Some(metrics) => Some(listen(metrics.listen).await?),
+            Some(metrics) => Some(listen(metrics.listen, "[metrics] listen").await?),
             None => None,
         };
         let socket = config.socket();
@@ -215,7 +225,7 @@ impl Door {
         })?;
         let operators = operator::listen(&socket, &config.operators)?;
         let remote = match config.operators.listen {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address, "[operators] listen").await?),
             None => None,
         };
         Ok(Self {
@@ -373,13 +383,19 @@ async fn record(service: &Service, action: &str) -> Result<(), ServerError> {
     Ok(())
 }
 
-async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServerError::Listen {
-            place: address.to_string(),
+async fn listen(
+    address: std::net::SocketAddr,
+    key: &'static str,
+) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            return ServerError::Busy { address, key };
+        }
+        ServerError::Listen {
+            place: format!("{address} ({key})"),
             source,
-        })
+        }
+    })
 }
 
 /// Seals the records, and what else they need now and then.
@@ -407,6 +423,22 @@ async fn watch_certificates(tls: Arc<ServerTls>, reloaded: Arc<watch::Sender<u64
             Err(error) => {
                 tracing::error!(%error, "the changed certificates were not taken in; the old ones stay");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_by_its_key() {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = other.local_addr().unwrap();
+        let error = listen(address, "[metrics] listen").await.unwrap_err();
+        let (told, address) = (error.to_string(), address.to_string());
+        for part in [address.as_str(), "[metrics] listen", "another ekm serve"] {
+            assert!(told.contains(part), "{told}");
         }
     }
 }

@@ -104,7 +104,12 @@ pub async fn make(asked: &Asked<'_>, store: &Sql) -> Result<Made, BackupError> {
         return Err(BackupError::Taken(path));
     }
     let into = path.parent().unwrap_or(Path::new("/"));
-    let file = tempfile::NamedTempFile::new_in(into).map_err(at(into))?;
+    // Its own words name a temporary file, which nobody asked for.
+    let file = tempfile::NamedTempFile::new_in(into).map_err(|error| BackupError::Directory {
+        file: path.clone(),
+        directory: into.to_owned(),
+        why: error.kind(),
+    })?;
     let seal = |source| BackupError::Seal {
         path: asked.file.to_owned(),
         source,

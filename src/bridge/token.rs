@@ -302,7 +302,7 @@ impl Token {
     pub(super) fn unkept(&self) -> Option<String> {
         let reason = self.profile.there().err()?;
         Some(format!(
-            "{reason} What this process has read goes on serving until it ends, and nothing is written under it"
+            "{reason}. What this process has read goes on serving until it ends, and nothing is written under it"
         ))
     }
 }

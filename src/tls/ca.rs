@@ -154,6 +154,10 @@ impl Ca {
     /// When its certificate or key cannot be read, or the two do not fit.
     pub fn open(dir: &Path) -> Result<Self, CaError> {
         let (cert_path, key_path) = (dir.join(CERT), dir.join(KEY));
+        let none = |path: &Path| matches!(path.try_exists(), Ok(false));
+        if none(&cert_path) && none(&key_path) {
+            return Err(CaError::Absent { path: dir.into() });
+        }
         let cert_pem = fs::read_to_string(&cert_path).map_err(CaError::file("read", &cert_path))?;
         let key_pem = fs::read_to_string(&key_path)
             .map(Zeroizing::new)

@@ -20,6 +20,14 @@ pub enum CaError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no authority.
+    #[error(
+        "there is no certificate authority in {path}: make one with ekm tls init, or name the directory of yours"
+    )]
+    Absent {
+        /// The directory.
+        path: PathBuf,
+    },
     /// There is an authority already.
     #[error("{path} exists: use that authority, or name another directory")]
     Exists {

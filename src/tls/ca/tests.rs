@@ -45,6 +45,14 @@ fn an_authority_is_never_overwritten() {
 }
 
 #[test]
+fn where_there_is_no_authority_the_way_to_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = Ca::open(dir.path()).unwrap_err();
+    assert!(matches!(absent, CaError::Absent { .. }), "{absent:?}");
+    assert!(absent.to_string().contains("ekm tls init"), "{absent}");
+}
+
+#[test]
 fn a_key_of_another_authority_is_refused() {
     let (dir, _) = ca();
     let (other, _) = ca();
