@@ -36,6 +36,18 @@ pub use token::{TokenConfig, TokenConfigError};
 /// The configuration that `ekm config example` prints.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
 
+/// What only a host's file has.
+const HOST_KEYS: &[&str] = &[
+    "path",
+    "socket",
+    "tls",
+    "key_servers",
+    "data_classes",
+    "volume_ranges",
+    "drives",
+    "in_band",
+];
+
 /// Longest configuration file, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -228,7 +240,11 @@ impl fmt::Display for ConfigError {
                 "cannot read the configuration {}: {source}; ekm config example prints one",
                 path.display()
             ),
-            Self::Syntax { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Syntax { path, source } => {
+                let hint = "is it a host's file? ekm tape and ekm proxy read that, and ekm config check --host FILE checks it";
+                let told = syntax(source, "node", HOST_KEYS, hint);
+                write!(f, "{}: {told}", path.display())
+            }
             Self::Faults { path, faults } => {
                 write!(f, "{}:", path.display())?;
                 faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
@@ -238,6 +254,22 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// What is wrong with TOML whose own first key is `first`, and the hint where it begins with a key
+/// of the other kind of file.
+pub(crate) fn syntax(error: &toml::de::Error, first: &str, other: &[&str], hint: &str) -> String {
+    let top = format!("expected one of `{first}`");
+    let foreign = |key: &&str| {
+        error
+            .message()
+            .starts_with(&format!("unknown field `{key}`, {top}"))
+    };
+    if other.iter().any(foreign) {
+        format!("{}; {hint}", error.to_string().trim_end())
+    } else {
+        error.to_string()
+    }
+}
 
 impl Config {
     /// Reads and checks a configuration; paths become absolute.
@@ -451,6 +483,17 @@ mod tests {
         assert!(exposed[0].contains("mode 644"), "{exposed:?}");
         let remedy = format!("chmod 600 {}", key.display());
         assert!(exposed[0].ends_with(&remedy), "{exposed:?}");
+    }
+
+    #[test]
+    fn the_file_of_a_host_is_told_from_that_of_a_server() {
+        let told = |text: &str| {
+            let parsed = Config::parse(text, Path::new("host.toml"));
+            parsed.unwrap_err().to_string()
+        };
+        let hosts = told("[tls]\nkey = \"k\"\n");
+        assert!(hosts.contains("config check --host"), "{hosts}");
+        assert!(!told("stats = 1\n").contains("--host"));
     }
 
     #[test]

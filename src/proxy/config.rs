@@ -288,6 +288,29 @@ pub struct ClassNameError {
     pub got: String,
 }
 
+/// What only a server's file has.
+const SERVER_KEYS: &[&str] = &[
+    "node",
+    "state",
+    "database",
+    "fleet",
+    "audit",
+    "server",
+    "metrics",
+    "operators",
+    "tokens",
+    "records",
+    "keystores",
+    "sync",
+    "policy",
+    "alarms",
+];
+
+fn of_server(error: &toml::de::Error) -> String {
+    let hint = "is it a server's file? ekm serve reads that, and ekm config check FILE checks it";
+    crate::config::syntax(error, "path", SERVER_KEYS, hint)
+}
+
 /// Why there is no configuration of the host.
 #[derive(Debug, thiserror::Error)]
 pub enum HostConfigError {
@@ -303,7 +326,7 @@ pub enum HostConfigError {
         source: std::io::Error,
     },
     /// It is not TOML of this shape.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), of_server(source))]
     Syntax {
         /// The file.
         path: PathBuf,

@@ -28,6 +28,14 @@ fn the_example_is_good() {
 }
 
 #[test]
+fn a_server_s_file_is_told_from_that_of_a_host() {
+    let told = parse(crate::config::EXAMPLE).unwrap_err().to_string();
+    assert!(told.contains("is it a server's file?"), "{told}");
+    let told = parse("stats = 1\n").unwrap_err().to_string();
+    assert!(!told.contains("server's file"), "{told}");
+}
+
+#[test]
 fn every_fault_is_named_at_once_with_its_line() {
     let text = r#"path = "sideways"
 [key_servers]
