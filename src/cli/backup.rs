@@ -23,7 +23,8 @@ use crate::store::{Backup, Sql};
 /// The file is encrypted under a passphrase (Argon2id, AES-256-GCM), read back
 /// after it was written, and in its place only when it is whole. Without the
 /// passphrase it is worth nothing: keep that apart, and keep it. PINs are not in
-/// it unless you say so. `ekm restore` brings it back.
+/// it unless you say so. `ekm restore` brings it back. Where an embedded token's database
+/// should be in it and is missing, the file is made without it, with a warning and exit code 3.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct BackupCommand {
