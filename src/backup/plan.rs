@@ -166,7 +166,7 @@ impl Plan {
                 };
                 let why = format!("token {}: {why}", token.name);
                 self.lost.push(format!(
-                    "{why}; its KEKs are NOT in this backup, and that file is the only copy that ekm knows of. Mount the disk that it is on, or restore it, and make another backup"
+                    "{why}; its KEKs are NOT in this backup. Mount the disk that it is on, or restore it, and make another backup"
                 ));
                 self.missing.push(why);
             }
