@@ -477,6 +477,12 @@ async fn a_proxy_speaks_for_the_drives_that_it_was_given() {
     }
     let serial = one.serial.to_string();
     house.done(&["drive", "mod", &serial, "--speaker", "proxy:speaker"]);
+    // One more takes nothing from the first.
+    house.done(&["drive", "mod", &serial, "--speaker", "proxy:more"]);
+    let shown = house.done(&["drive", "show", &serial]);
+    assert!(shown.contains("proxy:speaker, proxy:more"), "{shown}");
+    let shown = house.done(&["drive", "mod", &serial, "--no-speaker", "proxy:more"]);
+    assert!(!shown.contains("proxy:more"), "{shown}");
     let answer = speaker.create(&one.create()).await.unwrap();
     // The proxy carries the key; only the drive can open it.
     one.soft.unwrap_sedk(&answer.sedk).unwrap();

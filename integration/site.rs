@@ -141,6 +141,7 @@ impl Site {
                 form: Some(row.form),
                 custody: Some(row.custody),
                 speakers: Some(row.speakers),
+                no_speakers: Vec::new(),
                 accept: false,
             }),
         })

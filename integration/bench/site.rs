@@ -180,6 +180,7 @@ impl Site {
                 form: Some(SedkForm::RsaOaepSha1),
                 custody: Some(Custody::Token),
                 speakers: Some(vec![PROXY.parse()?]),
+                no_speakers: Vec::new(),
                 accept: false,
             }),
         })

@@ -70,8 +70,11 @@ pub struct DriveChange {
     pub form: Option<SedkForm>,
     /// How far from the token its keys may go.
     pub custody: Option<Custody>,
-    /// Peers that may ask for it, all of them.
+    /// Peers that may ask for it besides those that may already.
     pub speakers: Option<Vec<PeerId>>,
+    /// Peers that may ask for it no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_speakers: Vec<PeerId>,
     /// Accepts a drive that waits.
     pub accept: bool,
 }

@@ -6,6 +6,7 @@ use crate::key::{KekHash, KekRef, SedkForm};
 use crate::problem::{EkmCode, Problem};
 use crate::service::Service;
 use crate::store::{Drive, DriveKey, DriveState};
+use crate::tls::PeerId;
 
 pub(super) async fn put_drive(
     service: &Service,
@@ -23,6 +24,7 @@ pub(super) async fn put_drive(
         form,
         custody,
         speakers,
+        no_speakers,
         accept,
     } = change;
     let named: Vec<KekRef> = [&kek1, &kek2]
@@ -38,7 +40,8 @@ pub(super) async fn put_drive(
     drive.key = key.unwrap_or(drive.key);
     drive.form = form.unwrap_or(drive.form);
     drive.custody = custody.unwrap_or(drive.custody);
-    drive.speakers = speakers.unwrap_or(drive.speakers);
+    drive.speakers = speakers_of(drive.speakers, speakers.unwrap_or_default(), &no_speakers)
+        .map_err(|reason| conflict(EkmCode::EE25, format!("drive {}: {reason}", drive.serial)))?;
     let mut named = named;
     if accept {
         drive.state = DriveState::Active;
@@ -77,6 +80,32 @@ pub(super) async fn put_drive(
     record(service, event).await?;
     stored(service.store().change_drive(before, &drive).await)?;
     Ok(Reply::Drives(vec![drive]))
+}
+
+/// The speakers without those that go and with those that come, each once; or why not.
+fn speakers_of(
+    mut speakers: Vec<PeerId>,
+    more: Vec<PeerId>,
+    gone: &[PeerId],
+) -> Result<Vec<PeerId>, String> {
+    if let Some(absent) = gone.iter().find(|peer| !speakers.contains(peer)) {
+        let there: Vec<String> = speakers.iter().map(ToString::to_string).collect();
+        let there = if there.is_empty() {
+            "none besides the drive itself; who may speak by [[policy.peers]] is taken away in ekm.toml".to_owned()
+        } else {
+            there.join(", ")
+        };
+        return Err(format!(
+            "{absent} is none of its speakers, and nothing was changed; its speakers are {there}"
+        ));
+    }
+    speakers.retain(|peer| !gone.contains(peer));
+    for peer in more {
+        if !speakers.contains(&peer) {
+            speakers.push(peer);
+        }
+    }
+    Ok(speakers)
 }
 
 /// Whether a row by itself could ever serve.
@@ -148,4 +177,27 @@ pub(super) async fn check(
         }
     }
     known(service, named).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(names: &[&str]) -> Vec<PeerId> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn speakers_are_added_once_and_taken_away_by_name() {
+        let two = || peers(&["proxy:host1", "proxy:host2"]);
+        let more = speakers_of(two(), peers(&["proxy:host3", "proxy:host1"]), &[]);
+        let three = peers(&["proxy:host1", "proxy:host2", "proxy:host3"]);
+        assert_eq!(more.unwrap(), three);
+        let fewer = speakers_of(two(), Vec::new(), &peers(&["proxy:host1"]));
+        assert_eq!(fewer.unwrap(), peers(&["proxy:host2"]));
+        let refused = speakers_of(two(), Vec::new(), &peers(&["proxy:host4"])).unwrap_err();
+        for named in ["proxy:host4", "proxy:host1, proxy:host2"] {
+            assert!(refused.contains(named), "{refused}");
+        }
+    }
 }

@@ -48,6 +48,9 @@ pub(super) enum DriveCommand {
         /// Takes the second KEK away.
         #[arg(long, conflicts_with = "kek2")]
         no_kek2: bool,
+        /// A TLS peer that may ask for it no more; may be given more than once.
+        #[arg(long = "no-speaker", value_name = "PEER")]
+        no_speakers: Vec<PeerId>,
         /// Accepts a drive that waits, once its fingerprint is compared.
         #[arg(long)]
         accept: bool,
@@ -137,7 +140,7 @@ pub(super) struct Fields {
     /// token, or host where the token cannot wrap for it.
     #[arg(long)]
     custody: Option<Custody>,
-    /// A TLS peer that may ask for it besides itself, proxy:NAME; may be given more than once.
+    /// A TLS peer that may ask for it besides itself and those that may already, proxy:NAME; may be given more than once.
     #[arg(long = "speaker", value_name = "PEER")]
     speakers: Vec<PeerId>,
 }
@@ -167,6 +170,7 @@ impl Fields {
             form,
             custody,
             speakers: (!speakers.is_empty()).then_some(speakers),
+            no_speakers: Vec::new(),
             accept: false,
         })
     }
@@ -211,10 +215,12 @@ impl DriveCommand {
                 fields,
                 no_kek1,
                 no_kek2,
+                no_speakers,
                 accept,
             } => {
                 let mut change = fields.change()?;
                 change.accept = accept;
+                change.no_speakers = no_speakers;
                 if no_kek1 {
                     change.kek1 = Change::Clear;
                 }
