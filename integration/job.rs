@@ -103,7 +103,10 @@ async fn the_keks_of_a_cartridge_are_those_of_the_first_level_that_names_any() {
         "GLOBAL2",
     ]);
     let (plain, one, two) = (house.drive(1), house.drive(2), house.drive(3));
-    house.done(&["drive", "mod", one.serial.as_str(), "--kek1", "ROW:hash"]);
+    let output = house.run(&["drive", "mod", one.serial.as_str(), "--kek1", "ROW:hash"]);
+    let warned = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{warned}");
+    assert!(warned.contains("(--kek2 GLOBAL2"), "{warned}");
     house.done(&[
         "drive",
         "mod",

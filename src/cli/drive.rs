@@ -5,6 +5,7 @@ mod scan;
 mod status;
 mod trust;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -125,7 +126,7 @@ pub(super) struct Fields {
     /// First KEK for its new cartridges: LABEL, LABEL:label or LABEL:hash.
     #[arg(long, value_name = "LABEL[:label|:hash]")]
     kek1: Option<KekRef>,
-    /// Second KEK for its new cartridges.
+    /// Second KEK for its new cartridges; the site's second default does not count for a drive that has a first one of its own.
     #[arg(long, value_name = "LABEL[:label|:hash]")]
     kek2: Option<KekRef>,
     /// Its public key (PUBLIC KEY or CERTIFICATE PEM), pinned.
@@ -272,7 +273,16 @@ impl DriveCommand {
             }
             Self::Show { serial } => (Command::DriveList, Some(serial)),
         };
+        let first = match &command {
+            Command::DriveAdd { change, .. } | Command::DriveMod { change, .. } => {
+                matches!(change.kek1, Change::Set(_))
+            }
+            _ => false,
+        };
         let mut drives = drives(context, command)?;
+        if first {
+            warn_of_one(context, &drives);
+        }
         if let Some(serial) = only {
             drives.retain(|drive| drive.serial == serial);
             if drives.is_empty() {
@@ -308,6 +318,36 @@ fn drives(context: &Context, command: Command) -> anyhow::Result<Vec<Drive>> {
     match site::execute(context, command)? {
         Reply::Drives(drives) => Ok(drives),
         other => site::out_of_turn(&other),
+    }
+}
+
+/// Warns of drives whose cartridges get one EEDK where the site's defaults would give them two.
+fn warn_of_one(context: &Context, drives: &[Drive]) {
+    let mut with_one = drives
+        .iter()
+        .filter(|drive| drive.kek1.is_some() && drive.kek2.is_none())
+        .peekable();
+    if with_one.peek().is_none() {
+        return;
+    }
+    let asked = Command::KekDefault {
+        set: None,
+        anyway: false,
+    };
+    // Told beside what is done already: where it cannot be had, nothing is said.
+    let Ok(Reply::Defaults(defaults)) = site::execute(context, asked) else {
+        return;
+    };
+    let Some(second) = defaults.kek2 else {
+        return;
+    };
+    for drive in with_one {
+        // Nobody need read it.
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: drive {}: cartridges of this drive get one EEDK; the site's second default {second} does not count for a drive with labels of its own (--kek2 {second})",
+            drive.serial
+        );
     }
 }
 

@@ -3,8 +3,8 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Fields, fingerprint, show, state};
-use crate::admin::{Command, DriveSeen, Reply};
+use super::{Fields, fingerprint, show, state, warn_of_one};
+use crate::admin::{Change, Command, DriveSeen, Reply};
 use crate::cli::{Context, output, site};
 use crate::drive::{DriveSerial, Wwn};
 use crate::key::{KekHash, KekRef, SedkForm};
@@ -43,7 +43,7 @@ pub(in crate::cli) struct Accept {
     /// First KEK for its new cartridges: LABEL, LABEL:label or LABEL:hash.
     #[arg(long, value_name = "LABEL[:label|:hash]")]
     kek1: Option<KekRef>,
-    /// Second KEK for its new cartridges.
+    /// Second KEK for its new cartridges; the site's second default does not count for a drive that has a first one of its own.
     #[arg(long, value_name = "LABEL[:label|:hash]")]
     kek2: Option<KekRef>,
 }
@@ -70,6 +70,7 @@ impl Accept {
             speakers: Vec::new(),
         }
         .change()?;
+        let first = matches!(change.kek1, Change::Set(_));
         let command = Command::DriveAccept {
             serial,
             fingerprint,
@@ -79,6 +80,9 @@ impl Accept {
             Reply::Drives(drives) => drives,
             other => return site::out_of_turn(&other),
         };
+        if first {
+            warn_of_one(context, &drives);
+        }
         if context.json {
             return output::json(&drives);
         }
