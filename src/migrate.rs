@@ -153,6 +153,7 @@ pub fn gather(places: &Places, password: Option<SecretString>) -> Result<Sources
         notes,
         now: time::OffsetDateTime::now_utc(),
         keystore: keystore.map(|path| path.display().to_string()),
+        password_file: None,
         hsm,
     })
 }

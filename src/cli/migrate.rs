@@ -103,7 +103,10 @@ impl Sources {
             metadata: self.metadata.clone(),
         };
         let password = self.password_file.as_deref().map(first_line).transpose()?;
-        Ok(gather(&places, password)?)
+        let mut sources = gather(&places, password)?;
+        let named = |path: &PathBuf| path.display().to_string();
+        sources.password_file = self.password_file.as_ref().map(named);
+        Ok(sources)
     }
 }
 

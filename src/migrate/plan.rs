@@ -33,6 +33,8 @@ pub struct Sources {
     pub now: time::OffsetDateTime,
     /// The keystore's file, as a command would name it.
     pub keystore: Option<String>,
+    /// The file with its password, as a command would name it, where one was given.
+    pub password_file: Option<String>,
     /// The profile of the HSM that EKM used, and its library, where its configuration names one.
     pub hsm: Option<(String, String)>,
 }

@@ -125,6 +125,7 @@ fn keks(plan: &Plan, sources: &Sources, done: &Progress) -> Option<Step> {
         ),
         Some(Fate::Moves) | None => {
             let file = sources.keystore.as_deref().unwrap_or("KEYSTORE");
+            let password = sources.password_file.as_deref().unwrap_or("password");
             let moving = |row: &&KeyRow| row.verdict == Verdict::Moves;
             let left = |row: &&KeyRow| {
                 let moved = row.key.hash().is_some_and(|hash| done.keks.contains(&hash));
@@ -143,16 +144,18 @@ fn keks(plan: &Plan, sources: &Sources, done: &Progress) -> Option<Step> {
                 .take(MOST)
                 .map(|row| {
                     format!(
-                        "ekm kek import {} --alias {} --password-file password",
+                        "ekm kek import {} --alias {} --password-file {}",
                         quoted(file),
-                        quoted(&row.key.alias)
+                        quoted(&row.key.alias),
+                        quoted(password)
                     )
                 })
                 .collect();
             if commands.is_empty() {
                 commands.push(format!(
-                    "ekm kek import {} --password-file password",
-                    quoted(file)
+                    "ekm kek import {} --password-file {}",
+                    quoted(file),
+                    quoted(password)
                 ));
             }
             step(

@@ -27,7 +27,7 @@ pub(in crate::cli) struct Find {
 /// The filters that a rekey has as well.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Filters {
-    /// The data key, as cartridge and records show it: 24 hexadecimal digits.
+    /// The data key, as cartridge and records show it: 3 ASCII characters and 18 hexadecimal digits.
     #[arg(long)]
     pub(super) dki: Option<DataKeyId>,
     /// The drive that it was made for.

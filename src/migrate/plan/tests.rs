@@ -16,6 +16,7 @@ fn plan(properties: &str, table: &str, keys: Option<Vec<EkmKey>>) -> Plan {
         notes: Vec::new(),
         now: time::OffsetDateTime::UNIX_EPOCH,
         keystore: None,
+        password_file: None,
         hsm: None,
     })
 }
