@@ -309,7 +309,7 @@ fn an_initialised_token_is_never_initialised_again() {
         &house,
         1,
         &["slot", "list", "--module", "/none/module.so"],
-        &["/none/module.so"],
+        &["token of /none/module.so"],
     );
     // A library, but not of this kind.
     let libc = "/usr/lib/x86_64-linux-gnu/libc.so.6";

@@ -320,7 +320,7 @@ fn a_look_says_all_and_writes_nothing() {
             "cert9 is used by default and is not in the keystore",
             "KeyGroups.xml",
             "3 records of 2 cartridges",
-            "ekm kek import ../ekm/keys/EKMKeys.jck --alias cert1",
+            "ekm kek import ../ekm/keys/EKMKeys.jck --alias cert1 --password-file ../password",
             "ekm drive mod 001365055A12 --wwn WWN --key 001365055A12.pem --kek1 CERT1 --kek2 cert2 --accept",
         ],
     );

@@ -59,6 +59,19 @@ pub(super) struct Which {
 }
 
 impl Which {
+    /// Whether it says anything of a module.
+    const fn given(&self) -> bool {
+        self.profile.is_some() || self.module.is_some()
+    }
+
+    /// What messages call a token of it.
+    fn name(&self, profile: &HsmProfile) -> String {
+        self.module.as_ref().map_or_else(
+            || profile.name.clone(),
+            |library| format!("of {}", library.display()),
+        )
+    }
+
     /// The token's directory, whether or not the profile wants one.
     fn directory(&self, profile: &HsmProfile) -> anyhow::Result<PathBuf> {
         let directory = self.directory.clone().unwrap_or_else(|| {
@@ -156,8 +169,11 @@ impl Slot {
     pub(super) fn run(&self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::List(list) => {
-                let Reply::Slots(slots) =
-                    ask(list.which.found(list.which.unsettled()?)?, Task::List)?
+                let Reply::Slots(slots) = ask(
+                    &list.which,
+                    list.which.found(list.which.unsettled()?)?,
+                    Task::List,
+                )?
                 else {
                     bail!("the bridge gave an answer of another kind");
                 };
@@ -174,7 +190,7 @@ impl Slot {
                     user_pin: pin(init.pin_file.as_ref(), "User PIN")?,
                 };
                 let Reply::Initialized(slot) =
-                    ask(init.which.made(init.which.unsettled()?)?, task)?
+                    ask(&init.which, init.which.made(init.which.unsettled()?)?, task)?
                 else {
                     bail!("the bridge gave an answer of another kind");
                 };
@@ -194,9 +210,9 @@ impl Slot {
     }
 }
 
-fn ask(profile: HsmProfile, task: Task) -> anyhow::Result<Reply> {
+fn ask(which: &Which, profile: HsmProfile, task: Task) -> anyhow::Result<Reply> {
     let hello = Hello {
-        name: profile.name.clone(),
+        name: which.name(&profile),
         profile,
         task,
     };

@@ -121,6 +121,21 @@ impl Subject {
     }
 
     fn any(&self, context: &Context) -> anyhow::Result<Found> {
+        if !self.which.given()
+            && let Ok(config) = Config::draft(&context.config)
+            && !config.tokens.is_empty()
+        {
+            let names: Vec<&str> = config
+                .tokens
+                .iter()
+                .map(|token| token.name.as_str())
+                .collect();
+            bail!(
+                "say which token: --token NAME ({}), or which module: --profile NAME ({}) or --module LIBRARY.so",
+                names.join(", "),
+                HsmProfile::shipped().collect::<Vec<_>>().join(", ")
+            );
+        }
         let profile = self.which.unsettled()?;
         let settled = self.which.found(profile.clone())?;
         // A PIN that the server would hold back is held back here too.

@@ -44,7 +44,8 @@ impl Unlock {
         if context.json {
             output::json(&unlocked)?;
         } else if unlocked.untried && !in_vain {
-            output::say(&untried(&self.name, &state, pin.is_some()))?;
+            let why = unlocked.status.why.as_deref();
+            output::say(&untried(&self.name, &state, why, pin.is_some()))?;
         } else {
             output::say(&format!("tries left before this  {}", unlocked.tries))?;
             super::show(unlocked.status)?;
@@ -99,13 +100,18 @@ fn handed(pin: &SecretString) -> anyhow::Result<Handed> {
 }
 
 /// That nobody may take a token that was up for a PIN that is right.
-fn untried(token: &str, state: &str, given: bool) -> String {
+fn untried(token: &str, state: &str, why: Option<&str>, given: bool) -> String {
     let pin = if given {
         ", and the PIN that was given was not looked at"
     } else {
         ""
     };
-    format!("token {token} is {state}; nothing was tried{pin}")
+    let next = why.map_or_else(String::new, |why| {
+        format!(
+            "; no PIN is held back, and what is wrong is another thing: {why}; mend that, and ekm token status says when it is ready"
+        )
+    });
+    format!("token {token} is {state}; nothing was tried{pin}{next}")
 }
 
 #[cfg(test)]
@@ -115,12 +121,14 @@ mod tests {
     #[test]
     fn a_pin_that_nobody_looked_at_is_not_called_right() {
         assert_eq!(
-            untried("main", "ready", true),
+            untried("main", "ready", None, true),
             "token main is ready; nothing was tried, and the PIN that was given was not looked at"
         );
         assert_eq!(
-            untried("main", "ready", false),
+            untried("main", "ready", None, false),
             "token main is ready; nothing was tried"
         );
+        let told = untried("old", "degraded", Some("old.p12 is gone"), false);
+        assert!(told.contains("old.p12 is gone; mend that"), "{told}");
     }
 }
