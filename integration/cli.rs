@@ -295,6 +295,12 @@ fn an_initialised_token_is_never_initialised_again() {
     refused(
         &house,
         1,
+        &["slot", "doctor"],
+        &["--token NAME (main)", "--profile", "--module"],
+    );
+    refused(
+        &house,
+        1,
         &["slot", "list", "--profile", "softhsm2"],
         &["no directory", "softhsm2", "--directory", "slot init"],
     );

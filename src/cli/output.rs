@@ -80,8 +80,10 @@ pub(super) fn table_narrow(
     if let Some(width) = terminal_width()
         && taken(&columns, |column| column.natural) > width
     {
+        let (columns, gone) = dropped(narrow, columns, width);
         let lines = fitted(narrow, columns, head, &rows, width);
-        return lines.iter().try_for_each(|line| say(line));
+        lines.iter().try_for_each(|line| say(line))?;
+        return left_out(&gone).map_or(Ok(()), |line| say(&line));
     }
     for row in rows {
         table.add_row(row);
@@ -142,8 +144,31 @@ fn fit(columns: &[Column<'_>], width: usize) -> bool {
     taken(columns, |column| column.least) <= width
 }
 
+/// The columns without those that are left out for want of room, and these.
+fn dropped<'a>(
+    narrow: Narrow<'_>,
+    mut shown: Vec<Column<'a>>,
+    width: usize,
+) -> (Vec<Column<'a>>, Vec<&'a str>) {
+    let mut gone = Vec::new();
+    for name in narrow.drops {
+        if !fit(&shown, width) {
+            let these = shown.iter().filter(|column| column.name == *name);
+            gone.extend(these.map(|column| column.name));
+            shown.retain(|column| column.name != *name);
+        }
+    }
+    (shown, gone)
+}
+
+/// Says which columns are left out, and where they are to be had.
+fn left_out(gone: &[&str]) -> Option<String> {
+    let names = gone.join(", ").to_uppercase();
+    (!gone.is_empty()).then(|| format!("no room for {names}; a wider terminal or --json shows all"))
+}
+
 /// The lines of a table that does not fit: columns that give way are wrapped, and those that there
-/// is no room for stand under their rows or are left out.
+/// is no room for stand under their rows.
 fn fitted(
     narrow: Narrow<'_>,
     mut shown: Vec<Column<'_>>,
@@ -151,11 +176,6 @@ fn fitted(
     rows: &[Vec<String>],
     width: usize,
 ) -> Vec<String> {
-    for name in narrow.drops {
-        if !fit(&shown, width) {
-            shown.retain(|column| column.name != *name);
-        }
-    }
     let mut under: Vec<usize> = Vec::new();
     for name in narrow.below {
         if !fit(&shown, width) {
@@ -354,7 +374,9 @@ mod tests {
             .map(|row| row.iter().copied().map(str::to_owned).collect())
             .collect();
         let columns = columns(narrow, head, &rows);
-        let lines = fitted(narrow, columns, head, &rows, 80);
+        let (columns, gone) = dropped(narrow, columns, 80);
+        let mut lines = fitted(narrow, columns, head, &rows, 80);
+        lines.extend(left_out(&gone));
         let long = lines.iter().find(|line| length(line) > 80);
         assert_eq!(long, None, "{}", lines.join("\n"));
         lines
@@ -415,8 +437,9 @@ mod tests {
         ] {
             assert!(words.contains(&whole), "{whole} is in parts:\n{text}");
         }
-        // The head, three lines of copies or fewer, and the label in four.
-        assert!(lines.len() <= 8, "{text}");
+        assert!(text.contains("no room for PROVENANCE"), "{text}");
+        // The head, three lines of copies or fewer, the label in four, and what is left out.
+        assert!(lines.len() <= 9, "{text}");
     }
 
     #[test]
