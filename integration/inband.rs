@@ -10,8 +10,8 @@ use ekm::softdrive::{Quirk, TapeContents};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::door::House;
-use crate::support::EKM;
+use crate::door::{House, PATIENCE};
+use crate::support::{EKM, wait_for};
 use host::{POLICY, Proxy, Unit, arguments, holds, host_file, job, refused, reports};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,6 +181,34 @@ async fn client_that_dies_ends_its_job_and_its_writing() {
         TapeContents::read(&house.at("VOL001")).unwrap().encrypted,
         2
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_dies_while_it_waits_for_a_server_gets_no_key() {
+    let house = House::new("", POLICY);
+    let unit = Unit::start(&house, 1, "lto");
+    let serving = house.serve().await;
+    host_file(&house, &[&serving], &[&unit], "");
+    unit.load(&house, "VOL001");
+    let proxy = Proxy::start(&house);
+    proxy.says("drive held", 1);
+    serving.stop();
+    let mut wanted = arguments(&unit, "VOL001", "new");
+    wanted.extend(["--", "true"]);
+    let mut client = house
+        .command(&wanted)
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("a job that waits", PATIENCE, || {
+        let shown = house.done(&["--config", "host.toml", "proxy", "display"]);
+        shown.contains("busy")
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    proxy.says("client has gone, so it gets no key", 1);
+    assert!(unit.data_key().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

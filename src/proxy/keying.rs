@@ -72,7 +72,7 @@ pub use history::{History, HistoryError};
 pub use home::Home;
 pub use protect::{ClearByName, Confirmed, Guard, Permit};
 pub use report::{Alarm, ClearBlocks, Closed, Keyed, Opened, TakenOver};
-pub use seams::{Hold, HoldError, Keys, KeysError, NoHold};
+pub use seams::{Hold, HoldError, JobClient, Keys, KeysError, NoHold};
 pub use st::St;
 pub use story::{HeldDrive, JobRequest, Rules};
 pub use thread::{DriveState, DriveThread};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Host;
 use crate::proxy::KeyPath;
 use crate::proxy::control::{Command, Reply, TapeOpen};
-use crate::proxy::keying::DriveThread;
+use crate::proxy::keying::{DriveThread, JobClient};
 
 /// Who speaks, and what was opened for them. Dropped when the connection ends.
 #[derive(Debug)]
@@ -30,7 +30,8 @@ impl Conversation {
         !self.jobs.is_empty()
     }
 
-    pub(super) async fn execute(&mut self, command: Command) -> Reply {
+    /// `client`: whoever waits for the answer.
+    pub(super) async fn execute(&mut self, command: Command, client: JobClient) -> Reply {
         let user = self.user;
         match command {
             Command::Display {} => Reply::Display(Box::new(self.host.display())),
@@ -67,7 +68,7 @@ impl Conversation {
                 self.done(outcome)
             }
             Command::TapeOpen(wanted) => self
-                .open(wanted)
+                .open(wanted, client)
                 .await
                 .unwrap_or_else(|reason| Reply::Failed { reason }),
             Command::TapeClose { drive, job, unload } => {
@@ -86,7 +87,7 @@ impl Conversation {
         }
     }
 
-    async fn open(&mut self, wanted: TapeOpen) -> Result<Reply, String> {
+    async fn open(&mut self, wanted: TapeOpen, client: JobClient) -> Result<Reply, String> {
         let request = wanted.request()?;
         let (path, by) = self.host.path(&wanted.drive);
         if path != KeyPath::InBand {
@@ -96,7 +97,7 @@ impl Conversation {
             ));
         }
         let thread = self.host.drives().of(&wanted.drive)?.clone();
-        let opened = thread.open(request).await?;
+        let opened = thread.open(request, client).await?;
         tracing::info!(user = self.user, drive = %wanted.drive, volser = %wanted.volser, stays = wanted.stays, "a tape was given to a job");
         if !wanted.stays {
             self.jobs.push((thread, opened.job));

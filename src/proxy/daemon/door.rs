@@ -14,6 +14,7 @@ use super::Host;
 use super::conversation::Conversation;
 use crate::local;
 use crate::proxy::control::{Command, MAX_COMMAND, Reply};
+use crate::proxy::keying::JobClient;
 
 /// Most clients at once. One that is silent is gone after [`IDLE`].
 const CLIENTS: usize = 256;
@@ -103,12 +104,26 @@ impl Talk {
                 }
             };
             let reply = match serde_json::from_slice::<Command>(&text) {
-                Ok(command) => conversation.execute(command).await,
+                Ok(command) => self.execute(&mut conversation, command).await,
                 Err(error) => Reply::Failed {
                     reason: format!("this is no command: {error}"),
                 },
             };
             self.say(&reply).await?;
+        }
+    }
+
+    /// Does it to its end, also where the client goes meanwhile: what was opened for it is known then,
+    /// and taken back. What waits is told.
+    async fn execute(&mut self, conversation: &mut Conversation, command: Command) -> Reply {
+        let (here, client) = JobClient::new();
+        let mut reply = std::pin::pin!(conversation.execute(command, client));
+        tokio::select! {
+            reply = &mut reply => reply,
+            () = self.lines.ended() => {
+                drop(here);
+                reply.await
+            }
         }
     }
 
@@ -152,6 +167,18 @@ impl Lines {
         tokio::time::timeout(LINE, self.whole())
             .await
             .unwrap_or_else(|_| Err(timed_out("the line did not come to its end")))
+    }
+
+    /// Until the client has ended; never, where it has said more by now.
+    async fn ended(&mut self) {
+        if self
+            .from
+            .fill_buf()
+            .await
+            .is_ok_and(|more| !more.is_empty())
+        {
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn whole(&mut self) -> io::Result<Option<Vec<u8>>> {

@@ -14,8 +14,10 @@ use crate::api::{
 use crate::drive::DriveSerial;
 use crate::proxy::HostConfig;
 use crate::proxy::control::InBandShown;
-use crate::proxy::keying::{DriveThread, HeldDrive, History, Keys, KeysError, Rules, way};
-use crate::proxy::service::{Confirmed, Issuer, KeyService, ServiceError};
+use crate::proxy::keying::{
+    DriveThread, HeldDrive, History, JobClient, Keys, KeysError, Rules, way,
+};
+use crate::proxy::service::{Confirmed, Issuer, KeyService, Served, ServiceError};
 use crate::store::EedkState;
 
 /// The drives whose keys travel through this host.
@@ -88,6 +90,8 @@ pub struct ServiceKeys {
     runtime: Handle,
     /// Which server gave the last EEDKs that are to be confirmed: it alone can be told.
     issuer: Option<(Uuid, Issuer)>,
+    /// Whose job it is.
+    client: Option<JobClient>,
 }
 
 impl ServiceKeys {
@@ -98,7 +102,25 @@ impl ServiceKeys {
             service,
             runtime,
             issuer: None,
+            client: None,
         }
+    }
+
+    /// The answer of the key servers, waited for as long as the job's client is there.
+    fn served<T>(
+        &self,
+        asked: impl Future<Output = Result<Served<T>, ServiceError>>,
+    ) -> Result<Served<T>, KeysError> {
+        let Some(client) = self.client.clone() else {
+            return self.runtime.block_on(asked).map_err(failed);
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = client.gone() => Err(KeysError::ClientGone),
+                served = asked => served.map_err(failed),
+            }
+        })
     }
 }
 
@@ -111,15 +133,13 @@ fn failed(error: ServiceError) -> KeysError {
 
 impl Keys for ServiceKeys {
     fn create(&mut self, request: &CreateRequest) -> Result<CreateAnswer, KeysError> {
-        let served = self.runtime.block_on(self.service.create(request, None));
-        let served = served.map_err(failed)?;
+        let served = self.served(self.service.create(request, None))?;
         self.issuer = Some((request.request_id, served.by));
         Ok(served.answer)
     }
 
     fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer, KeysError> {
-        let served = self.runtime.block_on(self.service.resolve(request, None));
-        let served = served.map_err(failed)?;
+        let served = self.served(self.service.resolve(request, None))?;
         if let Some(newer) = &served.answer.newer {
             self.issuer = Some((newer.request_id, served.by));
         }
@@ -152,5 +172,13 @@ impl Keys for ServiceKeys {
                 state: EedkState::Issued,
             },
         })
+    }
+
+    fn serve(&mut self, client: JobClient) {
+        self.client = Some(client);
+    }
+
+    fn wanted(&self) -> bool {
+        !self.client.as_ref().is_some_and(JobClient::has_gone)
     }
 }

@@ -19,7 +19,7 @@ use super::parameters::Parameters;
 use super::protect::{Confirmed, confirm};
 use super::report::Keyed;
 use super::resolve::spki;
-use super::seams::{Keys, Unit, means_absent};
+use super::seams::{Keys, Unit, means_absent, still_wanted};
 use super::story::{JobRequest, Rules};
 use crate::api::{
     Base64, ConfirmRequest, CreateAnswer, CreateRequest, DriveInRequest, EedkInAnswer, MAX_EEDKS,
@@ -71,6 +71,7 @@ impl Create<'_> {
             kek1,
             kek2,
         };
+        still_wanted(keys)?;
         let answer = keys.create(&request)?;
         let dki = answer.dki;
         let made = self.with(unit, keys, &mut request, answer);
@@ -105,6 +106,7 @@ impl Create<'_> {
             let why = "its SPOUT list has other EEDKs than the answer itself".to_owned();
             return Err(unchanged(JobRefused::Answer(why)));
         }
+        still_wanted(keys).map_err(|why| unchanged(why.into()))?;
         self.keep_history(request).map_err(unchanged)?;
         let mut warnings = Vec::new();
         let (mut home, memory) = if kept_by_drive {
@@ -122,6 +124,7 @@ impl Create<'_> {
         };
         let changed = |why: JobRefused| (Box::new(why), memory.clone());
         self.cartridge.still_in(unit).map_err(changed)?;
+        still_wanted(keys).map_err(|why| changed(why.into()))?;
         let (confirmed, status) =
             set(unit, &parameters, dki, self.able.algorithm.index).map_err(changed)?;
         if kept_by_drive && !status.kads.of(KadType::WrappedKey).eq(eedks.iter()) {

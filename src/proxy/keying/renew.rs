@@ -11,7 +11,7 @@ use super::cartridge::Cartridge;
 use super::create::eedks_of;
 use super::history::{Held, History};
 use super::home::Memory;
-use super::seams::{Keys, Unit};
+use super::seams::{Keys, Unit, still_wanted};
 use super::story::{JobRequest, Rules};
 use crate::api::{Base64, ConfirmRequest, NewerEedks};
 use crate::key::DataKeyId;
@@ -56,6 +56,7 @@ impl Renew<'_> {
             .collect();
         // Where they are there already, only the confirm was lost.
         if there != eedks {
+            still_wanted(keys).map_err(|why| why.to_string())?;
             self.store(unit, newer, &eedks)?;
         }
         keys.confirm(&ConfirmRequest {

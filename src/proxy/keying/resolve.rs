@@ -15,7 +15,7 @@ use super::parameters::Parameters;
 use super::protect::Confirmed;
 use super::renew::Renew;
 use super::report::Keyed;
-use super::seams::{Keys, KeysError, Unit};
+use super::seams::{Keys, KeysError, Unit, still_wanted};
 use super::story::{JobRequest, Rules};
 use crate::api::{Base64, DriveInRequest, ResolveAnswer, ResolveRequest};
 use crate::key::{DataKeyId, Eedk};
@@ -75,6 +75,7 @@ impl Resolve<'_> {
         }
         let parameters = Parameters::of(answer.spout.as_ref(), dki, self.able, self.rules)
             .map_err(JobRefused::Answer)?;
+        still_wanted(keys)?;
         let index = self.able.algorithm.index;
         let confirmed = set(unit, &parameters, dki, index)
             .and_then(|(confirmed, _)| self.opens(unit, dki, &mut warnings).map(|()| confirmed));

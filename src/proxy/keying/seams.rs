@@ -1,5 +1,7 @@
 //! What keying needs of the world: the drive, the key servers, and the tape device's only seat.
 
+use tokio::sync::watch;
+
 use crate::api::{
     ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest, ResolveAnswer, ResolveRequest,
 };
@@ -48,6 +50,48 @@ pub trait Keys {
     /// # Errors
     /// See [`KeysError`].
     fn confirm(&mut self, request: &ConfirmRequest) -> Result<ConfirmAnswer, KeysError>;
+
+    /// Whose job the keys are for from now on. A create or resolve ends when that one goes.
+    fn serve(&mut self, _client: JobClient) {}
+
+    /// Whether the job's client is still there.
+    #[must_use]
+    fn wanted(&self) -> bool {
+        true
+    }
+}
+
+/// Before anything is changed for a job: its client is still there.
+pub(super) fn still_wanted(keys: &dyn Keys) -> Result<(), KeysError> {
+    if keys.wanted() {
+        Ok(())
+    } else {
+        Err(KeysError::ClientGone)
+    }
+}
+
+/// Whoever wants a tape; gone as soon as the sender is dropped.
+#[derive(Clone, Debug)]
+pub struct JobClient(watch::Receiver<()>);
+
+impl JobClient {
+    /// One that is there until the sender is dropped.
+    #[must_use]
+    pub fn new() -> (watch::Sender<()>, Self) {
+        let (here, client) = watch::channel(());
+        (here, Self(client))
+    }
+
+    /// Whether it has gone.
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
+    /// Until it has gone.
+    pub async fn gone(mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 /// Why there is no key.
@@ -59,6 +103,9 @@ pub enum KeysError {
     /// None answered.
     #[error("no key server answers: {0}")]
     Unreachable(String),
+    /// Nobody waits for the job any more.
+    #[error("the job's client has gone, so it gets no key; start the job again where it is wanted")]
+    ClientGone,
 }
 
 /// The tape device's only seat: while it is taken, nobody else can open the drive.

@@ -11,7 +11,7 @@ use super::error::{JobRefused, TakeOverError};
 use super::history::History;
 use super::protect::{Confirmed, Guard, Permit, lift, protect};
 use super::report::{Alarm, Opened, TakenOver};
-use super::seams::{Hold, Keys, Unit, means_absent};
+use super::seams::{Hold, Keys, Unit, means_absent, still_wanted};
 use crate::api::ConfirmRequest;
 use crate::drive::DriveSerial;
 use crate::job::JobName;
@@ -245,7 +245,7 @@ impl HeldDrive {
         host: &HostConfig,
         request: &JobRequest,
     ) -> Result<Opened, JobRefused> {
-        self.ready(request)?;
+        self.ready(keys, request)?;
         let unit = &mut self.unit;
         identify(unit, &self.rules)?;
         let guard = protect(unit, self.rules.unprotected)?;
@@ -281,7 +281,8 @@ impl HeldDrive {
             failures: None,
             to_protect: false,
         };
-        match self.hand_over(&job) {
+        let wanted = still_wanted(keys).map_err(JobRefused::from);
+        match wanted.and_then(|()| self.hand_over(&job)) {
             Ok(failures) => job.failures = failures,
             Err(why) => {
                 let why = self.not_handed_over(&mut job, why);
@@ -313,7 +314,7 @@ impl HeldDrive {
     }
 
     /// Waits until the cartridge is ready.
-    fn ready(&mut self, request: &JobRequest) -> Result<(), JobRefused> {
+    fn ready(&mut self, keys: &dyn Keys, request: &JobRequest) -> Result<(), JobRefused> {
         self.identify()?;
         let begin = Instant::now();
         loop {
@@ -329,6 +330,7 @@ impl HeldDrive {
                     if begin.elapsed() < self.rules.loading =>
                 {
                     sleep(PAUSE);
+                    still_wanted(keys)?;
                     // Of a cartridge that is ready by now st is told, as it asks first.
                     self.hold.take()?;
                 }

@@ -59,6 +59,9 @@ struct Server {
     /// Gives a data key under the name of another.
     gives_wrong_key: bool,
     foreign: bool,
+    /// The job's client goes while a create is answered, and has gone.
+    client_goes: bool,
+    client_gone: bool,
     /// EEDKs of a rekey that the cartridge has not got.
     newer: Option<NewerEedks>,
     /// Changes the list of an answer.
@@ -117,6 +120,7 @@ impl Keys for TestKeys {
         if server.down {
             return Err(KeysError::Unreachable("all of them are down".to_owned()));
         }
+        server.client_gone = server.client_goes;
         let id = *request.request_id.as_bytes();
         let dki = DataKeyId::from_random(id[..9].try_into().unwrap());
         let (count, wrapped) = (server.eedks, server.wrapped);
@@ -193,6 +197,10 @@ impl Keys for TestKeys {
             request_id: request.request_id,
             state: EedkState::Confirmed,
         })
+    }
+
+    fn wanted(&self) -> bool {
+        !self.server().client_gone
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::error::JobRefused;
 use super::report::{Closed, Opened, TakenOver};
-use super::seams::Keys;
+use super::seams::{JobClient, Keys};
 use super::story::{HeldDrive, JobRequest};
 use crate::drive::DriveSerial;
 use crate::proxy::HostConfig;
@@ -59,6 +59,7 @@ pub struct DriveThread {
 enum Order {
     Open {
         request: Box<JobRequest>,
+        client: JobClient,
         reply: oneshot::Sender<Result<Opened, String>>,
     },
     Close {
@@ -114,14 +115,20 @@ impl DriveThread {
             .clone()
     }
 
-    /// Gives the tape to a job. Where whoever asked has gone when it is ready, it is taken back.
+    /// Gives the tape to a job. Where its client goes while it waits, it does not come about; where
+    /// whoever asked has gone when it is ready, it is taken back.
     ///
     /// # Errors
     /// Why the job does not get it.
-    pub async fn open(&self, request: JobRequest) -> Result<Opened, String> {
+    pub async fn open(&self, request: JobRequest, client: JobClient) -> Result<Opened, String> {
         let (reply, answer) = oneshot::channel();
         let request = Box::new(request);
-        self.order(Order::Open { request, reply }, answer).await
+        let open = Order::Open {
+            request,
+            client,
+            reply,
+        };
+        self.order(open, answer).await
     }
 
     /// Takes it back.
@@ -188,7 +195,14 @@ impl Worker {
                 AGAIN
             };
             match orders.recv_timeout(pause) {
-                Ok(Order::Open { request, reply }) => self.open(&request, reply),
+                Ok(Order::Open {
+                    request,
+                    client,
+                    reply,
+                }) => {
+                    self.keys.serve(client);
+                    self.open(&request, reply);
+                }
                 Ok(Order::Close {
                     job: Some(job),
                     reply,
@@ -261,6 +275,11 @@ impl Worker {
     }
 
     fn open(&mut self, request: &JobRequest, reply: oneshot::Sender<Result<Opened, String>>) {
+        // It stood in line behind another order.
+        if !self.keys.wanted() {
+            tracing::warn!(drive = %self.drive.serial(), volser = %request.volser, "whoever wanted the tape has gone: no job");
+            return;
+        }
         let before = self.state_now();
         self.say(DriveState::Busy {
             doing: format!("a job gets {}", request.volser),

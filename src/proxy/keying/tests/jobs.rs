@@ -129,6 +129,30 @@ fn job_that_writes_nothing_leaves_the_cartridge_as_it_was() {
 }
 
 #[test]
+fn job_whose_client_goes_while_it_waits_changes_nothing() {
+    let mut house = House::new();
+    house.held.take_over().unwrap();
+    let first = house.written("VOL001");
+    house.load("VOL001");
+    house.keys.server().client_goes = true;
+    let refused = house.refused("VOL001", "SECURE", "DISP=NEW");
+    assert!(refused.contains("client has gone"), "{refused}");
+    let told = house.keys.server().confirmed.clone();
+    assert!(matches!(told[1..], [(_, false)]), "{told:?}");
+    // Nor is a server asked any more.
+    let refused = house.refused("VOL001", "SECURE", "DISP=NEW");
+    assert!(refused.contains("client has gone"), "{refused}");
+    assert_eq!(house.keys.server().confirmed, told);
+    assert!(house.port.drive().target().data_key().is_none());
+    let memory = house.memory();
+    assert!(
+        memory
+            .iter()
+            .all(|eedk| eedk.as_ref().unwrap().dki() == first)
+    );
+}
+
+#[test]
 fn append_goes_on_under_the_cartridges_key_at_its_end() {
     let mut house = House::new();
     house.held.take_over().unwrap();
