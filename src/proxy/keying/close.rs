@@ -266,6 +266,13 @@ fn look_for_clear(
     };
     if let Some(block) = found {
         closed.clear_blocks = ClearBlocks::Some;
+        // Blocks in clear name no key, so that nothing tells an old one from one of the job's.
+        if block == 0 && job.cartridge.first == FirstBlock::Clear {
+            closed.warnings.push(format!(
+                "{volser} began in clear before the job too: block 0 is the old one if the job wrote \
+                 nothing, which cannot be told; write the cartridge anew, or keep it as one in clear"
+            ));
+        }
         closed.alarms.push(Alarm::ClearBlock {
             volser: volser.clone(),
             block,

@@ -153,6 +153,24 @@ fn job_whose_client_goes_while_it_waits_changes_nothing() {
 }
 
 #[test]
+fn block_in_clear_from_before_stays_an_alarm_where_the_job_wrote_nothing() {
+    let mut house = House::new();
+    house.held.take_over().unwrap();
+    house.clear_tape("VOL001");
+    house.load("VOL001");
+    house.open("VOL001", "SECURE", "DISP=NEW").unwrap();
+    let closed = house.close();
+    assert!(
+        matches!(closed.alarms[..], [Alarm::ClearBlock { block: 0, .. }]),
+        "{closed:?}"
+    );
+    assert!(
+        closed.warnings[0].contains("began in clear before"),
+        "{closed:?}"
+    );
+}
+
+#[test]
 fn append_goes_on_under_the_cartridges_key_at_its_end() {
     let mut house = House::new();
     house.held.take_over().unwrap();
