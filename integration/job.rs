@@ -307,6 +307,21 @@ warning  --dd, position 1: the labels of the DD statement have no effect: only a
         text.contains("warning  host.toml:35: data class SECURE encrypts, but"),
         "{text}"
     );
+    // A drive that is in-band, whose host writes nothing in clear unsaid.
+    let in_band = ["--drive", "1013000123", "--volser", "VOL001"];
+    let text = host.explain(0, &in_band);
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.contains("refused: this job would write VOL001 in clear"),
+        "{text}"
+    );
+    assert!(!text.contains("the file is in clear"), "{text}");
+    let add = ["--data-class", "SECURE", "--dd", "DISP=MOD"];
+    let text = host.explain(0, &[&in_band[..], &add[..]].concat());
+    assert!(text.contains("in clear, refused: VOL001 is"), "{text}");
+    let text = host.explain(0, &[&in_band[..], &["--data-class", "PLAIN"]].concat());
+    assert!(!text.contains("refused"), "{text}");
+
     let text = host.explain(0, &["--dd", "FILESEQ=2", "--loaded-encrypted", "yes"]);
     assert!(text.contains("resolve, to write more"), "{text}");
 

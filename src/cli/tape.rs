@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::{Context, output};
 use crate::drive::DriveSerial;
 use crate::key::KekRef;
+use crate::proxy::keying::{JobRequest, in_clear_is_said};
 use crate::proxy::{
-    Asks, ClassName, Dd, Decision, HostConfig, Job, KeyPath, KeyServers, Loaded, Place,
+    Asks, ClassName, Dd, Decision, Disp, HostConfig, Job, KeyPath, KeyServers, Loaded, Place,
 };
 use crate::volser::Volser;
 
@@ -40,6 +41,8 @@ pub(super) enum Policy {
     /// The data class turns encryption on. The labels are those of the first of DD statement, data
     /// class and volume range that names any, both of them; where none does, the key server's drive
     /// table and defaults decide. Later files, and DISP=MOD, follow the cartridge.
+    ///
+    /// For a drive that is in-band it ends with why ekm tape run would refuse the job, where it would.
     ///
     /// The host's file is that of --config, else that of `EKM_HOST_CONFIG`, else host.toml.
     Explain(Explain),
@@ -81,6 +84,9 @@ struct Explained<'a> {
     decision: &'a Decision,
     key_servers: Option<&'a KeyServers>,
     drive: Option<DrivePath<'a>>,
+    /// Why `ekm tape run` would refuse the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -111,9 +117,10 @@ impl Explain {
             drive,
             loaded_encrypted,
         } = self;
+        let dd = dd.unwrap_or_default();
         let decision = host.decide(&Job {
             data_class: data_class.as_ref(),
-            dd: &dd.unwrap_or_default(),
+            dd: &dd,
             volser: volser.as_ref(),
             loaded: match loaded_encrypted {
                 None => Loaded::Unknown,
@@ -130,10 +137,24 @@ impl Explain {
                 at: line.map_or(Place::Rule, |line| Place::Line { file, line }),
             }
         });
+        let refused = match &drive {
+            Some(drive) if drive.path == KeyPath::InBand => {
+                let request = JobRequest {
+                    // Its name is for the words alone.
+                    volser: volser.map_or_else(|| "VOLSER".parse(), Ok)?,
+                    data_class,
+                    dd,
+                    name: None,
+                };
+                refused(&host, decision.asks(), drive.serial, &request)
+            }
+            Some(_) | None => None,
+        };
         let explained = Explained {
             decision: &decision,
             key_servers: host.key_servers(),
             drive,
+            refused,
         };
         if context.json {
             return output::json(&explained);
@@ -148,8 +169,13 @@ impl Explained<'_> {
             decision,
             key_servers,
             drive,
+            refused,
         } = self;
-        let mut lines = vec![("asks", asked(decision.asks()))];
+        let asks = match decision.asks() {
+            Asks::Nothing if refused.is_some() => "nothing".to_owned(),
+            asks => asked(asks),
+        };
+        let mut lines = vec![("asks", asks)];
         if let Some(servers) = key_servers
             && *decision.asks() != Asks::Nothing
         {
@@ -177,7 +203,37 @@ impl Explained<'_> {
                 lines.push((heading, format!("{}: {}", reason.at, reason.why)));
             }
         }
+        if let Some(why) = refused {
+            lines.push(("tape run", why.clone()));
+        }
         output::fields(&lines)
+    }
+}
+
+/// What `ekm tape run` says to a job for an in-band drive that it refuses by the host's file alone.
+fn refused(
+    host: &HostConfig,
+    asks: &Asks,
+    drive: &DriveSerial,
+    request: &JobRequest,
+) -> Option<String> {
+    if !host.in_band_drives().any(|one| one.serial.value == *drive) {
+        return Some(format!(
+            "refused: {drive} is not among the [[drives]] of the host's file; add it there"
+        ));
+    }
+    let in_clear = || in_clear_is_said(host, request, false).err();
+    match asks {
+        Asks::Nothing if request.dd.disp() != Disp::Old => {
+            in_clear().map(|why| format!("refused: {why}"))
+        }
+        Asks::ResolveIfEncrypted { append: true } => {
+            in_clear().map(|why| format!("if the cartridge is in clear, refused: {why}"))
+        }
+        Asks::Nothing
+        | Asks::Create { .. }
+        | Asks::Resolve { .. }
+        | Asks::ResolveIfEncrypted { append: false } => None,
     }
 }
 

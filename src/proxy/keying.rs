@@ -66,6 +66,7 @@ mod thread;
 mod watch;
 mod way;
 
+pub use act::in_clear_is_said;
 pub use cartridge::{Cartridge, Encrypted, FirstBlock};
 pub use error::{JobRefused, TakeOverError, Unfit};
 pub use history::{History, HistoryError};

@@ -131,26 +131,8 @@ impl HeldDrive {
         able: &Able,
         cartridge: &Cartridge,
     ) -> Result<Outcome, JobRefused> {
-        let named = request.data_class.as_ref().and_then(|name| {
-            let mut classes = host.data_classes().iter();
-            classes.find(|class| class.name.value == *name)
-        });
-        let encrypts = named.map(|class| class.format.value.encrypts());
-        let first_file = request.dd.disp() == Disp::New && request.dd.file() == 1;
-        let volser = || request.volser.clone();
-        if first_file {
-            if encrypts != Some(false) {
-                return Err(JobRefused::ClearByOmission { volser: volser() });
-            }
-        } else {
-            let allowed = host.in_band().append_in_clear == AppendInClear::Allow;
-            if cartridge.is_blank() && encrypts == Some(true) {
-                return Err(JobRefused::AppendToBlank { volser: volser() });
-            }
-            if encrypts != Some(false) && !allowed {
-                return Err(JobRefused::AppendInClear { volser: volser() });
-            }
-        }
+        in_clear_is_said(host, request, cartridge.is_blank())?;
+        let encrypts = encrypts(host, request);
         let unit = &mut self.unit;
         // A key that an earlier job left would encrypt under a name that nobody expects here.
         if unit.encryption_status()?.encryption != EncryptionMode::Disable {
@@ -167,4 +149,40 @@ impl HeldDrive {
         ));
         Ok(outcome)
     }
+}
+
+/// Whether the job's data class encrypts; none where it names none.
+fn encrypts(host: &HostConfig, request: &JobRequest) -> Option<bool> {
+    let name = request.data_class.as_ref()?;
+    let mut classes = host.data_classes().iter();
+    let class = classes.find(|class| class.name.value == *name)?;
+    Some(class.format.value.encrypts())
+}
+
+/// Whether somebody has said that a job whose file would be in clear may write so. `blank`: whether
+/// there is nothing on its cartridge.
+///
+/// # Errors
+/// Why it is refused.
+pub fn in_clear_is_said(
+    host: &HostConfig,
+    request: &JobRequest,
+    blank: bool,
+) -> Result<(), JobRefused> {
+    let encrypts = encrypts(host, request);
+    let volser = || request.volser.clone();
+    if request.dd.disp() == Disp::New && request.dd.file() == 1 {
+        if encrypts != Some(false) {
+            return Err(JobRefused::ClearByOmission { volser: volser() });
+        }
+        return Ok(());
+    }
+    let allowed = host.in_band().append_in_clear == AppendInClear::Allow;
+    if blank && encrypts == Some(true) {
+        return Err(JobRefused::AppendToBlank { volser: volser() });
+    }
+    if encrypts != Some(false) && !allowed {
+        return Err(JobRefused::AppendInClear { volser: volser() });
+    }
+    Ok(())
 }
