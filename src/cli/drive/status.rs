@@ -42,12 +42,21 @@ impl ShowStatus {
                 take_alerts: self.take_alerts,
             }
         };
-        let survey = Survey::of(&mut Drive::new(transport), depth)?;
+        let mut survey = Survey::of(&mut Drive::new(transport), depth)?;
         drop(claim);
         if let Some(path) = &self.export_key {
             export(&survey, path)?;
         }
         let enrolled = self.enrolled(context, &survey);
+        if let Some(Enrolled {
+            state: "active",
+            same_key,
+        }) = &enrolled
+            && *same_key != Some(false)
+            && let Some(verdict) = &mut survey.verdict
+        {
+            verdict.of_enrolled();
+        }
         let seen = Seen {
             survey,
             in_use,

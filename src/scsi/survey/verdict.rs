@@ -28,7 +28,15 @@ pub enum Ability {
     None,
 }
 
+/// How the sentence begins that is for a drive that is not enrolled.
+const TO_ENROL: &str = "To enrol it: ";
+
 impl Verdict {
+    /// Leaves out how the drive is enrolled: it is.
+    pub fn of_enrolled(&mut self) {
+        self.told.retain(|one| !one.starts_with(TO_ENROL));
+    }
+
     /// `whole`: the drive could say everything that it was asked.
     pub(super) fn of(survey: &Survey, state: &State, whole: bool) -> Self {
         let Some(encryption) = &state.encryption else {
@@ -102,7 +110,7 @@ fn by(encryption: &Encryption, survey: &Survey) -> (Ability, Vec<String>) {
                  data key is never in clear on this host."
                     .to_owned(),
                 format!(
-                    "To enrol it: ekm drive status {} --export-key drive.pem, compare the \
+                    "{TO_ENROL}ekm drive status {} --export-key drive.pem, compare the \
                      fingerprint by another way than this host, then on the key server: ekm drive \
                      add {serial} --wwn {wwn} --key drive.pem --form t10-02h",
                     survey.device
@@ -161,8 +169,9 @@ fn limits(encryption: &Encryption, survey: &Survey) -> Vec<String> {
     }
     if encryption.max_eedks == 0 {
         told.push(
-            "It keeps no EEDKs on the cartridge: the key server keeps them, by the DKi, and its \
-             backup is needed to read the tapes."
+            "It keeps no EEDKs with the blocks: they go to the cartridge's memory where that has \
+             room, else they are in the key server's catalog alone, whose backup is then needed to \
+             read the tape."
                 .to_owned(),
         );
     }
