@@ -201,7 +201,7 @@ async fn asked(control: &mut Control, open: &Command, context: &Context) -> anyh
     // Its lines are for a program, which has a clock of its own.
     if !context.json {
         complain(
-            "waiting: the cartridge is not loaded yet, or no key server answers (ekm proxy display shows both)",
+            "waiting: the cartridge is not loaded yet, or no key server answers (ekm proxy display shows the servers, the drive itself its cartridge)",
         )?;
     }
     Ok(answer.await?)
