@@ -102,7 +102,7 @@ pub enum ServiceError {
         problem: Box<Problem>,
     },
     /// No server answered in time.
-    #[error("no key server answered within {seconds} s: {}", told(why))]
+    #[error("no key server answered{}: {}", within(*seconds), told(why))]
     NoServer {
         /// How long it was tried.
         seconds: u64,
@@ -125,6 +125,14 @@ pub enum ServiceError {
     /// The request is no JSON.
     #[error("the request cannot be written as JSON: {0}")]
     Request(String),
+}
+
+/// Nothing, where nothing was waited.
+fn within(seconds: u64) -> String {
+    match seconds {
+        0 => String::new(),
+        seconds => format!(" within {seconds} s"),
+    }
 }
 
 fn told(why: &[(ServerAddress, String)]) -> String {
