@@ -31,7 +31,8 @@ pub struct HostDrive {
 pub enum Device {
     /// A SCSI generic device: `/dev/sg3`, or a name that udev gave it.
     Sg(PathBuf),
-    /// A Unix socket that carries CDBs, written `unix:/run/…`: the software drive.
+    /// A Unix socket that carries CDBs, written `unix:/run/…`: the software drive. In the host's
+    /// file it may be relative to that.
     Channel(PathBuf),
 }
 
@@ -58,7 +59,8 @@ impl FromStr for Device {
         let tape = ["/dev/st", "/dev/nst"]
             .iter()
             .any(|tape| path.starts_with(tape));
-        if !path.starts_with('/') || path.contains('\0') || tape {
+        let whole = path.starts_with('/') || channel && !path.is_empty();
+        if !whole || path.contains('\0') || tape {
             return Err(DeviceError {
                 got: given.chars().take(120).collect(),
             });
@@ -90,7 +92,7 @@ impl Serialize for Device {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected the SCSI generic device of a drive, as /dev/sg3 (not its /dev/st or /dev/nst), or \
-     unix:/PATH of a software drive, got {got:?}"
+     unix:PATH of a software drive, got {got:?}"
 )]
 pub struct DeviceError {
     /// The beginning of what was given.

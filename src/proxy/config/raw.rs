@@ -131,7 +131,7 @@ impl Host {
             .collect();
         let drives = drives
             .into_iter()
-            .filter_map(|drive| check.drive(drive))
+            .filter_map(|drive| check.drive(&folder, drive))
             .collect();
         let in_band = in_band.map(|table| check.in_band(table));
         check.once();
@@ -270,7 +270,7 @@ impl Check {
         })
     }
 
-    fn drive(&mut self, drive: Drive) -> Option<HostDrive> {
+    fn drive(&mut self, folder: &Path, drive: Drive) -> Option<HostDrive> {
         let Drive {
             serial,
             path,
@@ -284,11 +284,14 @@ impl Check {
             Some(path) => self.parse("drives.path", path).map(Some),
             None => Some(None),
         };
-        let device: Option<Option<At<Device>>> = match device {
+        let mut device: Option<Option<At<Device>>> = match device {
             Some(device) => self.parse("drives.device", device).map(Some),
             None => Some(None),
         };
-        if let Some(Some(device)) = &device {
+        if let Some(Some(device)) = &mut device {
+            if let Device::Channel(path) = &mut device.value {
+                *path = folder.join(&*path);
+            }
             self.devices.push(device.clone());
         }
         Some(HostDrive {

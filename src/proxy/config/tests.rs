@@ -301,6 +301,10 @@ fn in_band_drives_are_read_with_what_they_are_permitted() {
     assert!(drives[0].plain_key);
     let device = drives[0].device.as_ref().map(|device| device.value.clone());
     assert_eq!(device, Some(Device::Channel("/run/tape.sock".into())));
+    let beside = parse(&text.replace("/run/tape.sock", "tape.sock")).unwrap();
+    let device = beside.drives[0].device.as_ref().unwrap();
+    assert!(device.value.path().is_absolute(), "{device:?}");
+    assert!(device.value.path().ends_with("tape.sock"), "{device:?}");
     assert_eq!(host.in_band().append_in_clear, AppendInClear::Allow);
     assert_eq!(host.in_band().history.to_str(), Some(InBand::HISTORY));
 }
