@@ -141,7 +141,7 @@ impl Explain {
             Some(drive) if drive.path == KeyPath::InBand => {
                 let request = JobRequest {
                     // Its name is for the words alone.
-                    volser: volser.map_or_else(|| "VOLSER".parse(), Ok)?,
+                    volser: volser.map_or_else(|| "VOLSER".parse::<Volser>(), Ok)?,
                     data_class,
                     dd,
                     name: None,
