@@ -260,7 +260,7 @@ async fn protection_that_failed_after_it_was_lifted_is_tried_until_it_succeeds()
         } = house;
         let thread = DriveThread::start(held, Box::new(keys), Arc::new(host)).unwrap();
         let becomes = async |wanted: fn(&DriveState) -> bool| {
-            for _ in 0..100 {
+            for _ in 0..1200 {
                 if wanted(&thread.state()) {
                     return true;
                 }
@@ -275,7 +275,8 @@ async fn protection_that_failed_after_it_was_lifted_is_tried_until_it_succeeds()
             data_class: Some(class.parse().unwrap()),
             dd: "DISP=NEW".parse().unwrap(),
         };
-        let refused = thread.open(request).await.unwrap_err();
+        let (_here, client) = JobClient::new();
+        let refused = thread.open(request, client).await.unwrap_err();
         assert!(down.load(Ordering::SeqCst), "{refused}");
         assert!(refused.contains("may be able to write"), "{refused}");
         assert!(matches!(thread.state(), DriveState::NotHeld { .. }));

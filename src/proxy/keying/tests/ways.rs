@@ -431,7 +431,7 @@ async fn drive_that_is_lost_to_somebody_else_is_taken_over_again() {
     } = House::new();
     let thread = DriveThread::start(held, Box::new(keys), Arc::new(host)).unwrap();
     let becomes = async |wanted: fn(&DriveState) -> bool| {
-        for _ in 0..100 {
+        for _ in 0..1200 {
             if wanted(&thread.state()) {
                 return true;
             }
@@ -442,7 +442,8 @@ async fn drive_that_is_lost_to_somebody_else_is_taken_over_again() {
     assert!(becomes(|state| matches!(state, DriveState::Held(_))).await);
     // Somebody gets in between while the seat is let go and taken anew.
     seat.others.store(true, Ordering::SeqCst);
-    let refused = thread.open(request()).await.unwrap_err();
+    let (_here, client) = JobClient::new();
+    let refused = thread.open(request(), client).await.unwrap_err();
     assert!(refused.contains("in use by another program"), "{refused}");
     assert!(becomes(|state| matches!(state, DriveState::NotHeld { .. })).await);
     seat.others.store(false, Ordering::SeqCst);
