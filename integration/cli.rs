@@ -1044,7 +1044,7 @@ fn the_authority_names_what_it_cannot_do() {
         &house,
         1,
         &["tls", "list", "--ca-dir", "none"],
-        &["none/ca"],
+        &["no certificate authority in none", "ekm tls init"],
     );
     refused(&house, 1, &["tls", "revoke", "nobody"], &["nobody"]);
     refused(
