@@ -458,6 +458,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::HostConfig;
 
     #[test]
     fn the_example_has_the_shape_of_a_configuration() {
@@ -494,6 +495,13 @@ mod tests {
         let hosts = told("[tls]\nkey = \"k\"\n");
         assert!(hosts.contains("config check --host"), "{hosts}");
         assert!(!told("stats = 1\n").contains("--host"));
+        // The list is what the host's file has and this one has not.
+        for key in HOST_KEYS {
+            let text = format!("{key} = 1\n");
+            assert!(told(&text).contains("config check --host"), "{key}");
+            let host = HostConfig::parse(Path::new("host.toml"), &text).unwrap_err();
+            assert!(!host.to_string().contains("unknown field"), "{host}");
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `ekm backup`
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -92,8 +91,7 @@ impl BackupCommand {
             return Ok(());
         }
         for lost in &made.lost {
-            // The exit code says it too.
-            let _ = writeln!(std::io::stderr(), "WARNING: {lost}");
+            output::tell(&format!("WARNING: {lost}"));
         }
         Err(Found.into())
     }

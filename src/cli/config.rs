@@ -2,7 +2,6 @@
 
 mod roles;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -86,8 +85,7 @@ impl Config {
                             return Err(Found.into());
                         }
                         for exposed in config.exposed_keys() {
-                            // Nobody need read it.
-                            let _ = writeln!(std::io::stderr(), "warning: {exposed}");
+                            output::tell(&format!("warning: {exposed}"));
                         }
                         if context.json {
                             return output::json(&config);

@@ -5,7 +5,6 @@ mod scan;
 mod status;
 mod trust;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -342,12 +341,10 @@ fn warn_of_one(context: &Context, drives: &[Drive]) {
         return;
     };
     for drive in with_one {
-        // Nobody need read it.
-        let _ = writeln!(
-            std::io::stderr(),
+        output::tell(&format!(
             "warning: drive {}: cartridges of this drive get one EEDK; the site's second default {second} does not count for a drive with labels of its own (--kek2 {second})",
             drive.serial
-        );
+        ));
     }
 }
 

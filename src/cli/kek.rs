@@ -14,12 +14,11 @@ mod restore;
 mod rotate;
 mod stage;
 
-use std::io::Write as _;
-
 use anyhow::bail;
 use der::pem::LineEnding;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::tell;
 use super::{Context, output, site};
 use crate::admin::{Command, Reply};
 use crate::bridge::message::Custody;
@@ -469,12 +468,6 @@ fn copies(kek: &KnownKek) -> String {
         return "-".to_owned();
     }
     told.join(", ")
-}
-
-/// Says how far it is, on standard error: standard output is for what came of it.
-fn tell(line: &str) {
-    // Nobody need read it.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A sign of life on a terminal; a key pair takes a token seconds to minutes.

@@ -355,6 +355,12 @@ pub(super) fn say(line: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says how far it is, or a warning, on standard error: standard output is for what came of it.
+pub(super) fn tell(line: &str) {
+    // Nobody need read it.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// `yes`, `no`, or a dash where the token does not say.
 pub(super) const fn yes(flag: Option<bool>) -> &'static str {
     match flag {

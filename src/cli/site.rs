@@ -1,11 +1,9 @@
 //! Where an operator's command runs: in the server, if one runs, else here.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 
-use super::{Context, Waits, runtime};
+use super::{Context, Waits, output, runtime};
 use crate::admin::{self, Change, Command, RekeyAct, Reply, ScheduleAct};
 use crate::audit::Reserve;
 use crate::bridge::faults::Fault;
@@ -203,8 +201,7 @@ async fn here(config: &Config, command: Command) -> anyhow::Result<Reply> {
         if faults.len() == bridges.len() || about.as_deref() == Some(*name) {
             bail!("{fault}");
         }
-        // Nobody need read it.
-        let _ = writeln!(std::io::stderr(), "warning: {fault}");
+        output::tell(&format!("warning: {fault}"));
     }
     let names: Vec<&str> = faults.iter().map(|(name, _)| *name).collect();
     admin::perform(&service, &asker, command, None)

@@ -3,8 +3,6 @@
 mod explain;
 mod unlock;
 
-use std::io::Write as _;
-
 use super::{Context, output, site};
 use crate::admin::{Command, Reply, TokenStatus};
 
@@ -38,10 +36,8 @@ fn all(context: &Context) -> anyhow::Result<()> {
     let reply = match site::ask_server(context, &Command::TokenStatus)? {
         Some(reply) => reply,
         None => {
-            // Nobody need read it.
-            let _ = writeln!(
-                std::io::stderr(),
-                "no server runs here, so nothing watches; this is how the tokens are to this command, which opens them itself"
+            output::tell(
+                "no server runs here, so nothing watches; this is how the tokens are to this command, which opens them itself",
             );
             site::execute(context, Command::TokenStatus)?
         }

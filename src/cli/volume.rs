@@ -3,8 +3,6 @@
 mod find;
 mod rekey;
 
-use std::io::Write as _;
-
 use anyhow::bail;
 
 use super::{Context, output, site, times};
@@ -145,8 +143,7 @@ fn sets(context: &Context, found: &VolumesFound) -> anyhow::Result<()> {
         return output::json(found);
     }
     if found.volumes.is_empty() {
-        // Nobody need read it.
-        let _ = writeln!(std::io::stderr(), "no volume fits");
+        output::tell("no volume fits");
         return Ok(());
     }
     output::table_narrow(

@@ -175,7 +175,7 @@ impl Config {
         gone.chain(tokens).chain(self.pin_file_faults()).collect()
     }
 
-    /// Which of the private keys others can read, one sentence each. They are used all the same.
+    /// Which of the private keys are open to everybody, one sentence each. They are used all the same.
     #[must_use]
     pub fn exposed_keys(&self) -> Vec<String> {
         let authority = self.server.client_ca.with_file_name("ca.key");
@@ -203,12 +203,12 @@ impl Config {
     }
 }
 
-/// That everybody can read it. A group may be there for the server's own user.
+/// That it is open to everybody. A group may be there for the server's own user.
 fn exposed(path: &Path) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & 0o007 != 0).then(|| {
         format!(
-            "the private key {0} is readable by others (mode {mode:03o}); run: chmod 600 {0}",
+            "the private key {0} is open to everybody (mode {mode:03o}); run: chmod 600 {0}",
             path.display()
         )
     })

@@ -33,6 +33,14 @@ fn a_server_s_file_is_told_from_that_of_a_host() {
     assert!(told.contains("is it a server's file?"), "{told}");
     let told = parse("stats = 1\n").unwrap_err().to_string();
     assert!(!told.contains("server's file"), "{told}");
+    // The list is what the server's file has and this one has not.
+    for key in SERVER_KEYS {
+        let text = format!("{key} = 1\n");
+        let told = parse(&text).unwrap_err().to_string();
+        assert!(told.contains("is it a server's file?"), "{told}");
+        let server = crate::config::Config::parse(&text, Path::new("ekm.toml")).unwrap_err();
+        assert!(!server.to_string().contains("unknown field"), "{server}");
+    }
 }
 
 #[test]
