@@ -266,7 +266,7 @@ impl Held {
             Self::Pending { since } => match count_low {
                 CountLow::Reported => Ok(()),
                 CountLow::Unknown => hold(format!(
-                    "it was sent on {since} and the answer was never seen; it was right before, but the profile does not say that this token shows a wrong PIN (session.pin_count_low)"
+                    "it was sent on {since} and the answer was never seen; it was right before, but the profile does not say that this token shows a wrong PIN (login.pin_count_low)"
                 )),
             },
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bridge::profile::HsmProfile;
 
 struct Site {
     folder: tempfile::TempDir,
@@ -280,4 +281,55 @@ fn the_oldest_generations_are_forgotten_and_the_newest_kept() {
     assert!(site.held("99") && site.held("36"));
     let book = site.ledger().read().unwrap();
     assert_eq!(book.generations.len(), REMEMBERED);
+}
+
+/// The words of a message that have the shape of a setting: `section.key`.
+fn settings(message: &str) -> Vec<&str> {
+    let plain =
+        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    message
+        .split(|c: char| c.is_whitespace() || "();,:".contains(c))
+        .filter(|word| {
+            let parts = word.split_once('.');
+            parts.is_some_and(|(section, key)| plain(section) && plain(key))
+        })
+        .collect()
+}
+
+#[test]
+fn a_setting_that_a_message_names_is_one_of_the_profiles() {
+    let mut site = Site::new();
+    let mut messages = Vec::new();
+    let mut hold = |site: &Site, change: &str| {
+        let error = site.begin(change).map(drop).unwrap_err();
+        messages.push(error.to_string());
+    };
+    site.end("refused", ck::CKR_PIN_INCORRECT);
+    hold(&site, "refused");
+    drop(site.begin("unseen").unwrap());
+    hold(&site, "unseen");
+    site.accept("right");
+    drop(site.begin("right").unwrap());
+    site.count_low = CountLow::Unknown;
+    hold(&site, "right");
+    for flag in [
+        ck::CKF_USER_PIN_COUNT_LOW,
+        ck::CKF_USER_PIN_FINAL_TRY,
+        ck::CKF_USER_PIN_LOCKED,
+    ] {
+        site.token.flags = flag;
+        hold(&site, "right");
+    }
+    let profile = toml::to_string(&HsmProfile::software()).unwrap();
+    let profile: toml::Table = toml::from_str(&profile).unwrap();
+    let mut named = Vec::new();
+    for message in &messages {
+        for setting in settings(message) {
+            let (section, key) = setting.split_once('.').unwrap();
+            let there = profile.get(section).and_then(|section| section.get(key));
+            assert!(there.is_some(), "no setting {setting}: {message}");
+            named.push(setting);
+        }
+    }
+    assert_eq!(named, ["login.pin_count_low"]);
 }
