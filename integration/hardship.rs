@@ -3,19 +3,25 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ekm::api::{CreateRequest, DriveInRequest};
 use ekm::audit::Outcome;
+use ekm::bridge::pin::{Handed, PinSource};
 use ekm::bridge::supervisor::{Program, TokenState};
 use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
 use ekm::problem::EkmCode;
 use ekm::store::Defaults;
 use rustix::process::{Pid, Signal, kill_process};
+use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::support::{Bench, EKM, Hsm, Kind, TestDrive, drive, lives, wait_for};
+use crate::support::{Bench, EKM, Hsm, Kind, PIN, TestDrive, drive, lives, wait_for};
+
+/// Long enough for a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn request(drive: &TestDrive) -> CreateRequest {
     CreateRequest {
@@ -151,6 +157,49 @@ async fn a_bridge_is_renewed_after_its_share_of_host_custody() {
     );
 }
 
+/// The next bridge would have no PIN, and a token that is well would lock itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_whose_pin_an_operator_gave_outlasts_its_bridges_share() {
+    let hsm = Hsm::new(Kind::Embedded, "attended").await;
+    let mut token = hsm.config("main");
+    token.profile = short_lived(hsm.directory.path());
+    token.pin = PinSource::Operator;
+    let root = tempfile::tempdir().unwrap();
+    let config = Bench::config(root.path(), vec![token], PolicyConfig::default());
+    let service = ekm::server::open(&config, &Program::at(EKM.into()))
+        .await
+        .unwrap();
+    // It is not ready by itself, as a bench is.
+    let bench = Bench {
+        service: Arc::new(service),
+        config,
+        directory: root,
+    };
+    let bridge = &bench.service.tokens().bridges()[0];
+    wait_for("a token that waits for its operator", PATIENCE, || {
+        matches!(bridge.state(), TokenState::Locked { .. })
+    });
+    let shown = bridge.shown().await.unwrap();
+    let pin = Handed::new(&SecretString::from(PIN)).unwrap();
+    bridge.unlock(&shown, false, Some(&pin)).await.unwrap();
+    wait_for("a token that serves", PATIENCE, || bridge.serves());
+    bench.kek("HOSTKEK", "main", Custody::Host).await;
+    default_kek(&bench, "HOSTKEK").await;
+    let mut a = drive(bench.directory.path(), 1, ekm::key::SedkForm::T10Plain);
+    a.row.custody = Custody::Host;
+    bench.enrol(&a).await;
+    let first = bridge.state().bridges().to_vec();
+    // More than three times its share.
+    for _ in 0..10 {
+        bench.service.create(&a.peer, &request(&a)).await.unwrap();
+    }
+    assert_eq!(
+        bridge.state().bridges(),
+        first,
+        "the bridge was started anew, and nobody was there for its PIN"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_whose_module_never_frees_all_is_renewed_and_costs_no_request() {
     let hsm = Hsm::new(Kind::SofthsmInProcess, "frees").await;
@@ -233,4 +282,38 @@ async fn a_server_starts_without_its_token_and_says_so() {
     let fault = service.tokens().bridges()[0].settled().await.unwrap_err();
     assert!(fault.to_string().contains("some-other-token"), "{fault}");
     assert!(service.ready().is_err());
+}
+
+/// As at the failover of a cluster, where two slots may show one label for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_token_of_the_same_label_locks_nothing_once_it_is_gone() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "double").await;
+    let other = Hsm::new(Kind::SofthsmInProcess, "double").await;
+    let tokens = |hsm: &Hsm| hsm.directory.path().join("tokens");
+    let of_other = std::fs::read_dir(tokens(&other)).unwrap().next();
+    let away = of_other.unwrap().unwrap().path();
+    let here = tokens(&hsm).join(away.file_name().unwrap());
+    std::fs::rename(&away, &here).unwrap();
+
+    let root = tempfile::tempdir().unwrap();
+    let config = Bench::config(
+        root.path(),
+        vec![hsm.config("main")],
+        PolicyConfig::default(),
+    );
+    let service = ekm::server::open(&config, &Program::at(EKM.into()))
+        .await
+        .unwrap();
+    let bridge = &service.tokens().bridges()[0];
+    let fault = bridge.settled().await.unwrap_err().to_string();
+    for words in ["more than one token matches", "serial=", "ekm slot list"] {
+        assert!(fault.contains(words), "{fault}");
+    }
+    // It is looked for again and again: the second time was no time of a locked one's.
+    wait_for("a third bridge", PATIENCE, || bridge.starts() >= 3);
+    let state = bridge.state();
+    assert!(matches!(state, TokenState::Failed { .. }), "{state:?}");
+
+    std::fs::rename(&here, &away).unwrap();
+    wait_for("the token", PATIENCE, || bridge.serves());
 }

@@ -85,6 +85,15 @@ impl std::fmt::Display for PinSource {
 }
 
 impl PinSource {
+    /// Whether each bridge that is started has the PIN with nobody there.
+    #[must_use]
+    pub const fn unattended(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Credential(_) | Self::Env(_) | Self::Command(_) => true,
+            Self::Operator | Self::Pad => false,
+        }
+    }
+
     /// What an operator does about a PIN that is wrong or held back.
     #[must_use]
     pub fn remedy(&self, token: &str) -> String {

@@ -450,10 +450,7 @@ impl Lane {
         let link = Link::start(
             shared.hello.name.as_str().into(),
             socket,
-            Share {
-                host_exchanges: profile.host_exchanges,
-                exchanges: profile.exchanges,
-            },
+            Share::of(&shared.hello),
             Arc::clone(&shared.board),
             self.index,
         );

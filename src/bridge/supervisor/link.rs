@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::socket::{Outbox, halves};
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
-use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
+use crate::bridge::message::{self, Custody, Hello, Op, Ready, Reply, Request, Response, Task};
 use crate::bridge::stats::Stats;
 
 /// Requests that one bridge is given at once.
@@ -99,13 +99,38 @@ struct Waitings {
     exchanges: u64,
 }
 
-/// What a bridge may do before it is started anew.
-#[derive(Clone, Copy, Debug)]
+/// What a bridge may do before it is started anew; without bound where there is no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     /// Exchanges in custody `host`.
-    pub(super) host_exchanges: u64,
-    /// Exchanges of any custody, where there is a bound.
-    pub(super) exchanges: Option<u64>,
+    host_exchanges: Option<u64>,
+    /// Exchanges of any custody.
+    exchanges: Option<u64>,
+}
+
+impl Share {
+    /// What the token's profile says; no bound where a person has to be there for its PIN.
+    pub(super) fn of(hello: &Hello) -> Self {
+        let session = &hello.profile.session;
+        match &hello.task {
+            Task::Serve { pin, .. } | Task::Keep { password: pin, .. } if pin.unattended() => {
+                Self {
+                    host_exchanges: Some(session.host_exchanges),
+                    exchanges: session.exchanges,
+                }
+            }
+            // The next bridge would have no PIN: a token that is well would lock itself.
+            Task::Serve { .. }
+            | Task::Keep { .. }
+            | Task::List
+            | Task::Init { .. }
+            | Task::Trust { .. }
+            | Task::Attend { .. } => Self {
+                host_exchanges: None,
+                exchanges: None,
+            },
+        }
+    }
 }
 
 impl Link {
@@ -372,7 +397,7 @@ impl Link {
                 host_exchanges,
                 exchanges,
             } = self.share;
-            let renewing = waiting.host_exchanges >= host_exchanges
+            let renewing = host_exchanges.is_some_and(|most| waiting.host_exchanges >= most)
                 || exchanges.is_some_and(|most| waiting.exchanges >= most);
             if renewing {
                 waiting.open = false;
@@ -499,6 +524,9 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::bridge::faults::FUNCTIONS;
+    use crate::bridge::pin::PinSource;
+    use crate::bridge::profile::HsmProfile;
 
     fn link() -> (Arc<Link>, std::os::unix::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -506,7 +534,7 @@ mod tests {
         let socket = UnixStream::from_std(ours).unwrap();
         let board = Arc::new(Board::new(1, 1));
         let share = Share {
-            host_exchanges: 64,
+            host_exchanges: Some(64),
             exchanges: None,
         };
         let link = Link::start("t".into(), socket, share, board, 0).unwrap();
@@ -612,5 +640,58 @@ mod tests {
         assert!(link.silence() <= asked.elapsed());
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(link.silence() >= Duration::from_millis(50));
+    }
+
+    /// `ekm token explain` says of any other call that another bridge is started.
+    #[test]
+    fn of_all_calls_only_a_login_locks_a_token() {
+        for function in FUNCTIONS {
+            for class in FaultClass::ALL {
+                let fault = Fault::Call {
+                    token: "t".to_owned(),
+                    function: (*function).to_owned(),
+                    name: "CKR_ARGUMENTS_BAD".to_owned(),
+                    what: String::new(),
+                    class,
+                };
+                let refused = *function == "C_Login" && class == FaultClass::Operator;
+                assert_eq!(locks(&fault), refused, "{function} {class}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bridge_whose_next_login_takes_a_person_is_never_renewed() {
+        let share = |pin: PinSource| {
+            Share::of(&Hello {
+                name: "t".to_owned(),
+                profile: HsmProfile::load("softhsm2").unwrap(),
+                task: Task::Serve {
+                    token: "pkcs11:token=t".parse().unwrap(),
+                    serials: Vec::new(),
+                    pin,
+                    ledgers: "/none".into(),
+                },
+            })
+        };
+        let profile = Share {
+            host_exchanges: Some(64),
+            exchanges: Some(100_000),
+        };
+        for pin in [
+            PinSource::File("pin".into()),
+            PinSource::Credential("pin".to_owned()),
+            PinSource::Env("PIN".to_owned()),
+            PinSource::Command(vec!["/bin/pin".to_owned()]),
+        ] {
+            assert_eq!(share(pin.clone()), profile, "{pin}");
+        }
+        let endless = Share {
+            host_exchanges: None,
+            exchanges: None,
+        };
+        for pin in [PinSource::Operator, PinSource::Pad] {
+            assert_eq!(share(pin.clone()), endless, "{pin}");
+        }
     }
 }
