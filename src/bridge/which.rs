@@ -76,10 +76,12 @@ impl Which {
         let uri = &self.uri;
         match found.into_iter().next() {
             Some(only) if !many => Ok(only),
-            Some(_) => Err(Fault::Operator {
+            // The nodes of a cluster may do so while one takes over from another, and no PIN was
+            // sent: it is looked for again.
+            Some(_) => Err(Fault::Down {
                 token: name.to_owned(),
                 reason: format!(
-                    "more than one token matches {uri}; add serial= to the URI (see ekm slot list)"
+                    "more than one token matches {uri}; if that stays so, add serial= to the URI (see ekm slot list)"
                 ),
             }),
             None => Err(Fault::Down {
