@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cryptoki_sys as ck;
+use ekm::bridge::faults::{Asked, explain};
 use ekm::bridge::message::{Op, Recipient};
 use ekm::key::Eedk;
 use ekm::keystore::Custody;
@@ -12,10 +13,13 @@ use tokio::time::Instant;
 
 use super::{Stage, ders, generous, spoil};
 use crate::faulty::{Fault, Faulty};
-use crate::support::{Bench, Hsm, Kind};
+use crate::support::{Bench, Hsm, Kind, wait_for};
 
 /// A vendor's own code.
 const VENDORS: u64 = ck::CKR_VENDOR_DEFINED + 0x123;
+
+/// Long enough for a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What comes of one failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +175,38 @@ async fn one_failed_call_of_a_create_costs_what_its_class_says() {
         assert_eq!(found, *expected, "{function} {code:#x}");
         let (eedks, key) = tape(&stage).await;
         assert_eq!(stage.resolve(&[&eedks[1]]).await.unwrap(), (key, 0));
+    }
+}
+
+/// Codes of classes operator and full, where no request is in play and no PIN was sent: what
+/// `ekm token explain` says of them, and no lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_cannot_open_its_token_is_followed_by_another_until_one_can() {
+    let (faulty, stage) = faulty("opening", None).await;
+    let (eedks, key) = tape(&stage).await;
+    for (function, code) in [
+        ("C_Initialize", ck::CKR_ARGUMENTS_BAD),
+        ("C_Initialize", ck::CKR_CANT_LOCK),
+        ("C_OpenSession", ck::CKR_TOKEN_NOT_INITIALIZED),
+        ("C_OpenSession", ck::CKR_SESSION_COUNT),
+    ] {
+        let before = answered(&faulty, function, code);
+        let (_, _, bridges) = stage.token().await;
+        faulty.strike(Some(function), 0, None, Fault::Answer(code));
+        let pid = i32::try_from(bridges[0]).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        wait_for("two bridges that fail so", PATIENCE, || {
+            answered(&faulty, function, code) >= before + 2
+        });
+        assert_eq!(stage.token().await.0, "failed", "{function} {code:#x}");
+        let asked = Asked::parse(Some(&format!("{code:#x}")), Some(function)).unwrap();
+        let told = explain(asked, &[]).remove(0).ekm;
+        assert!(told.contains("another"), "{function} {code:#x}: {told}");
+
+        faulty.heal();
+        let bridge = &stage.bench.service.tokens().bridges()[0];
+        wait_for("the token", PATIENCE, || bridge.state().word() == "ready");
+        assert_eq!(stage.resolve(&[&eedks[0]]).await.unwrap(), (key, 0));
     }
 }
 

@@ -65,6 +65,9 @@ impl FaultClass {
         Self::Operator,
     ];
 
+    /// What `ekm` does about any class while no request is in play yet.
+    pub const OPENING: &str = "While a bridge opens its token, from C_Initialize to the first canary, no request is in play: a call that fails ends that bridge, unless that is harmless or says something of one key only, and another is started, after pauses of 10 s at most. Only a PIN that was refused, is held back or is not there locks the token.";
+
     /// Its name, as a profile and `ekm token explain` spell it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -101,13 +104,13 @@ impl FaultClass {
                 "opens an EEDK of its own on a new session: if that opens, the exchange is tried once more and then its data is to blame; if not, the bridge is started anew"
             }
             Self::Full => {
-                "closes the session, waits a moment and tries again within the request's time; other sessions go on, and no bridge is ended"
+                "closes the session, waits a moment and tries again within the request's time; other sessions go on, and no bridge that serves is ended; one that is still opening its token ends, and another is started"
             }
             Self::Restart => {
                 "ends the bridge process and starts another, with growing pauses; requests wait for it or go to another token meanwhile"
             }
             Self::Operator => {
-                "does not try again; where a login was refused, the token is locked until an operator acts"
+                "does not do the request again; a login that was refused locks the token until an operator acts; any other call under which a bridge opens its token ends that bridge, and another is started"
             }
             Self::Harmless => "goes on as if the call had succeeded",
         }

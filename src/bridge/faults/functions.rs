@@ -154,6 +154,7 @@ pub(super) const ROWS: &[FunctionRow] = &[
         Operator,
         "The module does not take its pReserved (SoftHSM 2.6.1 takes none, measured), and no repetition changes that.",
     )
+    .acting("ends the bridge and starts another, after pauses of 10 s at most, until an operator has mended it; no PIN is sent meanwhile")
     .advise("look at module.reserved of the profile"),
     row(
         &["C_Initialize"],

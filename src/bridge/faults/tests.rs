@@ -329,3 +329,34 @@ fn the_whole_table_has_every_code_and_every_row() {
         assert!(!row.reason.is_empty() && !row.operator.is_empty());
     }
 }
+
+/// The supervisor ends such a bridge and starts another, whatever the class; `link.rs` has its side.
+#[test]
+fn what_is_said_of_a_call_that_opens_a_token_is_that_another_bridge_is_started() {
+    for function in [
+        "C_Initialize",
+        "C_GetSlotList",
+        "C_GetTokenInfo",
+        "C_OpenSession",
+        "C_GetSessionInfo",
+        "C_FindObjectsInit",
+        "C_FindObjects",
+    ] {
+        for code in every_code() {
+            let asked = Asked::parse(Some(&code.to_string()), Some(function)).unwrap();
+            let row = explain(asked, &[]).remove(0);
+            let told = match row.class {
+                Operator | Full | Restart => row.ekm.contains("another"),
+                // The same is said of all of them beside the table.
+                NewSession | Find | Login => FaultClass::OPENING.contains("another"),
+                Harmless | Request | Ambiguous => false,
+            };
+            assert!(told, "{function} {:?}: {}", row.codes, row.ekm);
+            assert!(!row.ekm.contains("does not try again"), "{}", row.ekm);
+        }
+    }
+    let asked = Asked::parse(Some("CKR_ARGUMENTS_BAD"), Some("C_Initialize")).unwrap();
+    let row = explain(asked, &[]).remove(0);
+    assert_eq!(row.class, Operator);
+    assert!(!row.ekm.contains("login"), "{}", row.ekm);
+}

@@ -51,6 +51,8 @@ impl Explain {
             }),
         )?;
         output::say("")?;
+        output::paragraph(FaultClass::OPENING)?;
+        output::say("")?;
         let (of_functions, in_general): (Vec<_>, Vec<_>) =
             rows.iter().partition(|row| !row.functions.is_empty());
         let cells = |row: &&Explained| vec![codes(row), row.class.to_string(), row.reason.clone()];
