@@ -237,6 +237,31 @@ fn config_check_names_every_fault() {
 }
 
 #[test]
+fn config_check_warns_of_what_a_server_starts_with_all_the_same() {
+    let house = House::bare("request_seconds = 30", "");
+    let check = |from: &str, to: &str| {
+        let good = std::fs::read_to_string(house.at("ekm.toml")).unwrap();
+        std::fs::write(house.at("other.toml"), good.replace(from, to)).unwrap();
+        let output = house.run(&["config", "check", "other.toml"]);
+        let text = said(&output);
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    // The embedded profile's deadline is 30, too.
+    let late = check("", "");
+    assert!(
+        late.contains("warning: tokens main: profile embedded"),
+        "{late}"
+    );
+    assert!(late.contains("server.request_seconds"), "{late}");
+    assert!(!late.contains("session.host_exchanges"), "{late}");
+    let none = check("request_seconds = 30", "request_seconds = 31");
+    assert!(!none.contains("warning"), "{none}");
+    let attended = check("pin = { file = \"pin\" }", "pin = \"operator\"");
+    assert!(attended.contains("session.host_exchanges"), "{attended}");
+}
+
+#[test]
 fn an_initialised_token_is_never_initialised_again() {
     let house = House::new("", "");
     for (label, text) in [("house", "already"), ("other", "no uninitialised slot")] {

@@ -3,6 +3,7 @@
 //! Relative paths are relative to the file. Unknown keys are refused, and a
 //! check names every fault at once with its key.
 
+mod cautions;
 mod faults;
 mod fleet;
 mod keystore;

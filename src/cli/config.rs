@@ -87,6 +87,9 @@ impl Config {
                         for exposed in config.exposed_keys() {
                             output::tell(&format!("warning: {exposed}"));
                         }
+                        for caution in config.cautions() {
+                            output::tell(&format!("warning: {caution}"));
+                        }
                         if context.json {
                             return output::json(&config);
                         }

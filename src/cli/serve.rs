@@ -76,6 +76,9 @@ impl Serve {
         for exposed in config.exposed_keys() {
             tracing::warn!("{exposed}");
         }
+        for caution in config.cautions() {
+            tracing::warn!("{caution}");
+        }
         for token in config.v15_tokens() {
             tracing::warn!(
                 token,
