@@ -15,6 +15,7 @@ mod attended;
 mod lane;
 mod link;
 mod program;
+mod share;
 mod socket;
 mod state;
 mod unlock;

@@ -330,7 +330,7 @@ fn the_whole_table_has_every_code_and_every_row() {
     }
 }
 
-/// The supervisor ends such a bridge and starts another, whatever the class; `link.rs` has its side.
+/// The supervisor ends such a bridge and starts another, whatever the class; `supervisor/link.rs` has its side.
 #[test]
 fn what_is_said_of_a_call_that_opens_a_token_is_that_another_bridge_is_started() {
     for function in [

@@ -11,7 +11,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Program;
-use super::link::{Link, Over, Share, Unanswered, locks, receive};
+use super::link::{Link, Over, Unanswered, locks, receive};
+use super::share::Share;
 use super::state::{Board, LaneState};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};

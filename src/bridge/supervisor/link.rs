@@ -17,10 +17,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::share::Share;
 use super::socket::{Outbox, halves};
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
-use crate::bridge::message::{self, Custody, Hello, Op, Ready, Reply, Request, Response, Task};
+use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
 use crate::bridge::stats::Stats;
 
 /// Requests that one bridge is given at once.
@@ -97,40 +98,6 @@ struct Waitings {
     proved: Instant,
     host_exchanges: u64,
     exchanges: u64,
-}
-
-/// What a bridge may do before it is started anew; without bound where there is no number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Exchanges in custody `host`.
-    host_exchanges: Option<u64>,
-    /// Exchanges of any custody.
-    exchanges: Option<u64>,
-}
-
-impl Share {
-    /// What the token's profile says; no bound where a person has to be there for its PIN.
-    pub(super) fn of(hello: &Hello) -> Self {
-        let session = &hello.profile.session;
-        match &hello.task {
-            Task::Serve { pin, .. } | Task::Keep { password: pin, .. } if pin.unattended() => {
-                Self {
-                    host_exchanges: Some(session.host_exchanges),
-                    exchanges: session.exchanges,
-                }
-            }
-            // The next bridge would have no PIN: a token that is well would lock itself.
-            Task::Serve { .. }
-            | Task::Keep { .. }
-            | Task::List
-            | Task::Init { .. }
-            | Task::Trust { .. }
-            | Task::Attend { .. } => Self {
-                host_exchanges: None,
-                exchanges: None,
-            },
-        }
-    }
 }
 
 impl Link {
@@ -525,8 +492,6 @@ mod tests {
 
     use super::*;
     use crate::bridge::faults::FUNCTIONS;
-    use crate::bridge::pin::PinSource;
-    use crate::bridge::profile::HsmProfile;
 
     fn link() -> (Arc<Link>, std::os::unix::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -657,41 +622,6 @@ mod tests {
                 let refused = *function == "C_Login" && class == FaultClass::Operator;
                 assert_eq!(locks(&fault), refused, "{function} {class}");
             }
-        }
-    }
-
-    #[test]
-    fn a_bridge_whose_next_login_takes_a_person_is_never_renewed() {
-        let share = |pin: PinSource| {
-            Share::of(&Hello {
-                name: "t".to_owned(),
-                profile: HsmProfile::load("softhsm2").unwrap(),
-                task: Task::Serve {
-                    token: "pkcs11:token=t".parse().unwrap(),
-                    serials: Vec::new(),
-                    pin,
-                    ledgers: "/none".into(),
-                },
-            })
-        };
-        let profile = Share {
-            host_exchanges: Some(64),
-            exchanges: Some(100_000),
-        };
-        for pin in [
-            PinSource::File("pin".into()),
-            PinSource::Credential("pin".to_owned()),
-            PinSource::Env("PIN".to_owned()),
-            PinSource::Command(vec!["/bin/pin".to_owned()]),
-        ] {
-            assert_eq!(share(pin.clone()), profile, "{pin}");
-        }
-        let endless = Share {
-            host_exchanges: None,
-            exchanges: None,
-        };
-        for pin in [PinSource::Operator, PinSource::Pad] {
-            assert_eq!(share(pin.clone()), endless, "{pin}");
         }
     }
 }
