@@ -3,9 +3,11 @@
 //! No template, error code or mechanism list is portable: openCryptoki
 //! ignores `CKA_SENSITIVE` on unwrap, NSS wraps keys that are not extractable,
 //! SoftHSM has OAEP with SHA-1 only. What is learned here once costs no call
-//! later. Takes some 20 calls.
+//! later. Takes some 20 calls, and where a token opens EEDKs by `C_Decrypt` alone, two.
 
 use cryptoki_sys as ck;
+use secrecy::{ExposeSecret, SecretSlice};
+use subtle::ConstantTimeEq;
 
 use super::catalog::Catalog;
 use super::faults::Fault;
@@ -17,6 +19,9 @@ use super::token::{Token, wrapping};
 use crate::key::{OaepHash, SedkForm, WrapAlgorithm};
 
 const BLOCK: [u8; 16] = *b"ekm start-up try";
+
+/// In the place of a DKi.
+const DKI: [u8; 12] = *b"EKMprobe....";
 
 /// Tries the token with its first KEK of custody `token`; `None` where it has none.
 pub(super) fn probe(
@@ -61,6 +66,64 @@ pub(super) fn probe(
     }
 }
 
+/// Tries a token that has KEKs of custody `host` alone, as the profile says: what is wrapped here
+/// under the public half of the first one must come out of it again. Whether there was one to try.
+pub(super) fn decrypts(
+    token: &Token,
+    session: CK_SESSION_HANDLE,
+    catalog: &Catalog,
+) -> Result<bool, Fault> {
+    // One of custody `token` has the canary, and a key beside it is no reason to refuse the token.
+    let kek = match (catalog.first(Custody::Token), catalog.first(Custody::Host)) {
+        (None, Some(kek)) => kek,
+        (Some(_), _) | (None, None) => return Ok(false),
+    };
+    let handles = catalog.kek(&kek.hash).map(|(_, handles)| handles);
+    let Some(private) = handles.and_then(|handles| handles.private) else {
+        return Ok(false);
+    };
+    let refuse = |reason: String| Fault::Unsupported {
+        token: token.name.clone(),
+        reason,
+    };
+    let mut random = vec![0_u8; 32];
+    aws_lc_rs::rand::fill(&mut random)
+        .map_err(|_| refuse("the operating system gives no random numbers".to_owned()))?;
+    let known = SecretSlice::from(random);
+    let algorithm = token.profile.wrap_algorithm();
+    let wrapped = host::wrap(&kek.spki, algorithm, &DKI, &known)
+        .map_err(|error| refuse(error.to_string()))?;
+    // A canary under another KEK may have left the session stuck, where the token gives one more.
+    let apart = token.session().ok();
+    let opened = token.module.decrypt(
+        apart.unwrap_or(session),
+        &wrapping(algorithm, &DKI),
+        private,
+        &wrapped,
+    );
+    if let Some(apart) = apart {
+        // It may be gone already, and there is nothing else to do with it.
+        let _ = token.module.close_session(apart);
+    }
+    let opened = opened.map_err(|error| {
+        Fault::call(
+            &token.name,
+            error,
+            format!(
+                "the start-up probe with KEK {}, {algorithm}; the profile {} may not fit this token",
+                kek.label, token.profile.name
+            ),
+        )
+    })?;
+    if bool::from(opened.expose_secret().ct_eq(known.expose_secret())) {
+        return Ok(true);
+    }
+    Err(refuse(format!(
+        "the start-up probe failed: what was wrapped under KEK {} by {algorithm} opens to another value",
+        kek.label
+    )))
+}
+
 struct Tried<'a> {
     token: &'a Token,
     session: CK_SESSION_HANDLE,
@@ -90,7 +153,7 @@ impl Tried<'_> {
         let born = self.generate(true)?;
         let expected = module.encrypt_block(self.session, &ecb, born, &BLOCK)?;
 
-        let eedk = wrapping(self.token.profile.wrap_algorithm(), b"EKMprobe....");
+        let eedk = wrapping(self.token.profile.wrap_algorithm(), &DKI);
         let opened = self.through(&eedk, public, born)?;
         if module.flag(self.session, opened, ck::CKA_SENSITIVE)? != Some(true) {
             return Ok(Err("an unwrapped key is not CKA_SENSITIVE; set data_key.sensitive = \"set-after\" in the profile".to_owned()));

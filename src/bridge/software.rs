@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
-use secrecy::SecretSlice;
+use secrecy::{ExposeSecret, SecretSlice};
+use subtle::ConstantTimeEq;
 
 use super::certify::{Certified, Certify};
 use super::evidence::{Evidence, Evidenced};
@@ -307,10 +308,12 @@ impl Software {
         let Some((kek, private)) = keys.first() else {
             return Ok(Reply::Canary(false));
         };
-        let wrapped = super::host::oaep_wrap(&kek.spki, CANARY, &[], &vec![0x55; DATA_KEY].into())
+        let known = SecretSlice::from(vec![0x55; DATA_KEY]);
+        let wrapped = super::host::oaep_wrap(&kek.spki, CANARY, &[], &known)
             .map_err(|error| in_host::fault(&self.name, error, "the canary"))?;
         private
             .open(CANARY, &[], &wrapped)
+            .filter(|opened| opened.expose_secret().ct_eq(known.expose_secret()).into())
             .map(|_| Reply::Canary(true))
             .ok_or_else(|| self.unsupported(format!("KEK {} opens nothing", kek.label)))
     }

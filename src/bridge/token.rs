@@ -11,7 +11,7 @@ mod keks;
 mod login;
 mod slots;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cryptoki_sys as ck;
@@ -24,6 +24,7 @@ use super::profile::HsmProfile;
 use super::which::Which;
 use canary::Canary;
 
+pub(super) use canary::OTHER;
 pub(super) use data_key::{data_key_template, import_template, wrapping};
 pub(super) use login::Logins;
 pub(super) use slots::{init, list};
@@ -58,6 +59,8 @@ pub(super) struct Token {
     anchor: Mutex<Option<CK_SESSION_HANDLE>>,
     epoch: RwLock<Arc<Epoch>>,
     probe: OnceLock<Probe>,
+    // Whether its way of opening by C_Decrypt has been probed.
+    decrypts: AtomicBool,
     // Where the next look goes on among those that were refused by a trial.
     retried: AtomicUsize,
 }
@@ -109,6 +112,7 @@ impl Token {
             logins,
             anchor: Mutex::new(Some(anchor)),
             probe: OnceLock::new(),
+            decrypts: AtomicBool::new(false),
             retried: AtomicUsize::new(0),
         };
         token.log_in(anchor)?;
@@ -226,6 +230,10 @@ impl Token {
             && let Some(learned) = super::probe::probe(self, session, &catalog)?
         {
             self.probe.get_or_init(|| learned);
+        }
+        if !self.decrypts.load(Ordering::Relaxed) {
+            let probed = super::probe::decrypts(self, session, &catalog)?;
+            self.decrypts.store(probed, Ordering::Relaxed);
         }
         self.begin_epoch(catalog, as_read, canary);
         Ok(())

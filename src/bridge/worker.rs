@@ -226,9 +226,10 @@ impl Worker {
         let token = Arc::clone(&self.token);
         let session = self.tried()?;
         session.epoch.canary.as_ref().map_or(Ok(()), |canary| {
-            token
-                .sing(session.handle, &session.epoch.catalog, canary)
-                .map_err(|_| FaultClass::Restart)
+            match token.sing(session.handle, &session.epoch.catalog, canary) {
+                Ok(true) => Ok(()),
+                Ok(false) | Err(_) => Err(FaultClass::Restart),
+            }
         })
     }
 

@@ -1,6 +1,10 @@
 //! The canary: an EEDK of the token's own, which tells whether the token or a key is at fault.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use secrecy::{ExposeSecret, SecretSlice};
+use subtle::ConstantTimeEq;
 
 use super::{Epoch, Token, wrapping};
 use crate::bridge::catalog::Catalog;
@@ -13,11 +17,17 @@ use crate::key::{Eedk, KekHash, WrapAlgorithm};
 /// KEKs that were refused by a trial and are tried again at one look.
 const TRIALS: usize = 3;
 
+/// What is wrong with a canary that opens and does not hold what was wrapped.
+pub(in crate::bridge) const OTHER: &str =
+    "opens to another value than was wrapped: the token does not decrypt rightly";
+
 /// An EEDK of the token's own, to tell a bad EEDK from a broken token.
 #[derive(Clone, Debug)]
 pub(in crate::bridge) struct Canary {
     kek: KekHash,
     custody: Custody,
+    // What was wrapped.
+    known: Arc<SecretSlice<u8>>,
     wrapped: Vec<u8>,
 }
 
@@ -45,7 +55,7 @@ impl Token {
             let sung = self
                 .sing_apart(&epoch.as_read, &canary)
                 .unwrap_or_else(|| self.sing(session, &epoch.as_read, &canary));
-            if sung.is_ok() {
+            if sung.is_ok_and(|same| same) {
                 tracing::info!(
                     token = self.name,
                     kek = %kek.label,
@@ -70,43 +80,53 @@ impl Token {
         while let Some((kek, custody)) = catalog.canary() {
             let (hash, label) = (kek.hash, kek.label.clone());
             let canary = self.canary_of(kek, custody)?;
-            let sung = self.sing(session, catalog, &canary).or_else(|error| {
+            let mut sung = self.sing(session, catalog, &canary);
+            if !sung.is_ok_and(|same| same) {
                 // One slip of the token refuses no key, nor a session that it left stuck.
-                self.sing_apart(catalog, &canary)
-                    .unwrap_or_else(|| self.sing(session, catalog, &canary))
-                    .map_err(|_| error)
-            });
-            match sung {
-                Ok(()) => return Ok(Some(canary)),
-                Err(error) => {
-                    let fault = Fault::call(
+                let again = self
+                    .sing_apart(catalog, &canary)
+                    .unwrap_or_else(|| self.sing(session, catalog, &canary));
+                if again.is_ok_and(|same| same) {
+                    sung = again;
+                }
+            }
+            let (fault, of_key) = match sung {
+                Ok(true) => return Ok(Some(canary)),
+                Ok(false) => (
+                    self.unsupported(format!("the first canary under KEK {label} {OTHER}")),
+                    true,
+                ),
+                Err(error) => (
+                    Fault::call(
                         &self.name,
                         error,
                         format!("opening the first canary under KEK {label}"),
-                    );
-                    // Anything else is no word about this key.
-                    if !matches!(error.class, FaultClass::Request | FaultClass::Ambiguous) {
-                        return Err(fault);
-                    }
-                    catalog.refuse(&hash, &fault.to_string());
-                    failed.get_or_insert(fault);
-                }
+                    ),
+                    matches!(error.class, FaultClass::Request | FaultClass::Ambiguous),
+                ),
+            };
+            // Anything else is no word about this key.
+            if !of_key {
+                return Err(fault);
             }
+            catalog.refuse(&hash, &fault.to_string());
+            failed.get_or_insert(fault);
         }
         failed.map_or(Ok(None), Err)
     }
 
     fn canary_of(&self, kek: &KekOnToken, custody: Custody) -> Result<Canary, Fault> {
-        let wrapped = self.wrap_nonsense(&kek.spki, self.profile.wrap_algorithm(), &[])?;
+        let (known, wrapped) = self.wrap_nonsense(&kek.spki, self.profile.wrap_algorithm(), &[])?;
         Ok(Canary {
             kek: kek.hash,
             custody,
+            known: Arc::new(known),
             wrapped,
         })
     }
 
     /// Opens the canary on a session of its own; none where the token gives no session.
-    fn sing_apart(&self, catalog: &Catalog, canary: &Canary) -> Option<Call<()>> {
+    fn sing_apart(&self, catalog: &Catalog, canary: &Canary) -> Option<Call<bool>> {
         let session = self.session().ok()?;
         let sung = self.sing(session, catalog, canary);
         // It may be gone already, and there is nothing else to do with it.
@@ -114,19 +134,21 @@ impl Token {
         Some(sung)
     }
 
-    /// A key that opens nothing, under a public key; it may as well come from here.
+    /// A key that opens nothing, and the same under a public key; it may as well come from here.
     fn wrap_nonsense(
         &self,
         spki: &[u8],
         algorithm: WrapAlgorithm,
         dki: &[u8],
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Result<(SecretSlice<u8>, Vec<u8>), Fault> {
         let unsupported = |reason: String| self.unsupported(reason);
-        let mut random = [0_u8; 32];
+        let mut random = vec![0_u8; 32];
         aws_lc_rs::rand::fill(&mut random)
             .map_err(|_| unsupported("the operating system gives no random numbers".to_owned()))?;
-        host::wrap(spki, algorithm, dki, &random.to_vec().into())
-            .map_err(|error| unsupported(error.to_string()))
+        let known = SecretSlice::from(random);
+        let wrapped = host::wrap(spki, algorithm, dki, &known)
+            .map_err(|error| unsupported(error.to_string()))?;
+        Ok((known, wrapped))
     }
 
     /// Whether an EEDK of this KEK, wrapped this way, opens at all.
@@ -143,7 +165,8 @@ impl Token {
         let Some(private) = handles.private else {
             return false;
         };
-        let Ok(wrapped) = self.wrap_nonsense(&entry.spki, eedk.wrap(), eedk.oaep_label()) else {
+        let Ok((known, wrapped)) = self.wrap_nonsense(&entry.spki, eedk.wrap(), eedk.oaep_label())
+        else {
             return false;
         };
         let mechanism = wrapping(eedk.wrap(), eedk.oaep_label());
@@ -154,7 +177,7 @@ impl Token {
             } => self
                 .module
                 .decrypt(session, &mechanism, private, &wrapped)
-                .is_ok(),
+                .is_ok_and(|opened| same(&opened, &known)),
             PrivateHalf::Serves { .. } | PrivateHalf::Absent | PrivateHalf::Refused { .. } => self
                 .module
                 .unwrap(
@@ -169,18 +192,19 @@ impl Token {
         }
     }
 
-    /// Opens the canary; what fails here is the token's fault.
+    /// Opens the canary, and whether it holds what was wrapped; what fails here is the token's
+    /// fault. In custody `token` nothing comes out that could be compared without more calls.
     pub(in crate::bridge) fn sing(
         &self,
         session: CK_SESSION_HANDLE,
         catalog: &Catalog,
         canary: &Canary,
-    ) -> Call<()> {
+    ) -> Call<bool> {
         let Some((entry, handles)) = catalog.kek(&canary.kek) else {
-            return Ok(());
+            return Ok(false);
         };
         let Some(private) = handles.private else {
-            return Ok(());
+            return Ok(false);
         };
         let mechanism = wrapping(self.profile.wrap_algorithm(), &[]);
         match canary.custody {
@@ -192,12 +216,16 @@ impl Token {
                     &canary.wrapped,
                     &self.unwrap_template(false, self.opens_trusted(entry)),
                 )?;
-                self.module.destroy(session, key)
+                self.module.destroy(session, key).map(|()| true)
             }
             Custody::Host => self
                 .module
                 .decrypt(session, &mechanism, private, &canary.wrapped)
-                .map(drop),
+                .map(|opened| same(&opened, &canary.known)),
         }
     }
+}
+
+fn same(opened: &SecretSlice<u8>, known: &SecretSlice<u8>) -> bool {
+    opened.expose_secret().ct_eq(known.expose_secret()).into()
 }

@@ -10,7 +10,7 @@ use crate::bridge::in_host::{self, DATA_KEY, InHost};
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf, Recipient, Reply, WrapUnder};
 use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Mechanism};
 use crate::bridge::profile::Sensitive;
-use crate::bridge::token::{Token, import_template, wrapping};
+use crate::bridge::token::{OTHER, Token, import_template, wrapping};
 use crate::key::{DataKeyId, Eedk, KekHash, Sedk};
 
 /// Public keys that one session keeps imported. A small token's session
@@ -190,7 +190,12 @@ impl At<'_> {
             .token
             .sing(self.session.handle, &self.session.epoch.catalog, canary)
         {
-            Ok(()) => Ok(Reply::Canary(true)),
+            Ok(true) => Ok(Reply::Canary(true)),
+            Ok(false) => Err(Fault::Unsupported {
+                token: self.token.name.clone(),
+                reason: format!("the canary {OTHER}"),
+            }
+            .into()),
             Err(error) => Err(Failure::Call(error, "opening the canary".to_owned())),
         }
     }
