@@ -139,7 +139,7 @@ pub const ALARMS: [Entry; 26] = [
         Alarm::TokenDegraded,
         "EKM-A03",
         Severity::Warning,
-        "a token or keystore works, but not as it should: sessions or processes that its profile wants are missing, it does not answer just now, or its key file cannot be read any more",
+        "a token or keystore works, but not as it should: sessions or processes that its profile wants are missing, it does not answer just now, none of its KEKs serves, or its key file cannot be read any more",
         "`ekm token status` says what: where sessions are missing, look for other programs that hold them; a call that does not return is ended by itself; restore a key file before the server stops",
     ),
     entry(

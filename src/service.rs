@@ -38,6 +38,7 @@ use tokio::sync::{Notify, RwLock};
 
 use crate::alarms::Alarms;
 use crate::audit::{AuditLog, Audited, Event, Outcome};
+use crate::bridge::supervisor::Bridge;
 use crate::config::Config;
 use crate::key::KekHash;
 use crate::keystore::{Guard, Tokens};
@@ -312,7 +313,7 @@ impl Service {
         }
     }
 
-    /// Whether keys can be served now, or why not.
+    /// Whether keys can be served now, or why not. A site without a KEK serves none.
     ///
     /// # Errors
     /// What is missing.
@@ -321,11 +322,14 @@ impl Service {
             return Err("the audit log has failed; see the server's log and restart it".to_owned());
         }
         if !self.tokens.any_answers() {
-            let bridges = self.tokens.bridges().iter();
-            let states: Vec<String> = bridges
-                .map(|bridge| format!("{} {}", bridge.name(), bridge.state().told()))
-                .collect();
-            return Err(format!("no token is ready: {}", states.join("; ")));
+            let bridges = self.tokens.bridges();
+            let told: Vec<String> = bridges.iter().map(Bridge::told).collect();
+            let what = if bridges.iter().any(|bridge| bridge.keyless().is_some()) {
+                "no token has a KEK that serves"
+            } else {
+                "no token is ready"
+            };
+            return Err(format!("{what}: {}", told.join("; ")));
         }
         Ok(())
     }

@@ -22,8 +22,13 @@ pub struct TokenStatus {
     pub bridges: Vec<u32>,
     /// Sessions of the bridge that has fewest, and how many the profile wants.
     pub sessions: Option<(usize, usize)>,
-    /// Seconds since the token last proved that it works.
+    /// Seconds since the token last opened or made an EEDK, or its canary; none where it did not
+    /// since its bridges were started.
     pub heard: Option<f64>,
+    /// Why no key can be had of it although it answers, and there is nothing to prove it with: no
+    /// KEK of it serves.
+    #[serde(default)]
+    pub keyless: Option<String>,
     /// What its flags say of the user PIN.
     pub pin: Option<String>,
     /// Where its user PIN comes from.
@@ -63,6 +68,7 @@ pub(super) fn status(bridge: &Bridge) -> TokenStatus {
         bridges: state.bridges().to_vec(),
         sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
         heard: bridge.proof_age().map(|age| age.as_secs_f64()),
+        keyless: bridge.keyless(),
         pin: ready
             .filter(|_| bridge.key_file().is_none())
             .map(|ready| ready.token.pin_words().to_owned()),

@@ -28,6 +28,7 @@ fn token(state: &str, forms: &[SedkForm]) -> (TokenStatus, bool) {
         bridges: Vec::new(),
         sessions: None,
         heard: None,
+        keyless: None,
         pin: None,
         pin_source: None,
         uri: None,

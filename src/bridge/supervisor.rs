@@ -12,6 +12,8 @@
 //! between starts grow, and a token that needs its operator is left alone.
 
 mod attended;
+mod due;
+mod keyless;
 mod lane;
 mod link;
 mod program;
@@ -214,13 +216,35 @@ impl Bridge {
         self.links().iter().all(|link| link.is_silent())
     }
 
-    /// Whether keys can be had of it: it serves, and where requests wait, some
-    /// bridge was heard in the last seconds.
+    /// Whether keys can be had of it: it serves, a KEK of it does, and where requests wait,
+    /// some bridge was heard in the last seconds.
     #[must_use]
     pub fn answers(&self) -> bool {
         let links = self.links();
         // One that is renewed is back at once, or is not said to serve.
-        self.serves() && (links.is_empty() || links.iter().any(|link| link.silence() < DUMB))
+        self.serves()
+            && self.keyless().is_none()
+            && (links.is_empty() || links.iter().any(|link| link.silence() < DUMB))
+    }
+
+    /// Why no key can be had of it although it serves: no KEK of it does. None where one does, or
+    /// where it does not serve.
+    #[must_use]
+    pub fn keyless(&self) -> Option<String> {
+        let state = self.state();
+        let found = state.found().filter(|_| state.serves())?;
+        self.shared.board.keyless(found)
+    }
+
+    /// How it is, in one sentence, with its name.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let told = format!("{} {}", self.name, self.state().told());
+        match self.keyless() {
+            // Where some are refused that is why it is degraded.
+            Some(why) if !told.contains(&why) => format!("{told}, but {why}"),
+            Some(_) | None => told,
+        }
     }
 
     /// That it is silent, as a fault.
@@ -230,10 +254,11 @@ impl Bridge {
     }
 
     /// Time since the token last opened or made an EEDK, the canary included.
-    /// None while no bridge is up.
+    /// None while no bridge is up, or where it never did since.
     #[must_use]
     pub fn proof_age(&self) -> Option<Duration> {
-        self.links().iter().map(|link| link.proof_age()).min()
+        let links = self.links();
+        links.iter().filter_map(|link| link.proof_age()).min()
     }
 
     /// How long an answer of this token is waited for before another token is

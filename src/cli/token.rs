@@ -53,6 +53,8 @@ fn all(context: &Context) -> anyhow::Result<()> {
 }
 
 fn show(token: TokenStatus) -> anyhow::Result<()> {
+    // Where it is not as it should be for that, `why` says it.
+    let keyless = token.keyless.filter(|_| token.why.is_none());
     let forms: Vec<String> = token.forms.iter().map(ToString::to_string).collect();
     let mut fields = vec![("token", token.name), ("  state", token.state)];
     fields.extend(token.since.map(|since| ("  since", since)));
@@ -67,11 +69,11 @@ fn show(token: TokenStatus) -> anyhow::Result<()> {
             .sessions
             .map(|(open, wanted)| ("  sessions", format!("{open} of {wanted}"))),
     );
-    fields.extend(
-        token
-            .heard
-            .map(|age| ("  last proof", format!("{age:.1} s ago"))),
-    );
+    if !processes.is_empty() {
+        let proof = token.heard.map(|age| format!("{age:.1} s ago"));
+        fields.push(("  last proof", proof.unwrap_or_else(|| "-".to_owned())));
+    }
+    fields.extend(keyless.map(|why| ("  no canary", why)));
     fields.extend(token.pin.map(|pin| ("  user PIN", pin)));
     let file = token
         .uri

@@ -162,7 +162,7 @@ pub const TOKEN_HEARD: Family = family(
     "ekm_token_heard_seconds",
     Kind::Gauge,
     &["token"],
-    "Time since the token last proved that it works, by an answer or its canary",
+    "Time since the token last proved that it works, by an answer or its canary; no value where it has not since its processes were started",
 );
 /// A token's workers.
 pub const TOKEN_WORKERS: Family = family(

@@ -14,6 +14,7 @@ use super::Program;
 use super::link::{Link, Over, Unanswered, locks, receive};
 use super::share::Share;
 use super::state::{Board, LaneState};
+use super::{due, keyless};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
 use crate::bridge::pin::{Handed, mended};
@@ -454,6 +455,8 @@ impl Lane {
             Share::of(&shared.hello),
             Arc::clone(&shared.board),
             self.index,
+            // A key file is read before the bridge says that it is ready, and nothing is opened.
+            keyless::serves(&ready) && !matches!(shared.hello.task, message::Task::Keep { .. }),
         );
         let link = match link {
             Ok(link) => link,
@@ -568,17 +571,14 @@ async fn watch(link: &Link, board: &Board, lane: usize) -> Over {
     }
 }
 
-/// Has the canary opened while nothing else is heard, and the keys looked at
-/// from time to time.
+/// Has the canary opened while nothing else is, and the keys looked at from time to time.
 async fn tend(link: &Link, deadline: Duration) -> Over {
     let mut look_at = Instant::now() + CANARY;
     loop {
         tokio::time::sleep(CANARY).await;
-        // An EEDK that was opened is as good as a canary, and one that queues
-        // behind a backlog would tell of the backlog only.
-        if link.proof_age() >= CANARY
-            && link.under_way() == 0
-            && let Some(over) = ask(link, &Op::Canary, deadline).await
+        let due = due::canary(CANARY, link.proof_age(), link.at_work(), deadline);
+        if let Some(time) = due
+            && let Some(over) = ask(link, &Op::Canary, time).await
         {
             return over;
         }

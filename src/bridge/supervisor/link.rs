@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::due::UnderWay;
 use super::share::Share;
 use super::socket::{Outbox, halves};
 use super::state::Board;
@@ -94,14 +95,15 @@ struct Waitings {
     // Of those who wait, the ones whose answer should come soon.
     prompt: usize,
     heard: Instant,
-    // When the token last did what it is there for.
-    proved: Instant,
+    // When the token last did what it is there for, if ever.
+    proved: Option<Instant>,
     host_exchanges: u64,
     exchanges: u64,
 }
 
 impl Link {
-    /// Takes over a socket whose bridge has said that it is ready.
+    /// Takes over a socket whose bridge has said that it is ready; `proved` where its canary has
+    /// opened before.
     ///
     /// # Errors
     /// The operating system's: the socket cannot be waited for.
@@ -111,6 +113,7 @@ impl Link {
         share: Share,
         board: Arc<Board>,
         lane: usize,
+        proved: bool,
     ) -> io::Result<Arc<Self>> {
         let (inlet, outbox) = halves(socket)?;
         let link = Arc::new(Self {
@@ -121,8 +124,7 @@ impl Link {
                 by_id: HashMap::new(),
                 prompt: 0,
                 heard: Instant::now(),
-                // The canary opened before the bridge said that it is ready.
-                proved: Instant::now(),
+                proved: proved.then(Instant::now),
                 host_exchanges: 0,
                 exchanges: 0,
             }),
@@ -208,7 +210,8 @@ impl Link {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Whether it has opened or made an EEDK since it came up, the canary included.
+    /// Whether it has opened or made an EEDK since it came up, the canary included, or has at
+    /// least answered where it has none.
     pub(super) fn worked(&self) -> bool {
         self.worked.load(Ordering::Relaxed)
     }
@@ -218,14 +221,24 @@ impl Link {
         self.waiting().by_id.len()
     }
 
+    /// The same, in the terms of a canary that may be due.
+    pub(super) fn at_work(&self) -> UnderWay {
+        let waiting = self.waiting();
+        UnderWay {
+            requests: waiting.by_id.len(),
+            making: waiting.by_id.len() > waiting.prompt,
+        }
+    }
+
     /// Recent time from question to answer.
     pub(super) fn latency(&self) -> Duration {
         Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 
-    /// Time since the token last opened or made an EEDK, the canary included.
-    pub(super) fn proof_age(&self) -> Duration {
-        self.waiting().proved.elapsed()
+    /// Time since the token last opened or made an EEDK, the canary included; none where it never
+    /// did.
+    pub(super) fn proof_age(&self) -> Option<Duration> {
+        self.waiting().proved.map(|at| at.elapsed())
     }
 
     /// Time since the bridge last answered, or since it was last asked; zero
@@ -354,7 +367,7 @@ impl Link {
             }
             waiting.heard = Instant::now();
             if proved {
-                waiting.proved = waiting.heard;
+                waiting.proved = Some(waiting.heard);
             }
             if result.as_ref().is_ok_and(in_host) {
                 waiting.host_exchanges += 1;
@@ -371,7 +384,7 @@ impl Link {
             }
             (waited, renewing && waiting.by_id.is_empty())
         };
-        if proved {
+        if proved || matches!(result, Ok(Reply::Canary(_))) {
             self.worked.store(true, Ordering::Relaxed);
         }
         match &result {
@@ -454,7 +467,8 @@ pub(super) const fn restarts(fault: &Fault) -> bool {
     )
 }
 
-/// Whether such an answer shows that the token's keys work, which reading its objects does not.
+/// Whether such an answer shows that the token's keys work, which reading its objects does not,
+/// nor that there is no KEK to make a canary with.
 const fn proves(reply: &Reply) -> bool {
     matches!(
         reply,
@@ -462,7 +476,7 @@ const fn proves(reply: &Reply) -> bool {
             | Reply::Resolved { .. }
             | Reply::Rekeyed { .. }
             | Reply::Proved { .. }
-            | Reply::Canary(_)
+            | Reply::Canary(true)
     )
 }
 
@@ -494,6 +508,10 @@ mod tests {
     use crate::bridge::faults::FUNCTIONS;
 
     fn link() -> (Arc<Link>, std::os::unix::net::UnixStream) {
+        link_of(true)
+    }
+
+    fn link_of(proved: bool) -> (Arc<Link>, std::os::unix::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let socket = UnixStream::from_std(ours).unwrap();
@@ -502,7 +520,7 @@ mod tests {
             host_exchanges: Some(64),
             exchanges: None,
         };
-        let link = Link::start("t".into(), socket, share, board, 0).unwrap();
+        let link = Link::start("t".into(), socket, share, board, 0, proved).unwrap();
         (link, theirs)
     }
 
@@ -572,18 +590,42 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         // Neither being asked nor a failure does.
         let answer = link.ask(&Op::Canary, until).unwrap();
-        assert!(link.proof_age() >= Duration::from_millis(50));
+        assert!(link.proof_age().unwrap() >= Duration::from_millis(50));
         say(Err(Fault::Deadline {
             token: "t".into(),
             seconds: 1,
         }));
         assert!(answer.await.unwrap().is_err());
-        assert!(link.proof_age() >= Duration::from_millis(50));
+        assert!(link.proof_age().unwrap() >= Duration::from_millis(50));
+        // Nor that there is no KEK to try.
+        let answer = link.ask(&Op::Canary, until).unwrap();
+        say(Ok(Reply::Canary(false)));
+        assert!(answer.await.unwrap().is_ok());
+        assert!(link.proof_age().unwrap() >= Duration::from_millis(50));
         let answer = link.ask(&Op::Canary, until).unwrap();
         let asked = Instant::now();
         say(Ok(Reply::Canary(true)));
         assert!(answer.await.unwrap().is_ok());
-        assert!(link.proof_age() <= asked.elapsed());
+        assert!(link.proof_age().unwrap() <= asked.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_token_without_a_kek_has_no_last_proof_until_it_has_opened_something() {
+        let (link, mut theirs) = link_of(false);
+        let until = Instant::now() + Duration::from_secs(30);
+        for opened in [false, true] {
+            assert_eq!(link.proof_age(), None);
+            let answer = link.ask(&Op::Canary, until).unwrap();
+            let request: Request = message::read(&mut theirs).unwrap();
+            let response = Response {
+                id: request.id,
+                result: Ok(Reply::Canary(opened)),
+            };
+            message::write(&mut theirs, &response).unwrap();
+            assert!(answer.await.unwrap().is_ok());
+            assert!(link.worked());
+        }
+        assert!(link.proof_age().is_some());
     }
 
     #[tokio::test]
@@ -599,6 +641,7 @@ mod tests {
         let _made = link.ask(&generate, until).unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(link.silence(), Duration::ZERO);
+        assert!(link.at_work().making);
         // A request that waits meanwhile counts, from when it was put.
         let asked = Instant::now();
         let _answer = link.ask(&Op::Canary, until).unwrap();

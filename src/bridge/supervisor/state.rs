@@ -1,12 +1,14 @@
 //! How a token is, as an operator sees it: one state, out of what each of its
 //! bridges is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
+use super::keyless;
 use crate::bridge::faults::Fault;
 use crate::bridge::message::Ready;
 
@@ -20,7 +22,8 @@ pub enum TokenState {
         /// What was found when it last worked.
         last: Option<Arc<Ready>>,
     },
-    /// The canary opens, with every bridge and session that the profile wants.
+    /// The canary opens, or there is no KEK yet to make one with; every bridge and session that the
+    /// profile wants is there.
     Ready {
         /// What the bridges found.
         ready: Arc<Ready>,
@@ -169,6 +172,8 @@ pub(super) struct Board {
     lanes: Mutex<Vec<LaneState>>,
     // Sessions that each bridge should have.
     workers: usize,
+    // Whether a KEK has served on it since the start.
+    held: AtomicBool,
     published: watch::Sender<TokenState>,
 }
 
@@ -177,6 +182,7 @@ impl Board {
         Self {
             lanes: Mutex::new(vec![LaneState::Starting; lanes]),
             workers,
+            held: AtomicBool::new(false),
             published: watch::Sender::new(TokenState::Starting {
                 since: OffsetDateTime::now_utc(),
                 last: None,
@@ -219,6 +225,11 @@ impl Board {
         }
     }
 
+    /// Why no key can be had of it; none where a KEK of it serves.
+    pub(super) fn keyless(&self, found: &Ready) -> Option<String> {
+        keyless::why(found, self.held.load(Ordering::Relaxed))
+    }
+
     fn lanes(&self) -> MutexGuard<'_, Vec<LaneState>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,7 +261,9 @@ impl Board {
             _ => up.first().map(|(ready, _, _)| *ready),
         };
         if let Some(ready) = seen.cloned() {
-            return match self.trouble(lanes, &up) {
+            self.held
+                .fetch_or(keyless::serves(&ready), Ordering::Relaxed);
+            return match self.trouble(lanes, &up, &ready) {
                 None => TokenState::Ready {
                     ready,
                     bridges,
@@ -291,8 +304,17 @@ impl Board {
     }
 
     /// What is not as the profile wants it, although some bridge is up.
-    fn trouble(&self, lanes: &[LaneState], up: &[(&Arc<Ready>, u32, bool)]) -> Option<String> {
+    fn trouble(
+        &self,
+        lanes: &[LaneState],
+        up: &[(&Arc<Ready>, u32, bool)],
+        seen: &Ready,
+    ) -> Option<String> {
         let mut troubles = Vec::new();
+        // One that is new has none yet, and all is well with it.
+        if !seen.keks.is_empty() || self.held.load(Ordering::Relaxed) {
+            troubles.extend(self.keyless(seen));
+        }
         if up.iter().any(|(_, _, silent)| *silent) {
             troubles.push(
                 "it has not answered for a while although requests, or its canary, wait".to_owned(),
@@ -339,28 +361,17 @@ impl TokenState {
 
 #[cfg(test)]
 mod tests {
+    use super::keyless::tests::{found, refused, serving};
     use super::*;
-    use crate::bridge::pkcs11::TokenInfo;
+    use crate::bridge::message::KekOnToken;
 
     fn up(pid: u32, sessions: usize) -> LaneState {
+        with(pid, sessions, Vec::new())
+    }
+
+    fn with(pid: u32, sessions: usize, keks: Vec<KekOnToken>) -> LaneState {
         LaneState::Up {
-            ready: Arc::new(Ready {
-                token: TokenInfo {
-                    label: "ekm".into(),
-                    serial: "1".into(),
-                    manufacturer: String::new(),
-                    model: String::new(),
-                    flags: 0,
-                    max_rw_sessions: 0,
-                    min_pin: 4,
-                    max_pin: 32,
-                },
-                keks: Vec::new(),
-                trusted: Vec::new(),
-                probe: None,
-                sessions,
-                trouble: None,
-            }),
+            ready: Arc::new(found(keks, sessions)),
             pid,
             silent: false,
         }
@@ -412,6 +423,23 @@ mod tests {
         assert_eq!(now(&board).word(), "degraded");
         board.heard(0, false);
         assert_eq!(now(&board).word(), "ready");
+    }
+
+    #[test]
+    fn a_token_whose_keks_are_all_refused_or_gone_is_degraded_and_a_new_one_is_not() {
+        let board = Board::new(1, 4);
+        board.post(0, up(7, 4));
+        assert_eq!(now(&board).word(), "ready");
+        board.found(0, found(vec![refused("KEK1")], 4));
+        let why = now(&board).why().unwrap();
+        assert!(why.contains("CKA_EXTRACTABLE"), "{why}");
+        board.found(0, found(vec![refused("KEK1"), serving("KEK2")], 4));
+        assert_eq!(now(&board).word(), "ready");
+        // Also where its bridge was started anew meanwhile.
+        board.post(0, down());
+        board.post(0, up(8, 4));
+        assert_eq!(now(&board).word(), "degraded");
+        assert!(now(&board).why().unwrap().contains("gone"));
     }
 
     #[test]
