@@ -269,7 +269,8 @@ async fn healthz() -> &'static str {
 }
 
 /// Keys can be served now: a token has a KEK that serves, its canary opens, and the records can be
-/// written. A site without a KEK, or with none that serves, is not ready. The lines after the first, also those of a refusal, are the alarms that are raised.
+/// written. A site without a KEK, or with none that serves, is not ready.
+/// The lines after the first, also those of a refusal, are the alarms that are raised.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, description = "keys can be served"),
     (status = 503, body = Problem, content_type = "application/problem+json")))]
 fn readyz(State(service): State<Arc<Service>>, monitor: &Monitor) -> Result<String, Problem> {

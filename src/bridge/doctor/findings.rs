@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::bridge::faults::ckr_name;
 use crate::bridge::message::{KekOnToken, SlotOnModule};
 use crate::bridge::pkcs11::{Call, CallError, MechanismInfo, ModuleInfo, TokenInfo, TokenLimits};
-use crate::key::OaepHash;
+use crate::key::{OaepHash, WrapAlgorithm};
 
 /// How a try ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -471,13 +471,15 @@ pub struct Trusted {
 pub struct KekSeen {
     /// What its attributes say.
     pub kek: KekOnToken,
-    /// An EEDK in the way of the profile, made on the host, opens under it.
+    /// An EEDK in the way of the profile, made on the host with a DKi, opens under it.
     pub opens: Outcome,
 }
 
 /// The KEKs on the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keks {
+    /// The way of the profile, in which each was tried.
+    pub way: WrapAlgorithm,
     /// All of them.
     pub keks: Vec<KekSeen>,
     /// Labels that are on two different keys.

@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cryptoki_sys as ck;
+use secrecy::ExposeSecret;
 
-use super::examiner::{Examiner, mechanism, template};
-use super::findings::{KekSeen, Keks, Outcome, Sent};
+use super::examiner::{DKI, Examiner};
+use super::findings::{KekSeen, Keks, Outcome};
 use crate::bridge::catalog::Catalog;
 use crate::bridge::faults::Fault;
 use crate::bridge::message::{Custody, KekOnToken, PrivateHalf};
-use crate::bridge::pkcs11::{Attr, CK_OBJECT_HANDLE, Call};
-use crate::key::OaepHash;
+use crate::bridge::pkcs11::{CK_OBJECT_HANDLE, Call, Mechanism};
+use crate::bridge::token::wrapping;
 
 /// KEKs that are tried; on a token with more, the first ones say enough of it.
 const TRIED: usize = 32;
@@ -42,6 +42,7 @@ pub(super) fn examine(examiner: &mut Examiner) -> Result<Keks, Fault> {
         });
     }
     Ok(Keks {
+        way: examiner.token.profile.wrap_algorithm(),
         ambiguous: ambiguous(&keks),
         keks,
     })
@@ -58,25 +59,24 @@ fn ambiguous(keks: &[KekSeen]) -> Vec<String> {
     hashes.into_keys().collect()
 }
 
-/// Whether an EEDK that the host makes opens under the KEK.
+/// Whether an EEDK that the host makes, as an exchange by this profile does, opens under the KEK.
 fn opens(
-    examiner: &mut Examiner,
+    examiner: &Examiner,
     kek: &KekOnToken,
     custody: Custody,
     private: CK_OBJECT_HANDLE,
 ) -> Outcome {
-    let found = examiner.data_keys();
-    let decrypts = found.oaep.iter().find(|oaep| oaep.decrypt.works());
-    let hash = match custody {
-        Custody::Token => found.opened_with,
-        Custody::Host => decrypts.map(|oaep| oaep.hash),
+    let way = examiner.token.profile.wrap_algorithm();
+    let Some(wrapped) = examiner.drive.wrap_by(&kek.spki, way, &DKI) else {
+        return Outcome::untried("the host cannot wrap this way");
     };
-    let Some(hash) = hash else {
-        return Outcome::untried("no way of opening was found");
-    };
+    let mechanism = wrapping(way, &DKI);
     match custody {
-        Custody::Token => unwrap(examiner, kek, private, hash, found.fits).into(),
-        Custody::Host => decrypt(examiner, kek, private, hash).into(),
+        Custody::Token => unwrap(examiner, kek, private, &mechanism, &wrapped).into(),
+        Custody::Host => examiner
+            .decrypt_by(private, &mechanism, &wrapped)
+            .map(|opened| Outcome::same(examiner.drive.is_known(opened.expose_secret())))
+            .into(),
     }
 }
 
@@ -84,40 +84,18 @@ fn unwrap(
     examiner: &Examiner,
     kek: &KekOnToken,
     private: CK_OBJECT_HANDLE,
-    hash: OaepHash,
-    sent: Option<Sent>,
+    mechanism: &Mechanism,
+    wrapped: &[u8],
 ) -> Call<Outcome> {
-    let (Some(sent), Some(wrapped)) = (sent, examiner.drive.wrap(&kek.spki, hash, &[])) else {
-        return Ok(Outcome::untried("no template fits"));
-    };
-    let mut template = template(sent);
-    if examiner.token.opens_trusted(kek) {
-        template.push(Attr::flag(ck::CKA_WRAP_WITH_TRUSTED, true));
-    }
+    let token = &examiner.token;
     let key = examiner.module().unwrap(
         examiner.session,
-        &mechanism(hash, &[]),
+        mechanism,
         private,
-        &wrapped,
-        &template,
+        wrapped,
+        &token.unwrap_template(true, token.opens_trusted(kek)),
     )?;
     let same = examiner.is_known(key).map(Outcome::same);
     examiner.destroy(key);
     same
-}
-
-fn decrypt(
-    examiner: &Examiner,
-    kek: &KekOnToken,
-    private: CK_OBJECT_HANDLE,
-    hash: OaepHash,
-) -> Call<Outcome> {
-    use secrecy::ExposeSecret as _;
-    let Some(wrapped) = examiner.drive.wrap(&kek.spki, hash, &[]) else {
-        return Ok(Outcome::untried("the host cannot wrap this way"));
-    };
-    let opened = examiner.decrypt(private, hash, &[], &wrapped)?;
-    Ok(Outcome::same(
-        examiner.drive.is_known(opened.expose_secret()),
-    ))
 }

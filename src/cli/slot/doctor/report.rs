@@ -393,6 +393,7 @@ fn show_keks(keks: &Keks) -> anyhow::Result<()> {
             ]
         }),
     )?;
+    output::say(&format!("what opens is an EEDK by {}", keks.way))?;
     for KekSeen { kek, .. } in &keks.keks {
         if let PrivateHalf::Refused { attributes, .. } = &kek.private
             && attributes.extractable == Some(true)
