@@ -13,12 +13,12 @@ use ekm::bridge::doctor::fitting::{Difference, Verdict, Way};
 use ekm::bridge::message::{PrivateHalf, Provenance};
 use ekm::bridge::profile::HsmProfile;
 use ekm::bridge::rates::{Bench, Work};
-use ekm::key::OaepHash;
+use ekm::key::{OaepHash, WrapAlgorithm};
 use serde::Deserialize;
 
 use crate::faulty::{Fault, Faulty, SessionLimit};
 use crate::site::Site;
-use crate::support::{EKM, Hsm, Kind, wait_for, write_private};
+use crate::support::{EKM, Hsm, Kind, pkcs8_key, wait_for, write_private};
 use crate::tokens::can_be_made;
 
 /// What `--json` gives.
@@ -654,6 +654,37 @@ async fn what_an_interrupted_doctor_left_is_removed_and_nothing_else() {
         ));
     }
     assert_eq!(hsm.hand(&["list"]).lines().count(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kek_is_tried_in_the_way_of_the_profile_and_in_no_other() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "doctor").await;
+    let key = hsm.directory.path().join("key.der");
+    std::fs::write(&key, pkcs8_key()).unwrap();
+    hsm.hand(&["import-private", "TAPE2026", &key.display().to_string()]);
+    let opens = |profile: &str| {
+        let (_, report) = doctor(&hsm, profile, &[]);
+        let keks = report.examination.keks.unwrap();
+        (keks.way, keks.keks[0].opens.clone())
+    };
+    let (way, opened) = opens("softhsm2");
+    assert_eq!(way, WrapAlgorithm::oaep(OaepHash::Sha1, false));
+    assert!(opened.works(), "{opened:?}");
+    // SoftHSM opens OAEP without a label, and no EEDK of this profile.
+    let labelled = profile_with(&hsm, &[("labelled = false", "labelled = true")]);
+    let (way, opened) = opens(&labelled.display().to_string());
+    assert_eq!(way, WrapAlgorithm::oaep(OaepHash::Sha1, true));
+    assert!(refused("CKR_ARGUMENTS_BAD")(&opened), "{opened:?}");
+    let v15 = profile_with(
+        &hsm,
+        &[
+            ("hash = \"sha1\"\n", "padding = \"pkcs1-v1.5\"\n"),
+            ("labelled = false\n", ""),
+        ],
+    );
+    let (way, opened) = opens(&v15.display().to_string());
+    assert_eq!(way, WrapAlgorithm::Pkcs1V15);
+    assert!(opened.works(), "{opened:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

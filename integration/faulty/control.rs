@@ -94,6 +94,8 @@ pub(crate) enum Fault {
     Delay(u64),
     /// So many milliseconds after the token has done what it was asked, before the caller hears of it.
     Late(u64),
+    /// What `C_Decrypt` gives after the token has done it has one bit turned; the code is the token's.
+    Garbled,
     /// It does not return while the rule stands.
     Hang,
     /// The process ends by `SIGABRT`.

@@ -20,8 +20,8 @@ use std::ffi::c_void;
 use std::mem::offset_of;
 
 use cryptoki_sys::{
-    CK_BBOOL, CK_FLAGS, CK_FUNCTION_LIST, CK_NOTIFY, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO,
-    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CK_VERSION,
+    CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_NOTIFY, CK_RV, CK_SESSION_HANDLE,
+    CK_SESSION_INFO, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CK_VERSION,
     CKF_PROTECTED_AUTHENTICATION_PATH, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
     CKF_USER_PIN_LOCKED, CKR_ARGUMENTS_BAD, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK,
     CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_SESSION_COUNT, CKR_SLOT_ID_INVALID, CKU_SO, CKU_USER,
@@ -48,8 +48,8 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     let this = slot(offset_of!(CK_FUNCTION_LIST, C_GetFunctionList));
     let rv = match under.begin(this) {
         (_, Met::Answer(rv) | Met::AnswerLost(rv)) => rv,
-        (_, Met::Nothing | Met::Late(_)) if list.is_null() => CKR_ARGUMENTS_BAD,
-        (_, Met::Nothing | Met::Late(_)) => {
+        (_, Met::Nothing | Met::Late(_) | Met::Garbled) if list.is_null() => CKR_ARGUMENTS_BAD,
+        (_, Met::Nothing | Met::Late(_) | Met::Garbled) => {
             // SAFETY: the caller gave a place to write to. Nobody writes to a function list.
             unsafe { list.write((&raw const LIST).cast_mut()) };
             CKR_OK
@@ -109,11 +109,12 @@ fn neighbour(under: &Under, slot: CK_SLOT_ID, places: isize) -> Option<CK_SLOT_I
     (rv == CKR_OK).then_some(*there)
 }
 
-/// What a forwarder is given: the module below and the rules of this call.
+/// What a forwarder is given: the module below, the rules of this call and what it meets.
 #[derive(Clone, Copy)]
 struct At<'a> {
     under: &'a Under,
     rules: &'a Rules,
+    met: Met,
 }
 
 /// The session that a call was in or opened, and what it answered.
@@ -167,6 +168,7 @@ impl<const INDEX: usize> Slot<INDEX> {
             let at = At {
                 under,
                 rules: &rules,
+                met,
             };
             // SAFETY: `table!` puts a function of this slot into the field of its index, whose type is `F`.
             match unsafe { under.function(INDEX) } {
@@ -175,7 +177,7 @@ impl<const INDEX: usize> Slot<INDEX> {
             }
         };
         let (session, rv) = match met {
-            Met::Nothing => ask(),
+            Met::Nothing | Met::Garbled => ask(),
             Met::Answer(rv) => (None, rv),
             Met::AnswerLost(rv) => (ask().0, rv),
             Met::Late(time) => {
@@ -358,6 +360,31 @@ impl<const INDEX: usize> Slot<INDEX> {
         })
     }
 
+    unsafe extern "C" fn decrypt(
+        session: CK_SESSION_HANDLE,
+        data: *mut CK_BYTE,
+        length: CK_ULONG,
+        out: *mut CK_BYTE,
+        size: *mut CK_ULONG,
+    ) -> CK_RV {
+        type Decrypt = unsafe extern "C" fn(
+            CK_SESSION_HANDLE,
+            *mut CK_BYTE,
+            CK_ULONG,
+            *mut CK_BYTE,
+            *mut CK_ULONG,
+        ) -> CK_RV;
+        Self::forward(|at, function: Decrypt| {
+            // SAFETY: the caller's own arguments, under the caller's promises.
+            let rv = unsafe { function(session, data, length, out, size) };
+            if rv == CKR_OK && matches!(at.met, Met::Garbled) && !out.is_null() {
+                // SAFETY: the module has just written there.
+                unsafe { out.write(out.read() ^ 1) };
+            }
+            (Some(session), rv)
+        })
+    }
+
     unsafe extern "C" fn login(
         session: CK_SESSION_HANDLE,
         user: CK_USER_TYPE,
@@ -450,7 +477,7 @@ static LIST: CK_FUNCTION_LIST = table! {
     C_EncryptUpdate: session5,
     C_EncryptFinal: session3,
     C_DecryptInit: session3,
-    C_Decrypt: session5,
+    C_Decrypt: decrypt,
     C_DecryptUpdate: session5,
     C_DecryptFinal: session3,
     C_DigestInit: session2,

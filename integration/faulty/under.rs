@@ -33,6 +33,8 @@ pub(crate) enum Met {
     AnswerLost(CK_RV),
     /// The token is asked, and what it answered comes later.
     Late(Duration),
+    /// The token is asked, and what it gave is turned into something else.
+    Garbled,
 }
 
 /// The module that does the work.
@@ -129,6 +131,7 @@ impl Under {
                     Met::Nothing
                 }
                 Some(Fault::Late(time)) => Met::Late(Duration::from_millis(time)),
+                Some(Fault::Garbled) => Met::Garbled,
                 Some(Fault::Hang) => {
                     thread::sleep(LOOK);
                     continue;

@@ -58,6 +58,9 @@ impl Early {
 
     async fn serves(mut self) {
         self.wait_for("ready", AGAIN);
+        // Without a KEK it gives no key.
+        self.site
+            .ekm(&["kek", "generate", "KEK1", "--bits", "2048"]);
         let (status, text) = self.readyz().await;
         assert_eq!(status, 200, "{text}");
         self.site.stop();

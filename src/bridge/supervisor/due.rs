@@ -22,7 +22,7 @@ pub(super) fn canary(
     under_way: UnderWay,
     deadline: Duration,
 ) -> Option<Duration> {
-    let old = |bound| proof.is_none_or(|age| age >= bound);
+    let old = |bound: Duration| proof.is_none_or(|age| age >= bound);
     // An EEDK that was opened is as good as a canary.
     if under_way.requests == 0 {
         return old(period).then_some(deadline);
