@@ -1,5 +1,7 @@
 //! What a running server shows of itself: measurements and alarms.
 
+mod told;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

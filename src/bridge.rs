@@ -25,6 +25,7 @@ pub mod import;
 mod in_host;
 mod inbox;
 pub mod message;
+mod outbox;
 pub mod pin;
 pub mod pkcs11;
 mod probe;

@@ -29,7 +29,7 @@ pub struct TokenStatus {
     /// KEK of it serves.
     #[serde(default)]
     pub keyless: Option<String>,
-    /// What its flags say of the user PIN.
+    /// What its flags say of the user PIN, while it serves or is locked.
     pub pin: Option<String>,
     /// Where its user PIN comes from.
     pub pin_source: Option<String>,
@@ -59,6 +59,10 @@ pub(super) fn status(bridge: &Bridge) -> TokenStatus {
         | TokenState::Locked { .. } => None,
     };
     let ready = state.found().filter(|_| state.serves());
+    // Of one that is away what it showed says nothing any more; one that is locked has just been asked.
+    let shown = bridge
+        .token_info()
+        .filter(|_| state.serves() || matches!(state, TokenState::Locked { .. }));
     TokenStatus {
         name: bridge.name().to_owned(),
         state: state.word().to_owned(),
@@ -69,13 +73,16 @@ pub(super) fn status(bridge: &Bridge) -> TokenStatus {
         sessions: ready.map(|ready| (ready.sessions, bridge.sessions_wanted())),
         heard: bridge.proof_age().map(|age| age.as_secs_f64()),
         keyless: bridge.keyless(),
-        pin: ready
+        pin: shown
+            .as_ref()
             .filter(|_| bridge.key_file().is_none())
-            .map(|ready| ready.token.pin_words().to_owned()),
+            .map(|token| token.pin_words().to_owned()),
         pin_source: bridge.pin_source().map(ToString::to_string),
         uri: match bridge.key_file() {
             Some(file) => Some(format!("file:{}", file.display())),
-            None => ready.map(|ready| crate::bridge::uri::TokenUri::of(&ready.token).to_string()),
+            None => shown
+                .as_ref()
+                .map(|token| crate::bridge::uri::TokenUri::of(token).to_string()),
         },
         keks: ready.map_or(0, |ready| ready.keks.len()),
         forms: ready

@@ -109,7 +109,8 @@ pub enum Reply {
     /// `Op::Canary`: the canary opened; false where the token holds no KEK to try.
     Canary(bool),
     /// What the bridge measured. Nobody asks for it: it is told every few
-    /// seconds, as the answer to a request 0 that there never was.
+    /// seconds and before what may be its last answer, from its start on, as
+    /// the answer to a request 0 that there never was.
     Stats(Stats),
     /// `Op::Generate`
     Generated(KekOnToken),
@@ -137,6 +138,28 @@ pub enum Reply {
     Adopted(Box<Adopted>),
     /// `Errand::Ceremony`
     Ceremony(Stepped),
+}
+
+impl Reply {
+    /// Whether a data key was in the bridge's memory.
+    pub(super) const fn in_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Created {
+                custody: Custody::Host,
+                ..
+            } | Self::Resolved {
+                custody: Custody::Host,
+                ..
+            } | Self::Rekeyed {
+                custody: Custody::Host,
+                ..
+            } | Self::Proved {
+                custody: Custody::Host,
+                ..
+            }
+        )
+    }
 }
 
 /// What the bridge found when it opened its token.

@@ -25,11 +25,12 @@ mod template;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr;
+use std::sync::Arc;
 
 use cryptoki_sys as ck;
 
 use super::faults::{FaultClass, FaultRule, meaning};
-use super::stats::{Calls, Stats};
+use super::stats::Calls;
 
 pub use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
@@ -105,7 +106,7 @@ pub enum LoadError {
 pub struct Module {
     list: *mut ck::CK_FUNCTION_LIST,
     rules: Vec<FaultRule>,
-    calls: Calls,
+    calls: Arc<Calls>,
     // Keeps the code behind `list` mapped.
     _library: Option<libloading::Library>,
 }
@@ -131,10 +132,10 @@ macro_rules! call {
                         "bridge/stats.rs does not list this function"
                     )
                 };
-                let begun = std::time::Instant::now();
+                let begun = $module.calls.begin(PLACE);
                 // SAFETY: every pointer argument is to a live value of the type and length given.
                 let rv = unsafe { function($($arg),*) };
-                $module.calls.observe(PLACE, begun.elapsed(), rv == cryptoki_sys::CKR_OK);
+                begun.ended(rv == cryptoki_sys::CKR_OK);
                 match rv {
                     cryptoki_sys::CKR_OK => Ok(()),
                     rv => Err($module.failed(stringify!($name), rv)),
@@ -150,11 +151,6 @@ use call;
 const BUFFER: usize = 1024;
 
 impl Module {
-    /// What was measured so far, with as many workers at work.
-    pub(super) fn stats(&self, busy: usize) -> Stats {
-        self.calls.read(busy)
-    }
-
     /// Loads a vendor's module from its file.
     ///
     /// # Errors
@@ -184,7 +180,7 @@ impl Module {
         Ok(Self {
             list,
             rules: Vec::new(),
-            calls: Calls::default(),
+            calls: Arc::default(),
             _library: Some(library),
         })
     }
@@ -207,7 +203,7 @@ impl Module {
         Ok(Self {
             list: list.cast(),
             rules: Vec::new(),
-            calls: Calls::default(),
+            calls: Arc::default(),
             _library: None,
         })
     }
@@ -225,6 +221,12 @@ impl Module {
     #[must_use]
     pub fn ruled(self, rules: Vec<FaultRule>) -> Self {
         Self { rules, ..self }
+    }
+
+    /// The same module, its calls counted there: what it did outlives it.
+    #[must_use]
+    pub(super) fn counted(self, calls: Arc<Calls>) -> Self {
+        Self { calls, ..self }
     }
 
     /// A failure in the words of a call.

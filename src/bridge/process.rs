@@ -9,8 +9,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, TryLockResult};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, TryLockResult};
 use std::time::{Duration, Instant};
 
 use super::attend;
@@ -18,17 +18,16 @@ use super::doctor::Doctor;
 use super::faults::{Fault, FaultClass};
 use super::inbox::Inbox;
 use super::message::{self, Hello, Reply, Request, Response, Task};
+use super::outbox::Outbox;
 use super::pin::Pin;
 use super::pkcs11::{Module, Office};
 use super::profile::HsmProfile;
 use super::software::{Software, Sources};
+use super::stats::Calls;
 use super::token::{self, Logins, Token};
 use super::trust;
 use super::which::Which;
 use super::worker::Worker;
-
-/// How often the server is told what was measured.
-const REPORT: Duration = Duration::from_secs(5);
 
 /// How often a worker without a session asks for one, where the token has no more to give.
 const CROWDED: Duration = Duration::from_millis(250);
@@ -78,9 +77,17 @@ pub fn run() -> io::Result<()> {
         }
         task => task,
     };
+    let outbox = Arc::new(Outbox::new(socket.try_clone()?, &profile.session));
+    if matches!(task, Task::Serve { .. }) {
+        // From now on: loading and opening may fail, or never end.
+        let outbox = Arc::clone(&outbox);
+        std::thread::Builder::new()
+            .name("stats".to_owned())
+            .spawn(move || outbox.report())?;
+    }
     let loaded = match (&task, profile.there()) {
         // Only this one may begin with nothing.
-        (Task::Init { .. }, _) | (_, Ok(())) => load(&name, &profile),
+        (Task::Init { .. }, _) | (_, Ok(())) => load(&name, &profile, outbox.calls()),
         // The disk may be mounted any moment.
         (_, Err(reason)) => Err(Fault::Down {
             token: name.clone(),
@@ -125,6 +132,7 @@ pub fn run() -> io::Result<()> {
                 pin,
                 ledgers,
                 under_way,
+                refused: Arc::clone(outbox.refused()),
             });
             let loaded =
                 loaded.map(|module| Doctor::new(name, module, profile, which, logins, avoid));
@@ -146,6 +154,7 @@ pub fn run() -> io::Result<()> {
                 pin: Pin::Source(pin),
                 ledgers,
                 under_way,
+                refused: Arc::clone(outbox.refused()),
             };
             let opened =
                 loaded.and_then(|module| Token::open(name, module, profile, which, logins));
@@ -153,10 +162,10 @@ pub fn run() -> io::Result<()> {
                 Ok(token) => {
                     let token = Arc::new(token);
                     let staff = staff(&token, workers);
-                    answer(&mut socket, Ok(Reply::Ready(token.ready())))?;
-                    serve(&socket, &token, staff)
+                    outbox.open(Ok(Reply::Ready(token.ready())))?;
+                    serve(&socket, &token, staff, &outbox)
                 }
-                Err(fault) => answer(&mut socket, Err(fault)),
+                Err(fault) => outbox.open(Err(fault)),
             }
         }
     }
@@ -203,7 +212,7 @@ fn answer(socket: &mut UnixStream, result: Result<Reply, Fault>) -> io::Result<(
     message::write(socket, &Response { id: 0, result })
 }
 
-fn load(name: &str, profile: &HsmProfile) -> Result<Module, Fault> {
+fn load(name: &str, profile: &HsmProfile, calls: &Arc<Calls>) -> Result<Module, Fault> {
     let library = profile.module.library.as_str();
     let module = if library == "embedded" {
         Module::embedded()
@@ -215,7 +224,8 @@ fn load(name: &str, profile: &HsmProfile) -> Result<Module, Fault> {
         token: name.to_owned(),
         reason: error.to_string(),
     })?
-    .ruled(profile.faults.clone());
+    .ruled(profile.faults.clone())
+    .counted(Arc::clone(calls));
     module
         .initialize(profile.module.reserved.as_deref())
         .map_err(|error| Fault::call(name, error, format!("initialising {library}")))?;
@@ -234,29 +244,25 @@ fn staff(token: &Arc<Token>, workers: usize) -> Vec<Worker> {
         .collect()
 }
 
-fn serve(socket: &UnixStream, token: &Arc<Token>, staff: Vec<Worker>) -> io::Result<()> {
+fn serve(
+    socket: &UnixStream,
+    token: &Arc<Token>,
+    staff: Vec<Worker>,
+    outbox: &Arc<Outbox>,
+) -> io::Result<()> {
     // Whoever is free reads the next request himself: no thread stands between.
     let inbox = Arc::new(Inbox::new(socket.try_clone()?)?);
-    let outbox = Arc::new(Mutex::new(socket.try_clone()?));
-    let busy = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
-    threads.push({
-        let (token, busy, outbox) = (Arc::clone(token), Arc::clone(&busy), Arc::clone(&outbox));
-        std::thread::Builder::new()
-            .name("stats".to_owned())
-            .spawn(move || report(&token, &busy, &outbox))?
-    });
     for (index, worker) in staff.into_iter().enumerate() {
         let token = Arc::clone(token);
         let inbox = Arc::clone(&inbox);
-        let outbox = Arc::clone(&outbox);
-        let busy = Arc::clone(&busy);
+        let outbox = Arc::clone(outbox);
         threads.push(
             std::thread::Builder::new()
                 .name(format!("session {index}"))
                 .spawn(move || {
-                    let _ends = EndsBridge;
-                    work(worker, &token, &inbox, &outbox, &busy);
+                    let _ends = EndsBridge(Arc::clone(&token));
+                    work(worker, &token, &inbox, &outbox);
                 })?,
         );
     }
@@ -268,41 +274,17 @@ fn serve(socket: &UnixStream, token: &Arc<Token>, staff: Vec<Worker>) -> io::Res
 }
 
 /// Ends the bridge when a worker ends, also by a panic: what it was asked
-/// would never be answered.
-struct EndsBridge;
+/// would never be answered. A login of another worker ends first.
+struct EndsBridge(Arc<Token>);
 
 impl Drop for EndsBridge {
     fn drop(&mut self) {
+        let _quiet = quiet(self.0.logging_in());
         end();
     }
 }
 
-/// Tells the server what was measured, also while every worker waits for the module.
-fn report(token: &Token, busy: &AtomicUsize, outbox: &Mutex<UnixStream>) {
-    loop {
-        let stats = token.module.stats(busy.load(Ordering::Relaxed));
-        let response = Response {
-            id: 0,
-            result: Ok(Reply::Stats(stats)),
-        };
-        let sent = message::write(
-            &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
-            &response,
-        );
-        if sent.is_err() {
-            end();
-        }
-        std::thread::sleep(REPORT);
-    }
-}
-
-fn work(
-    mut worker: Worker,
-    token: &Token,
-    inbox: &Inbox,
-    outbox: &Mutex<UnixStream>,
-    busy: &AtomicUsize,
-) {
+fn work(mut worker: Worker, token: &Token, inbox: &Inbox, outbox: &Outbox) {
     loop {
         // Who has no session must not take a request from those who have.
         while worker.prepare().is_err_and(|fault| crowded(&fault)) && token.sessions() > 0 {
@@ -314,7 +296,7 @@ fn work(
         // What it waited for in the socket is part of its time.
         let left = until_ms.saturating_sub(message::now_ms());
         let until = Instant::now() + Duration::from_millis(left);
-        busy.fetch_add(1, Ordering::Relaxed);
+        outbox.busy.fetch_add(1, Ordering::Relaxed);
         let result = loop {
             let result = worker.run(&op, until);
             // The session was lost on the way, and others took what there was.
@@ -324,7 +306,7 @@ fn work(
             }
             std::thread::sleep(CROWDED);
         };
-        busy.fetch_sub(1, Ordering::Relaxed);
+        outbox.busy.fetch_sub(1, Ordering::Relaxed);
         let restart = matches!(
             result,
             Err(Fault::Call {
@@ -334,12 +316,12 @@ fn work(
         );
         // The process ends with this answer, and another worker may be logging in.
         let _quiet = restart.then(|| quiet(token.logging_in()));
-        let sent = message::write(
-            &mut *outbox.lock().unwrap_or_else(PoisonError::into_inner),
-            &Response { id, result },
-        );
-        if restart || sent.is_err() {
+        let sent = outbox.answer(id, &op, result);
+        if restart {
             end();
+        }
+        if sent.is_err() {
+            return;
         }
     }
 }

@@ -1,15 +1,26 @@
 //! What a bridge measures of its module: every PKCS#11 call, by function.
 //!
 //! Measured where the call is made, in numbers that all threads share without
-//! a lock, and told to the server every few seconds.
+//! a lock, and told to the server every few seconds; a call that does not return, a second
+//! after it began.
+
+mod under_way;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::pkcs11::TokenInfo;
 use crate::metrics::{Histogram, Latency};
+use under_way::{Seat, UnderWay};
+
+/// Time after which a call that has not returned is told of at once.
+pub(super) const LONG: Duration = Duration::from_secs(1);
+
+/// The function of a hang where the bridge had told of none.
+const UNKNOWN: &str = "unknown";
 
 /// The functions that the bridge calls.
 const FUNCTIONS: [&str; 33] = [
@@ -82,11 +93,17 @@ const fn same(mut one: &[u8], mut other: &[u8]) -> bool {
 
 /// The calls of a module, while they are made.
 #[derive(Debug)]
-pub(super) struct Calls([OfFunction; FUNCTIONS.len()]);
+pub(super) struct Calls {
+    returned: [OfFunction; FUNCTIONS.len()],
+    under_way: UnderWay,
+}
 
 impl Default for Calls {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| OfFunction::default()))
+        Self {
+            returned: std::array::from_fn(|_| OfFunction::default()),
+            under_way: UnderWay::default(),
+        }
     }
 }
 
@@ -96,10 +113,39 @@ struct OfFunction {
     errors: AtomicU64,
 }
 
+/// A call that has begun.
+#[derive(Debug)]
+pub(super) struct Begun<'a> {
+    calls: &'a Calls,
+    place: usize,
+    at: Instant,
+    seat: Option<&'a Seat>,
+}
+
+impl Begun<'_> {
+    /// Counts it: it has returned.
+    pub(super) fn ended(self, good: bool) {
+        self.calls.observe(self.place, self.at.elapsed(), good);
+        if let Some(seat) = self.seat {
+            seat.leave();
+        }
+    }
+}
+
 impl Calls {
-    /// Counts one call of the function at that place.
-    pub(super) fn observe(&self, place: usize, took: Duration, good: bool) {
-        if let Some(of_function) = self.0.get(place) {
+    /// A call of the function at that place begins.
+    pub(super) fn begin(&self, place: usize) -> Begun<'_> {
+        let at = Instant::now();
+        Begun {
+            calls: self,
+            place,
+            at,
+            seat: self.under_way.enter(place, at),
+        }
+    }
+
+    fn observe(&self, place: usize, took: Duration, good: bool) {
+        if let Some(of_function) = self.returned.get(place) {
             of_function.took.observe(took);
             if !good {
                 of_function.errors.fetch_add(1, Ordering::Relaxed);
@@ -107,9 +153,14 @@ impl Calls {
         }
     }
 
+    /// Whether a call has been under way for [`LONG`].
+    pub(super) fn hang(&self) -> bool {
+        self.under_way.oldest().values().any(|age| *age >= LONG)
+    }
+
     /// What was counted so far, with as many workers at work.
     pub(super) fn read(&self, busy: usize) -> Stats {
-        let calls = FUNCTIONS.iter().zip(&self.0);
+        let calls = FUNCTIONS.iter().zip(&self.returned);
         let calls = calls
             .map(|(function, of_function)| {
                 let seen = CallsSeen {
@@ -120,17 +171,33 @@ impl Calls {
             })
             .filter(|(_, seen)| seen.took.count() > 0)
             .collect();
-        Stats { calls, busy }
+        let under_way = self.under_way.oldest().into_iter();
+        let under_way = under_way
+            .filter_map(|(place, age)| Some(((*FUNCTIONS.get(place)?).to_owned(), age)))
+            .collect();
+        Stats {
+            calls,
+            under_way,
+            busy,
+            ..Stats::default()
+        }
     }
 }
 
 /// What bridges measured, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// The calls, by function; those that were never made are not there.
+    /// The calls that have returned, by function; those that were never made are not there.
     pub calls: BTreeMap<String, CallsSeen>,
+    /// How long the oldest call that has not returned has been under way, by function.
+    pub under_way: BTreeMap<String, Duration>,
+    /// Bridges that were killed because a call did not return, by its function. The server counts
+    /// them.
+    pub hangs: BTreeMap<String, u64>,
     /// Workers that are at work on a request.
     pub busy: usize,
+    /// What the token says of itself, where its last login failed.
+    pub refused: Option<TokenInfo>,
 }
 
 /// The calls of one function.
@@ -150,7 +217,46 @@ impl Stats {
             mine.took.add(&theirs.took);
             mine.errors = mine.errors.saturating_add(theirs.errors);
         }
+        for (function, age) in &other.under_way {
+            let mine = self.under_way.entry(function.clone()).or_default();
+            *mine = (*mine).max(*age);
+        }
+        for (function, hangs) in &other.hangs {
+            let mine = self.hangs.entry(function.clone()).or_default();
+            *mine = mine.saturating_add(*hangs);
+        }
         self.busy += other.busy;
+    }
+
+    /// What stays of it when its bridge has ended: nobody works there any more.
+    #[must_use]
+    pub fn ended(self) -> Self {
+        let Self {
+            calls,
+            under_way: _,
+            hangs,
+            busy: _,
+            refused: _,
+        } = self;
+        Self {
+            calls,
+            hangs,
+            ..Self::default()
+        }
+    }
+
+    /// The function whose call does not return; `unknown` where none was told of as long under way.
+    #[must_use]
+    pub fn hung(&self) -> String {
+        let long = self.under_way.iter().filter(|(_, age)| **age >= LONG);
+        let oldest = long.max_by_key(|(_, age)| **age);
+        oldest.map_or_else(|| UNKNOWN.to_owned(), |(function, _)| function.clone())
+    }
+
+    /// Counts a bridge that is killed because a call of that function does not return.
+    pub fn count_hang(&mut self, function: String) {
+        let hangs = self.hangs.entry(function).or_default();
+        *hangs = hangs.saturating_add(1);
     }
 
     /// Logins that the token took.
@@ -189,5 +295,66 @@ mod tests {
         assert_eq!(both.calls["C_Login"].took.count(), 4);
         assert_eq!(both.calls["C_Login"].errors, 2);
         assert_eq!(both.logins(), 2);
+    }
+
+    #[test]
+    fn a_call_that_does_not_return_is_told_of_by_its_function() {
+        let calls = Calls::default();
+        let hangs = calls.begin(place("C_UnwrapKey"));
+        calls.begin(place("C_WrapKey")).ended(false);
+        let seen = calls.read(1);
+        assert_eq!(seen.calls.keys().collect::<Vec<_>>(), ["C_WrapKey"]);
+        assert_eq!(seen.calls["C_WrapKey"].errors, 1);
+        assert_eq!(seen.under_way.keys().collect::<Vec<_>>(), ["C_UnwrapKey"]);
+        hangs.ended(true);
+        assert!(calls.read(1).under_way.is_empty());
+        assert!(!calls.hang());
+    }
+
+    #[test]
+    fn a_hang_is_of_the_oldest_call_that_is_long_under_way() {
+        let aged = |ages: &[(&str, u64)]| Stats {
+            under_way: ages
+                .iter()
+                .map(|(function, millis)| {
+                    ((*function).to_owned(), Duration::from_millis(*millis))
+                })
+                .collect(),
+            ..Stats::default()
+        };
+        let both = aged(&[("C_Sign", 1_500), ("C_WrapKey", 3_000)]);
+        assert_eq!(both.hung(), "C_WrapKey");
+        // What was just under way at the last report says nothing of what hangs.
+        assert_eq!(aged(&[("C_Sign", 2)]).hung(), "unknown");
+        assert_eq!(Stats::default().hung(), "unknown");
+    }
+
+    #[test]
+    fn of_a_bridge_that_has_ended_only_what_it_counted_stays() {
+        let calls = Calls::default();
+        calls.begin(place("C_Login")).ended(false);
+        let _hangs = calls.begin(place("C_Sign"));
+        let mut stats = calls.read(4);
+        stats.refused = Some(TokenInfo::default());
+        stats.count_hang("C_Sign".to_owned());
+        let ended = stats.ended();
+        assert_eq!(ended.busy, 0);
+        assert_eq!(ended.refused, None);
+        assert!(ended.under_way.is_empty());
+        let mut twice = ended.clone();
+        twice.add(&ended);
+        assert_eq!(twice.calls["C_Login"].errors, 2);
+        assert_eq!(twice.hangs["C_Sign"], 2);
+    }
+
+    #[test]
+    fn two_bridges_show_the_older_of_their_calls() {
+        let aged = |millis| Stats {
+            under_way: [("C_Sign".to_owned(), Duration::from_millis(millis))].into(),
+            ..Stats::default()
+        };
+        let mut both = aged(300);
+        both.add(&aged(7));
+        assert_eq!(both.under_way["C_Sign"], Duration::from_millis(300));
     }
 }

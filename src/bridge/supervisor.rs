@@ -32,6 +32,7 @@ use tokio::time::Instant;
 
 use super::faults::Fault;
 use super::message::{self, Hello, Op, Ready, Reply, Response};
+use super::pkcs11::TokenInfo;
 use super::stats::Stats;
 use crate::key::WrapAlgorithm;
 use lane::{GRACE, Lane, Shared};
@@ -277,13 +278,24 @@ impl Bridge {
         self.shared.starts.load(Ordering::Relaxed)
     }
 
-    /// What its bridges measured, those that have ended included; some seconds old.
+    /// What the token last said of itself: also where it refused the PIN, and its flags say how
+    /// many tries are left.
+    #[must_use]
+    pub fn token_info(&self) -> Option<TokenInfo> {
+        self.shared.board.token()
+    }
+
+    /// What its bridges measured, those that have ended or do not serve yet included; some seconds
+    /// old.
     #[must_use]
     pub fn stats(&self) -> Stats {
         // Both under one lock, or one that ends in between would be missed or counted twice.
         let links = self.shared.links.read();
         let links = links.unwrap_or_else(PoisonError::into_inner);
         let mut all = self.shared.past().clone();
+        for told in self.shared.opening().iter() {
+            all.add(told);
+        }
         for link in links.iter().flatten() {
             all.add(&link.stats());
         }

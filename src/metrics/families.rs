@@ -176,7 +176,7 @@ pub const TOKEN_BUSY: Family = family(
     "ekm_token_workers_busy",
     Kind::Gauge,
     &["token"],
-    "Workers that are at work; as of the last 5 seconds, like the next three",
+    "Workers that are at work; as of the last 5 seconds, like the next four",
 );
 /// Logins.
 pub const TOKEN_LOGINS: Family = family(
@@ -199,6 +199,20 @@ pub const CALL_ERRORS: Family = family(
     &["token", "function"],
     "Calls that answered something else than CKR_OK",
 );
+/// Calls under way.
+pub const CALL_AGE: Family = family(
+    "ekm_pkcs11_call_age_seconds",
+    Kind::Gauge,
+    &["token", "function"],
+    "How long the oldest call that has not returned has been under way, told anew each second once it is one second; no value where none is",
+);
+/// Calls that never returned.
+pub const CALL_HANGS: Family = family(
+    "ekm_pkcs11_hangs_total",
+    Kind::Counter,
+    &["token", "function"],
+    "Processes that were killed because a call did not return, by that call's function; unknown where the process had told of none",
+);
 /// A token's KEKs.
 pub const TOKEN_KEKS: Family = family(
     "ekm_token_keks",
@@ -211,7 +225,7 @@ pub const TOKEN_PIN: Family = family(
     "ekm_token_pin_flag",
     Kind::Gauge,
     &["token", "flag"],
-    "Whether the token shows CKF_USER_PIN_COUNT_LOW, FINAL_TRY or LOCKED, as last read",
+    "Whether the token shows CKF_USER_PIN_COUNT_LOW, FINAL_TRY or LOCKED, as last read, also as a login failed",
 );
 /// Guarded openings.
 pub const GUARDED: Family = family(
@@ -368,6 +382,8 @@ pub const ALL: &[Family] = &[
     TOKEN_LOGINS,
     CALL_SECONDS,
     CALL_ERRORS,
+    CALL_AGE,
+    CALL_HANGS,
     TOKEN_KEKS,
     TOKEN_PIN,
     GUARDED,

@@ -382,8 +382,9 @@ impl Seen {
                 TokenState::Locked { why, .. } if matches!(why, Fault::WrongPin { .. }) => {
                     Some(why.to_string())
                 }
-                _ => found
-                    .and_then(|found| found.token.wrong_pins())
+                _ => bridge
+                    .token_info()
+                    .and_then(|token| token.wrong_pins())
                     .map(str::to_owned),
             },
             keks,
@@ -434,14 +435,20 @@ fn add_token(page: &mut Page, bridge: &Bridge) {
         page.add(families::CALL_SECONDS, &labels, Value::Times(calls.took));
         page.add(families::CALL_ERRORS, &labels, Value::Count(calls.errors));
     }
+    for (function, age) in &stats.under_way {
+        page.add(families::CALL_AGE, &[name, function.as_str()], *age);
+    }
+    for (function, hangs) in &stats.hangs {
+        let hangs = Value::Count(*hangs);
+        page.add(families::CALL_HANGS, &[name, function.as_str()], hangs);
+    }
     let found = state.found();
     page.add(
         families::TOKEN_KEKS,
         &[name],
         found.map_or(0, |found| found.keks.len()),
     );
-    if let Some(found) = found {
-        let token = &found.token;
+    if let Some(token) = bridge.token_info() {
         for (flag, set) in [
             ("CKF_USER_PIN_COUNT_LOW", token.user_pin_count_low()),
             ("CKF_USER_PIN_FINAL_TRY", token.user_pin_final_try()),

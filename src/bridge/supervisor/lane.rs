@@ -1,5 +1,6 @@
 //! One bridge of a token, kept running: one process after another.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ pub(super) struct Shared {
     pub(super) board: Arc<Board>,
     /// The running bridges, by lane.
     pub(super) links: RwLock<Vec<Option<Arc<Link>>>>,
+    // What bridges that do not serve yet have told, by lane.
+    opening: Mutex<Vec<Stats>>,
     past: Mutex<Stats>,
     /// Ends a pause or a lock early.
     pub(super) nudged: Notify,
@@ -88,6 +91,7 @@ impl Shared {
             hello,
             board: Arc::new(Board::new(lanes, workers)),
             links: RwLock::new(vec![None; lanes]),
+            opening: Mutex::new(vec![Stats::default(); lanes]),
             past: Mutex::default(),
             nudged: Notify::new(),
             given: Mutex::new(vec![None; lanes]),
@@ -102,11 +106,64 @@ impl Shared {
         let Some(entry) = links.get_mut(lane) else {
             return;
         };
+        if let Some(link) = &link {
+            // Until it tells again, what it told before it was ready.
+            let before = self.take_opening(lane);
+            let mut stats = link.stats();
+            if stats.calls.is_empty() {
+                *stats = before;
+            }
+        }
         if let Some(ended) = std::mem::replace(entry, link) {
-            // Nobody works there any more; what it counted stays counted.
-            let mut past = ended.stats().clone();
-            past.busy = 0;
+            // What it told stays counted. One that crashes, or that is killed, may have counted
+            // more since.
+            let past = ended.stats().clone().ended();
             self.past().add(&past);
+        }
+    }
+
+    /// A bridge has ended before it served: what it counted stays counted, and what the token
+    /// said of itself stands.
+    fn not_opened(&self, lane: usize, hung: bool) {
+        // Whoever adds up meanwhile would miss it.
+        let _links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.take_opening(lane);
+        if hung {
+            told.count_hang(told.hung());
+        }
+        if let Some(token) = &told.refused {
+            self.board.shown(token);
+        }
+        self.past().add(&told.ended());
+    }
+
+    fn take_opening(&self, lane: usize) -> Stats {
+        let mut opening = self.opening();
+        opening
+            .get_mut(lane)
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// What bridges that do not serve yet have measured, by lane.
+    pub(super) fn opening(&self) -> MutexGuard<'_, Vec<Stats>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer to [`Hello`]; what the bridge tells before it is noted.
+    async fn opened(&self, lane: usize, socket: &mut UnixStream) -> io::Result<Response> {
+        loop {
+            match receive(socket).await? {
+                Response {
+                    result: Ok(Reply::Stats(stats)),
+                    ..
+                } => {
+                    if let Some(told) = self.opening().get_mut(lane) {
+                        *told = stats;
+                    }
+                }
+                response => return Ok(response),
+            }
         }
     }
 
@@ -399,9 +456,20 @@ impl Lane {
         let limit = OPENING + Duration::from_secs(shared.hello.profile.session.deadline_seconds);
         let opening = async {
             socket.write_all(&message::encode(&shared.hello)?).await?;
-            receive(&mut socket).await
+            shared.opened(self.index, &mut socket).await
         };
-        match tokio::time::timeout(limit, opening).await {
+        let opened = tokio::time::timeout(limit, opening).await;
+        let ready = matches!(
+            opened,
+            Ok(Ok(Response {
+                result: Ok(Reply::Ready(_)),
+                ..
+            }))
+        );
+        if !ready {
+            shared.not_opened(self.index, opened.is_err());
+        }
+        match opened {
             Ok(Ok(Response { result, .. })) => match result {
                 Ok(Reply::Ready(ready)) => Ok((child, socket, ready)),
                 Ok(_) => Err(fail(
@@ -486,7 +554,7 @@ impl Lane {
         let deadline = Duration::from_secs(profile.deadline_seconds);
         let over = tokio::select! {
             over = link.over() => over,
-            over = watch(&link, &shared.board, self.index) => over,
+            over = watch(&link, shared, self.index) => over,
             over = tend(&link, deadline) => over,
         };
         link.end(over.clone());
@@ -556,13 +624,15 @@ impl Drop for Serving {
 
 /// Notes silence, and ends a bridge whose module does not return from a call:
 /// PKCS#11 has no way to abandon one.
-async fn watch(link: &Link, board: &Board, lane: usize) -> Over {
+async fn watch(link: &Link, shared: &Shared, lane: usize) -> Over {
     let mut tick = interval(WATCH);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        board.heard(lane, link.is_silent());
+        shared.board.heard(lane, link.is_silent());
         if link.is_overdue(GRACE) {
+            let function = link.stats().hung();
+            shared.past().count_hang(function);
             return Over::Failed(Fault::Down {
                 token: link.token().to_owned(),
                 reason: "a PKCS#11 call does not return; the bridge was killed".to_owned(),

@@ -22,7 +22,7 @@ use super::share::Share;
 use super::socket::{Outbox, halves};
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
-use crate::bridge::message::{self, Custody, Op, Ready, Reply, Request, Response};
+use crate::bridge::message::{self, Op, Ready, Reply, Request, Response};
 use crate::bridge::stats::Stats;
 
 /// Requests that one bridge is given at once.
@@ -350,6 +350,9 @@ impl Link {
         let Response { id, result } = response;
         // No proof that the module works.
         if let Ok(Reply::Stats(stats)) = result {
+            if let Some(token) = &stats.refused {
+                self.board.shown(token);
+            }
             *self.stats() = stats;
             return;
         }
@@ -369,7 +372,7 @@ impl Link {
             if proved {
                 waiting.proved = Some(waiting.heard);
             }
-            if result.as_ref().is_ok_and(in_host) {
+            if result.as_ref().is_ok_and(Reply::in_host) {
                 waiting.host_exchanges += 1;
             }
             waiting.exchanges += 1;
@@ -480,32 +483,13 @@ const fn proves(reply: &Reply) -> bool {
     )
 }
 
-/// Whether a data key was in the bridge's memory.
-const fn in_host(reply: &Reply) -> bool {
-    matches!(
-        reply,
-        Reply::Created {
-            custody: Custody::Host,
-            ..
-        } | Reply::Resolved {
-            custody: Custody::Host,
-            ..
-        } | Reply::Rekeyed {
-            custody: Custody::Host,
-            ..
-        } | Reply::Proved {
-            custody: Custody::Host,
-            ..
-        }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
 
     use super::*;
     use crate::bridge::faults::FUNCTIONS;
+    use crate::bridge::message::Custody;
 
     fn link() -> (Arc<Link>, std::os::unix::net::UnixStream) {
         link_of(true)

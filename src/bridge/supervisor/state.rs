@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::keyless;
 use crate::bridge::faults::Fault;
 use crate::bridge::message::Ready;
+use crate::bridge::pkcs11::TokenInfo;
 
 /// What the server knows of a token.
 #[derive(Clone, Debug)]
@@ -174,6 +175,8 @@ pub(super) struct Board {
     workers: usize,
     // Whether a KEK has served on it since the start.
     held: AtomicBool,
+    // What the token last said of itself, also to a bridge that was refused.
+    token: Mutex<Option<TokenInfo>>,
     published: watch::Sender<TokenState>,
 }
 
@@ -183,6 +186,7 @@ impl Board {
             lanes: Mutex::new(vec![LaneState::Starting; lanes]),
             workers,
             held: AtomicBool::new(false),
+            token: Mutex::default(),
             published: watch::Sender::new(TokenState::Starting {
                 since: OffsetDateTime::now_utc(),
                 last: None,
@@ -196,6 +200,9 @@ impl Board {
 
     /// Notes what a bridge is now.
     pub(super) fn post(&self, lane: usize, state: LaneState) {
+        if let LaneState::Up { ready, .. } = &state {
+            self.shown(&ready.token);
+        }
         let mut lanes = self.lanes();
         if let Some(entry) = lanes.get_mut(lane) {
             *entry = state;
@@ -205,6 +212,7 @@ impl Board {
 
     /// Notes what a bridge that is up found anew.
     pub(super) fn found(&self, lane: usize, found: Ready) {
+        self.shown(&found.token);
         let mut lanes = self.lanes();
         if let Some(LaneState::Up { ready, .. }) = lanes.get_mut(lane)
             && **ready != found
@@ -212,6 +220,17 @@ impl Board {
             *ready = Arc::new(found);
             self.publish(&lanes, lane);
         }
+    }
+
+    /// Notes what the token says of itself, to whichever bridge.
+    pub(super) fn shown(&self, token: &TokenInfo) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+    }
+
+    /// What the token last said of itself.
+    pub(super) fn token(&self) -> Option<TokenInfo> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        token.clone()
     }
 
     /// Notes whether a bridge that is up answers what it is asked.
@@ -450,5 +469,28 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(2));
         board.post(1, down());
         assert_eq!(now(&board).since(), first);
+    }
+    #[test]
+    fn what_a_token_shows_when_it_refuses_a_pin_stands_until_it_shows_something_else() {
+        let board = Board::new(1, 4);
+        assert_eq!(board.token(), None);
+        let low = TokenInfo {
+            flags: cryptoki_sys::CKF_USER_PIN_COUNT_LOW,
+            ..TokenInfo::default()
+        };
+        board.shown(&low);
+        board.post(
+            0,
+            LaneState::Locked {
+                why: Fault::WrongPin {
+                    token: "main".into(),
+                    reason: "refused".into(),
+                },
+            },
+        );
+        assert!(now(&board).found().is_none());
+        assert!(board.token().unwrap().user_pin_count_low());
+        board.post(0, up(7, 4));
+        assert!(!board.token().unwrap().user_pin_count_low());
     }
 }

@@ -1,7 +1,7 @@
 //! The login, under the guard of the PIN counter.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cryptoki_sys as ck;
 
@@ -9,7 +9,7 @@ use super::Token;
 use crate::bridge::faults::{Fault, FaultClass, ckr_name};
 use crate::bridge::pin::ledger::{self, Ledger};
 use crate::bridge::pin::{Pin, PinError, Sourced};
-use crate::bridge::pkcs11::CK_SESSION_HANDLE;
+use crate::bridge::pkcs11::{CK_SESSION_HANDLE, TokenInfo};
 use crate::bridge::profile::CountLow;
 
 /// How a token is logged in to.
@@ -21,6 +21,14 @@ pub(in crate::bridge) struct Logins {
     pub(in crate::bridge) ledgers: PathBuf,
     /// Held over a login: the bridge does not end itself in the middle of one.
     pub(in crate::bridge) under_way: Arc<Mutex<()>>,
+    /// What the token says of itself, where the last login failed.
+    pub(in crate::bridge) refused: Arc<Mutex<Option<TokenInfo>>>,
+}
+
+impl Logins {
+    fn refused(&self) -> MutexGuard<'_, Option<TokenInfo>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Token {
@@ -29,8 +37,20 @@ impl Token {
         &self.logins.under_way
     }
 
-    /// Logs in as the user, if nobody has, under the guard of the PIN counter.
+    /// Logs in as the user, if nobody has, under the guard of the PIN counter. Where that fails,
+    /// the token's flags say what it thinks of the PIN, and the server is told with the fault.
     pub(super) fn log_in(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
+        let outcome = self.log_in_once(session);
+        let shown = match outcome {
+            Ok(()) => None,
+            Err(_) => self.module.token_info(self.slot()).ok(),
+        };
+        // Its slot may have another token by now.
+        *self.logins.refused() = shown.filter(|info| self.which.is(info));
+        outcome
+    }
+
+    fn log_in_once(&self, session: CK_SESSION_HANDLE) -> Result<(), Fault> {
         if self.module.session_state(session) == Ok(ck::CKS_RW_USER_FUNCTIONS) {
             return Ok(());
         }
