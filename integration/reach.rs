@@ -208,6 +208,38 @@ async fn a_token_that_was_never_up_keeps_its_keks_in_sight() {
     serving.stop();
 }
 
+/// The registry has a KEK on one token; of the other only the token itself tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloned_token_that_is_down_when_the_server_starts_is_missed_as_a_copy() {
+    let house = House::new("", "");
+    ekm::files::private_dir(&house.at("clone")).unwrap();
+    for entry in std::fs::read_dir(house.at("token")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), house.at("clone").join(entry.file_name())).unwrap();
+    }
+    let clone = r#"[[tokens]]
+name = "clone"
+profile = "embedded"
+uri = "pkcs11:token=house"
+pin = { file = "pin" }
+directory = "clone"
+"#;
+    house.configure("", clone);
+    let serving = house.serve().await;
+    let noted = house.at("state/held.json");
+    wait_for("a note of both copies", PATIENCE, || {
+        std::fs::read_to_string(&noted).is_ok_and(|text| text.matches("KEK1").count() == 2)
+    });
+    serving.stop();
+
+    std::fs::rename(house.at("clone"), house.at("clone-away")).unwrap();
+    let serving = house.serve_command(house.command(&["serve"])).await;
+    serving.says("alarm=\"EKM-A05\" raised=true", 1);
+    std::fs::rename(house.at("clone-away"), house.at("clone")).unwrap();
+    serving.says("alarm=\"EKM-A05\" raised=false", 1);
+    serving.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_that_locked_a_token_before_it_could_be_read_raises_its_alarm() {
     let house = House::new("", "");

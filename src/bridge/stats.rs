@@ -316,9 +316,7 @@ mod tests {
         let aged = |ages: &[(&str, u64)]| Stats {
             under_way: ages
                 .iter()
-                .map(|(function, millis)| {
-                    ((*function).to_owned(), Duration::from_millis(*millis))
-                })
+                .map(|(function, millis)| ((*function).to_owned(), Duration::from_millis(*millis)))
                 .collect(),
             ..Stats::default()
         };

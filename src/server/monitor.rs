@@ -1,6 +1,7 @@
 //! Looks after a running server: what it measures, and what it raises alarms for.
 
 mod fleet;
+mod held;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::policy::BackupBeforeServing;
 use crate::service::{Service, Whose};
 use crate::store::KekState;
 use crate::tls::ServerTls;
+use held::Held;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -70,6 +72,11 @@ struct Seen {
     unbacked: Vec<String>,
     // What the registry has on tokens that have not been up since the start.
     away: HashMap<String, Vec<(KekHash, String)>>,
+    // What the tokens held before the start, and what is noted for the next one.
+    before: Held,
+    noted: Held,
+    // Why that could not be noted.
+    unnoted: Option<String>,
     // What each token has held since the start, and since when it does not show it.
     held: HashMap<String, HashMap<KekHash, (String, Option<Instant>)>>,
     // KEKs that are revoked or destroyed: nobody misses them.
@@ -87,6 +94,12 @@ impl Monitor {
         tls: Arc<ServerTls>,
         desk: Arc<Desk>,
     ) -> Self {
+        let before = Held::read(&held::file(&config.state));
+        let seen = Seen {
+            noted: before.clone(),
+            before,
+            ..Seen::default()
+        };
         Self {
             alarms: Arc::clone(service.alarms()),
             service,
@@ -96,7 +109,7 @@ impl Monitor {
             state: config.state.clone(),
             audit: config.audit.clone(),
             floor: config.records.floor(),
-            seen: Mutex::default(),
+            seen: Mutex::new(seen),
             panics: Panics::default(),
         }
     }
@@ -193,6 +206,7 @@ impl Monitor {
             if let Ok(troubles) = crate::admin::rotation_troubles(&self.service).await {
                 self.seen().rotations = troubles;
             }
+            self.note_held().await;
             self.service.see_new_seals().await;
         }
     }
@@ -365,7 +379,7 @@ impl Seen {
                 .filter(|kek| matches!(kek.private, PrivateHalf::Serves { .. }))
                 .map(|kek| (kek.hash, kek.label.to_string()))
                 .collect(),
-            None => self.away.get(bridge.name()).cloned().unwrap_or_default(),
+            None => self.away(bridge.name()),
         };
         let lost = match found {
             Some(_) => self.lost(&name, &keks),
