@@ -22,6 +22,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod copies;
+mod deadline;
 pub mod drive;
 pub mod exchange;
 pub mod files;

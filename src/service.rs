@@ -40,6 +40,7 @@ use crate::alarms::Alarms;
 use crate::audit::{AuditLog, Audited, Event, Outcome};
 use crate::bridge::supervisor::Bridge;
 use crate::config::Config;
+use crate::deadline;
 use crate::key::KekHash;
 use crate::keystore::{Guard, Tokens};
 use crate::operators::Roster;
@@ -61,7 +62,7 @@ pub(crate) use rekeying::Rekeyed;
 use seals::Seals;
 use sighted::Sighted;
 use turns::Turns;
-use words::{joined, unrecorded, unstored};
+use words::{joined, note_unheard, unrecorded, unstored};
 
 /// What a verb answers.
 pub type Answer<T> = Result<Audited<T>, Problem>;
@@ -208,8 +209,9 @@ impl Service {
         verb: impl Future<Output = Result<T, Problem>> + Send + 'static,
     ) -> Result<T, Problem> {
         let under_way = Arc::clone(&self.under_way).read_owned().await;
+        let until = deadline::until_or(self.request_time);
         // Dropped with this future: while a verb waits for its turn, nothing is lost with it.
-        let (caller, _here) = Caller::new(self.request_time);
+        let (caller, _here) = Caller::new(until);
         tokio::spawn(async move {
             let outcome = caller.wait_for(verb).await;
             drop(under_way);
@@ -276,6 +278,8 @@ impl Service {
                 detail = problem.detail,
                 "request refused"
             );
+        } else {
+            note_unheard(&mut event);
         }
         let request = event.request.clone();
         let receipt = self

@@ -12,6 +12,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tokio::time::{Instant, timeout_at};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 
@@ -21,6 +22,7 @@ use crate::api::{
     Base64, ChallengeAnswer, ConfirmAnswer, ConfirmRequest, CreateAnswer, CreateRequest,
     RekeyAnswer, RekeyRequest, ResolveAnswer, ResolveRequest,
 };
+use crate::deadline;
 use crate::metrics::{Outcome, Verb};
 use crate::problem::{EkmCode, Problem};
 use crate::service::{Answer, Service, from};
@@ -28,6 +30,9 @@ use crate::tls::PeerId;
 
 /// Largest body of a request, bytes: two EEDKs, a certificate and a signature fit many times.
 const BODY: usize = 64 * 1024;
+
+/// Time beyond a request's own for the answer that it has by then, and for its record.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 #[derive(OpenApi)]
 #[openapi(
@@ -75,7 +80,9 @@ pub(super) fn router(
             let verb = Verb::of_path(request.uri().path());
             let counted = verb.map(|verb| requests.begin(verb));
             async move {
-                let response = tokio::time::timeout(request_time, next.run(request))
+                let until = Instant::now() + request_time;
+                let answer = deadline::within(until, next.run(request));
+                let response = timeout_at(until + LAST_WORD, answer)
                     .await
                     .unwrap_or_else(|_| {
                         Problem::unavailable(format!(

@@ -39,7 +39,7 @@ impl Service {
         self.all_is_served()?;
         let key = request_key(peer, &request.request_id);
         let digest = request.digest();
-        let _turn = self.turns.take(key.clone()).await;
+        let _turn = self.turns.take(key.clone()).await?;
         let looking = self.gates.arrive(peer).await?;
         let claim = self.claim(&request.drive)?;
         if let Some(earlier) = self.answered(&key, &digest).await? {

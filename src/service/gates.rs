@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::bridge::message::PrivateHalf;
+use crate::deadline;
 use crate::key::KekHash;
 use crate::keystore::Tokens;
 use crate::metrics::Histogram;
@@ -56,27 +57,39 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// One that waits for that long, or until what is returned beside it is dropped.
-    pub(super) fn new(patience: Duration) -> (Self, watch::Sender<()>) {
+    /// One that waits until then, or until what is returned beside it is dropped.
+    pub(super) fn new(until: Instant) -> (Self, watch::Sender<()>) {
         let (here, stays) = watch::channel(());
         let caller = Self {
             stays: Some(stays),
-            ..Self::staying(patience)
+            ..Self::staying(until)
         };
         (caller, here)
     }
 
-    /// One that waits for that long in any case.
-    fn staying(patience: Duration) -> Self {
-        Self {
-            until: Instant::now() + patience,
-            stays: None,
-        }
+    /// One that waits until then in any case.
+    const fn staying(until: Instant) -> Self {
+        Self { until, stays: None }
     }
 
     /// Runs a verb for this caller.
     pub(super) async fn wait_for<T>(self, verb: impl Future<Output = T>) -> T {
-        CALLER.scope(self, verb).await
+        deadline::within(self.until, CALLER.scope(self, verb)).await
+    }
+
+    /// Why it does not hear what is said to it now, where it does not.
+    fn unheard(&self) -> Option<&'static str> {
+        let stays = self.stays.as_ref();
+        // Nothing is ever sent: an error is the other end's going.
+        let gone = stays.is_some_and(|stays| stays.has_changed().is_err());
+        if !gone {
+            return None;
+        }
+        Some(if Instant::now() < self.until {
+            "the client had gone before this answer, and did not get it"
+        } else {
+            "the request's time was over before this answer: the client has an error instead"
+        })
     }
 
     async fn gone(&mut self) {
@@ -86,6 +99,11 @@ impl Caller {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Why whoever asked for the verb that this task runs does not hear its answer, where that is so.
+pub(super) fn unheard() -> Option<&'static str> {
+    CALLER.try_with(Caller::unheard).ok().flatten()
 }
 
 /// The gates of a server's tokens, in the order of the configuration.
@@ -169,7 +187,7 @@ impl Gates {
         // There is none in a program that embeds the service and waits itself.
         CALLER
             .try_with(Clone::clone)
-            .unwrap_or_else(|_| Caller::staying(self.patience))
+            .unwrap_or_else(|_| Caller::staying(deadline::until_or(self.patience)))
     }
 
     fn choose<'a>(
@@ -219,4 +237,30 @@ fn standing<'a>(
         bridge.is_silent(),
         bridge.rank().priority,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_comes_when_its_client_has_gone_is_known_as_such() {
+        let hour = Duration::from_secs(3600);
+        for (until, why) in [
+            (Instant::now() + hour, "the client had gone"),
+            (Instant::now(), "time was over"),
+        ] {
+            let (caller, here) = Caller::new(until);
+            caller
+                .wait_for(async move {
+                    assert_eq!(deadline::until(), Some(until));
+                    assert_eq!(unheard(), None);
+                    drop(here);
+                    let said = unheard().unwrap();
+                    assert!(said.contains(why), "{said}");
+                })
+                .await;
+        }
+        assert_eq!(unheard(), None);
+    }
 }

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::openings::Place;
 use super::{BudgetSeen, OpeningsCounted, Service, joined, unstored};
 use crate::audit::{Event, Outcome};
+use crate::deadline;
 use crate::exchange::ExchangeError;
 use crate::keystore::{Guard, Guarded};
 use crate::policy::ResolveGrant;
@@ -44,7 +45,8 @@ impl Service {
             return Ok((grant, None));
         };
         // Those under way might spend the rest; whoever waits for that holds nothing.
-        let Ok(taken) = timeout(PATIENCE, self.openings.take(peer, &kek)).await else {
+        let Ok(taken) = timeout(deadline::left(PATIENCE), self.openings.take(peer, &kek)).await
+        else {
             return Err(Problem::busy(
                 "the key service is busy: other EEDKs by PKCS#1 v1.5 are being opened; try again in 5 s",
                 5,

@@ -10,6 +10,7 @@ use super::{Service, unrecorded, unstored};
 use crate::api::{self, DriveInRequest};
 use crate::audit::{Event, Kind, Outcome};
 use crate::bridge::message::Provenance;
+use crate::deadline;
 use crate::drive::DriveSerial;
 use crate::key::{Eedk, KekRef, SedkForm};
 use crate::keystore::{Custody, Directory, KekError};
@@ -222,7 +223,7 @@ impl Service {
         claim: &DriveClaim,
         judge: impl Fn(Known<'_>) -> Result<T, Refusal>,
     ) -> Result<T, Problem> {
-        self.tokens.started(STARTING).await;
+        self.tokens.started(deadline::left(STARTING)).await;
         let signed = claim.key.session.is_some();
         let mut looked = self.look(&claim.serial, signed).await?;
         let mut verdict = judge(self.known(&looked));

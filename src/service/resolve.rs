@@ -2,7 +2,7 @@
 
 use super::answer::{mark_opened, presented_marks, resolve_answer};
 use super::cartridge::Cartridge;
-use super::words::{event, failures, fingerprint, intended, joined, unrecorded};
+use super::words::{event, failures, fingerprint, intended, joined, note_unheard, unrecorded};
 use super::{Answer, Service, fleet};
 use crate::api::{ResolveAnswer, ResolveRequest};
 use crate::audit::{Audited, Event, Receipt};
@@ -32,6 +32,7 @@ impl Service {
             }
             // The intent names all that the answer gives; how it ended follows.
             Ok((answer, intent)) => {
+                note_unheard(&mut event);
                 self.audit.follow(event).await;
                 Ok(Audited::new(answer, &intent))
             }

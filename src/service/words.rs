@@ -1,5 +1,6 @@
 //! What the verbs have in common: their records, and the words for what fails.
 
+use super::gates::unheard;
 use crate::audit::{AuditError, Event, Kind, Outcome};
 use crate::drive::DriveSerial;
 use crate::key::{Eedk, KekHash};
@@ -78,6 +79,13 @@ pub(super) fn note_unproved(event: &mut Event, keks: &[GrantedKek], proved: &[bo
 pub(super) fn failures(faults: &[crate::keystore::Fault]) -> Option<String> {
     let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
     (!texts.is_empty()).then(|| format!("another EEDK does not open: {}", texts.join("; ")))
+}
+
+/// Says of an answer that nobody gets it, where its client is no longer there.
+pub(super) fn note_unheard(event: &mut Event) {
+    if let Some(why) = unheard() {
+        event.detail = joined(event.detail.take(), Some(why.to_owned()));
+    }
 }
 
 pub(super) fn joined(one: Option<String>, other: Option<String>) -> Option<String> {

@@ -293,7 +293,7 @@ mod tests {
         tokio::task::JoinHandle<Result<Place, Problem>>,
         watch::Sender<()>,
     ) {
-        let (caller, here) = Caller::new(patience);
+        let (caller, here) = Caller::new(Instant::now() + patience);
         let (gate, peer) = (Arc::clone(gate), peer(name));
         let task = tokio::spawn(async move { gate.enter(&peer, caller).await });
         tokio::task::yield_now().await;
