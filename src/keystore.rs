@@ -94,7 +94,8 @@ pub struct Opened {
     pub guarded: Option<Guarded>,
 }
 
-/// What the exchange needs of the keys. Drives can cause every call of it.
+/// What the exchange needs of the keys. Drives can cause every call of it, and it
+/// ends with the time of the request.
 #[async_trait]
 pub trait Keystore: Send + Sync {
     /// A new data key for a drive, under one or two KEKs, and `block`
@@ -110,7 +111,7 @@ pub trait Keystore: Send + Sync {
     ) -> Result<(Wrapped, Sedk), Fault>;
 
     /// The data key of an EEDK, for a drive. With a `guard` the drive gets that
-    /// key where the EEDK does not open.
+    /// key where the EEDK does not open, and one token is asked, once.
     async fn resolve(
         &self,
         opening: Opening<'_>,

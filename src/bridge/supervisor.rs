@@ -16,6 +16,8 @@ mod due;
 mod keyless;
 mod lane;
 mod link;
+#[cfg(test)]
+mod played;
 mod program;
 mod share;
 mod socket;
@@ -39,6 +41,8 @@ use lane::{GRACE, Lane, Shared};
 use link::{Link, NotPut, receive, restarts};
 
 pub use attended::Attended;
+#[cfg(test)]
+pub(crate) use played::Played;
 pub use program::Program;
 pub use state::TokenState;
 
@@ -104,6 +108,13 @@ impl Default for Rank {
             weight: 1,
         }
     }
+}
+
+/// A question that a bridge has taken.
+pub(crate) struct Asked {
+    answer: tokio::sync::oneshot::Receiver<link::Answer>,
+    since: Instant,
+    until: Instant,
 }
 
 /// A token behind its bridges.
@@ -397,17 +408,28 @@ impl Bridge {
     }
 
     async fn ask_once(&self, op: &Op, until: Instant) -> Result<Reply, Fault> {
-        let late = || Fault::Deadline {
-            token: self.name.to_string(),
-            seconds: self.deadline.as_secs(),
-        };
-        // One that is put after its time would count as a call that hangs.
-        if Instant::now() >= until {
-            return Err(late());
+        let asked = self.taken(op, until).await?;
+        self.heard(asked).await
+    }
+
+    /// Has one of its bridges take a question. Where that fails, none has seen it.
+    ///
+    /// # Errors
+    /// The token is down or busy, or the time is over.
+    pub(crate) async fn taken(&self, op: &Op, until: Instant) -> Result<Asked, Fault> {
+        let since = Instant::now();
+        if since >= until {
+            return Err(self.down("the request's time was over before it was asked"));
         }
-        let answer = loop {
+        loop {
             match self.put(op, until) {
-                Ok(answer) => break answer,
+                Ok(answer) => {
+                    return Ok(Asked {
+                        answer,
+                        since,
+                        until,
+                    });
+                }
                 // It is renewed, or has as much to do as it may: soon there is room.
                 Err(_) if self.serves() && Instant::now() < until => {
                     tokio::time::sleep(ROOM).await;
@@ -415,12 +437,35 @@ impl Bridge {
                 Err(NotPut::Full) => return Err(self.down("too many requests wait for it")),
                 Err(NotPut::Closing) => return Err(self.down(self.state.borrow().word())),
             }
-        };
-        // The lane ends it by then.
+        }
+    }
+
+    /// What it answers to that.
+    ///
+    /// # Errors
+    /// The token's fault, or that no answer came.
+    pub(crate) async fn heard(&self, asked: Asked) -> Result<Reply, Fault> {
+        let Asked {
+            answer,
+            since,
+            until,
+        } = asked;
+        // Where the token's own time was over, the lane ends it by then.
         match tokio::time::timeout_at(until + GRACE * 2, answer).await {
+            // It knows its own time, and not the request's.
+            Ok(Ok(Err(Fault::Deadline { .. }))) | Err(_) => Err(self.late(since, until)),
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.down("its bridge ended")),
-            Err(_) => Err(late()),
+        }
+    }
+
+    /// That it did not answer between then and then, as a fault.
+    pub(crate) fn late(&self, since: Instant, until: Instant) -> Fault {
+        let had = until.saturating_duration_since(since);
+        Fault::Deadline {
+            token: self.name.to_string(),
+            // A second that was begun counts.
+            seconds: had.as_secs() + u64::from(had.subsec_nanos() > 0),
         }
     }
 
@@ -430,12 +475,13 @@ impl Bridge {
         op: &Op,
         until: Instant,
     ) -> Result<tokio::sync::oneshot::Receiver<link::Answer>, NotPut> {
+        let hung = until.max(Instant::now() + self.deadline);
         let mut links = self.links();
         // A silent one last: its module may hang.
         links.sort_by_key(|link| (link.is_silent(), link.under_way()));
         let mut why = NotPut::Closing;
         for link in links {
-            match link.ask(op, until) {
+            match link.ask_for(op, until, hung) {
                 Ok(answer) => return Ok(answer),
                 Err(NotPut::Full) => why = NotPut::Full,
                 Err(NotPut::Closing) => {}

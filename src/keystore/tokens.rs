@@ -17,9 +17,10 @@ use super::{Directory, Fault};
 use crate::bridge::message::{Custody, KekOnToken, Op, PrivateHalf, Ready, Reply};
 use crate::bridge::supervisor::{Bridge, Rank, TokenState};
 use crate::copies::KekCopy;
+use crate::deadline;
 use crate::key::{KekHash, KeyLabel};
 use crate::store::{Certificates, RegisteredKek};
-use first::first;
+use first::{first, once};
 
 /// Looks at a token after a KEK was made on it, until one shows it.
 const LOOKS: usize = 5;
@@ -225,14 +226,7 @@ impl Tokens {
         patient: bool,
         none: impl Fn() -> Fault,
     ) -> Result<(&Bridge, Reply), Fault> {
-        let longest = self.longest();
-        // Time for one call that hangs to its end, and for another after that.
-        let more = if patient {
-            AFTER.max(longest / 2)
-        } else {
-            Duration::ZERO
-        };
-        let until = Instant::now() + longest + more;
+        let until = Instant::now() + self.time(patient);
         loop {
             let mut order = self.order(&may);
             let mut silent = None;
@@ -241,7 +235,15 @@ impl Tokens {
                 silent = order.extract_if(.., |bridge| bridge.is_silent()).last();
             }
             let none = || silent.map_or_else(|| self.unserved(&may, none()), Bridge::unheard);
-            let outcome = first(order, op, until, patient, none).await;
+            let outcome = if op.guarded() {
+                match once(order, op, until, none).await {
+                    Ok((bridge, said)) => return said.map(|reply| (bridge, reply)),
+                    // Nobody was asked.
+                    Err(fault) => Err(fault),
+                }
+            } else {
+                first(order, op, until, patient, none).await
+            };
             let hopeful: Vec<&Bridge> = self
                 .bridges
                 .iter()
@@ -297,6 +299,18 @@ impl Tokens {
             token: bridge.name().to_owned(),
             reason: "it was not ready a moment ago, and is now".to_owned(),
         })
+    }
+
+    /// How long a request may ask, within its own time.
+    fn time(&self, patient: bool) -> Duration {
+        let longest = self.longest();
+        if patient {
+            // For one call that hangs to its end, and for another after that.
+            deadline::left(longest + AFTER.max(longest / 2))
+        } else {
+            // Who can turn to another EEDK keeps as long for that.
+            deadline::left(longest * 2) / 2
+        }
     }
 
     /// The longest that any token may take.

@@ -53,7 +53,8 @@ pub(super) type Answer = Result<Reply, Fault>;
 
 struct Waiting {
     since: Instant,
-    until: Instant,
+    // When an answer that has not come means that the module hangs.
+    hung: Instant,
     prompt: bool,
     reply: oneshot::Sender<Answer>,
 }
@@ -146,6 +147,17 @@ impl Link {
     /// Puts a request; the answer comes by the receiver, which is dropped
     /// unanswered where the bridge ends.
     pub(super) fn ask(&self, op: &Op, until: Instant) -> Result<oneshot::Receiver<Answer>, NotPut> {
+        self.ask_for(op, until, until)
+    }
+
+    /// The same for whoever waits until `until` only. That his time is short is no fault of the
+    /// module's: it counts as hung where there is no answer at `hung`, and not before.
+    pub(super) fn ask_for(
+        &self,
+        op: &Op,
+        until: Instant,
+        hung: Instant,
+    ) -> Result<oneshot::Receiver<Answer>, NotPut> {
         let now = Instant::now();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let left = until.saturating_duration_since(now);
@@ -186,7 +198,7 @@ impl Link {
                 id,
                 Waiting {
                     since: now,
-                    until,
+                    hung,
                     prompt,
                     reply,
                 },
@@ -256,13 +268,13 @@ impl Link {
         self.silence() > SILENT
     }
 
-    /// Whether a request has outlived its time by `grace`.
+    /// Whether a request has outlived the token's time by `grace`.
     pub(super) fn is_overdue(&self, grace: Duration) -> bool {
         let now = Instant::now();
         self.waiting()
             .by_id
             .values()
-            .any(|waiting| now > waiting.until + grace)
+            .any(|waiting| now > waiting.hung + grace)
     }
 
     /// Resolves when the conversation is over.
@@ -543,6 +555,18 @@ mod tests {
             assert!(matches!(answer.await, Ok(Ok(Reply::Canary(true)))));
         }
         assert_eq!(read.await.unwrap(), (1..=8).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn that_whoever_asks_has_little_time_is_no_hang() {
+        let (link, _theirs) = link();
+        let now = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let _brief = link.ask_for(&Op::Canary, now, now + hour).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!link.is_overdue(Duration::ZERO));
+        let _hangs = link.ask(&Op::Canary, now).unwrap();
+        assert!(link.is_overdue(Duration::ZERO));
     }
 
     #[tokio::test]
