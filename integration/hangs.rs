@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ekm::admin;
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
+use ekm::audit::{Event, Outcome};
 use ekm::bridge::supervisor::TokenState;
+use ekm::client::ClientError;
 use ekm::keystore::Custody;
 use ekm::policy::PolicyConfig;
 use ekm::store::Defaults;
@@ -14,6 +17,7 @@ use uuid::Uuid;
 
 use crate::faulty::{Fault, Faulty};
 use crate::several::altered;
+use crate::site::Site;
 use crate::support::{Bench, Hsm, Kind, TestDrive, drive, wait_for};
 
 /// A service over one token behind the faulty module, with a drive and a KEK.
@@ -198,4 +202,109 @@ async fn a_login_that_is_under_way_when_the_module_wants_a_restart_is_not_cut_of
     second.await.unwrap();
     let state = stage.bench.service.tokens().bridges()[0].state();
     assert!(!matches!(state, TokenState::Locked { .. }), "{state:?}");
+}
+
+/// Starts the server anew with so much time for a request, and waits until its token serves.
+async fn restart_with(site: &mut Site, request_seconds: u64) {
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let times = format!("handshake_seconds = 60\nrequest_seconds = {request_seconds}");
+    assert!(text.contains("handshake_seconds = 60"), "{text}");
+    std::fs::write(
+        site.config(),
+        text.replace("handshake_seconds = 60", &times),
+    )
+    .unwrap();
+    site.kill_and_restart();
+    let start = std::time::Instant::now();
+    loop {
+        let status = site.execute(&admin::Command::TokenStatus).await;
+        let admin::Reply::Tokens(tokens) = status else {
+            panic!("the server gave an answer of another kind");
+        };
+        if tokens.iter().all(|token| token.state == "ready") {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{tokens:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How a request ended, by the records.
+fn ended(site: &Site, request: Uuid) -> Event {
+    let request = Some(request.to_string());
+    let records = ekm::audit::read(&site.directory.path().join("audit")).unwrap();
+    let mut events = records.map(|record| record.unwrap().event);
+    events
+        .find(|event| event.request == request && event.outcome != Outcome::Intent)
+        .expect("a record of the request's end")
+}
+
+/// The token's own time is 30 s. The client had the door's word that the request had taken long, and
+/// the record came half a minute later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_token_costs_a_request_its_time_and_the_client_is_told_what_is_on_record() {
+    let hsm = Hsm::new(Kind::SofthsmInProcess, "in-time").await;
+    let faulty = Faulty::before(&hsm);
+    let mut site = Site::over(vec![faulty.config(&hsm, "main")], "").await;
+    site.execute(&admin::Command::KekGenerate {
+        sign: false,
+        label: "KEK1".parse().unwrap(),
+        bits: 2048,
+        token: None,
+        custody: Custody::Token,
+    })
+    .await;
+    site.ekm(&["kek", "default", "--kek1", "KEK1"]);
+    let drive = drive(site.directory.path(), 1, hsm.kind.form());
+    site.enrol(&drive).await;
+    restart_with(&mut site, 8).await;
+    let [mut client, mut other] = [site.client(&drive.peer), site.client(&drive.peer)];
+    let shown = DriveInRequest {
+        serial: drive.soft.serial().clone(),
+        stores_eedks: true,
+        public_key: None,
+        session_key: None,
+    };
+    let create = || CreateRequest {
+        job: None,
+        request_id: Uuid::new_v4(),
+        drive: shown.clone(),
+        volser: "HANG01".parse().unwrap(),
+        kek1: None,
+        kek2: None,
+    };
+    let written = client.create(&create()).await.unwrap();
+    let resolve = ResolveRequest {
+        dki: None,
+        request_id: Uuid::new_v4(),
+        drive: shown.clone(),
+        volser: None,
+        eedks: written.eedks.into_iter().map(|one| one.eedk).collect(),
+        append: false,
+    };
+
+    faulty.strike(Some("C_UnwrapKey"), 0, None, Fault::Hang);
+    // It is made, and its proof hangs.
+    let create = create();
+    let (made, opened) = join(other.create(&create), client.resolve(&resolve)).await;
+    for (request, outcome) in [
+        (create.request_id, made.map(drop)),
+        (resolve.request_id, opened.map(drop)),
+    ] {
+        let problem = match outcome.unwrap_err() {
+            ClientError::Refused(problem) => problem,
+            other => panic!("{other}"),
+        };
+        assert_eq!(problem.status, 503, "{problem}");
+        let said = "token main did not answer within ";
+        assert!(problem.detail.contains(said), "{problem}");
+        let record = ended(&site, request);
+        assert_eq!(record.outcome, Outcome::Failure);
+        assert_eq!(record.detail, Some(problem.detail));
+    }
+    // No data key is in the state that nobody has.
+    let listed = site.ekm(&["volume", "list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    faulty.heal();
 }

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use ekm::api::{ConfirmRequest, CreateAnswer};
+use ekm::audit::{Event, Outcome};
 use ekm::problem::EkmCode;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
+use uuid::Uuid;
 
 use crate::door::{
     GET_HEALTH, House, HouseDrive, PATIENCE, Serving, closed, hear, open, post, say,
@@ -92,6 +94,19 @@ async fn gate_has(metrics: &str, under_way: usize, waiting: usize) {
     }
 }
 
+/// Waits until so many connections are open at the drives' door.
+async fn connections_are(metrics: &str, wanted: f64) {
+    let start = Instant::now();
+    loop {
+        let open = scrape(metrics).await["ekm_connections"];
+        if open.total_cmp(&wanted).is_eq() {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{open} are open, not {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
     const WAITING: usize = 6;
@@ -147,6 +162,105 @@ async fn past_the_bound_the_answer_is_busy_at_once_and_nothing_taken_is_lost() {
     assert_eq!(keys.len(), PLACES + WAITING);
     serving.stop();
     house.done(&["audit", "verify"]);
+}
+
+/// How a request ended, by the records.
+fn ended(house: &House, request: Uuid) -> Event {
+    let request = Some(request.to_string());
+    let records = ekm::audit::read(&house.at("audit")).unwrap();
+    let mut events = records.map(|record| record.unwrap().event);
+    events
+        .find(|event| event.request == request && event.outcome != Outcome::Intent)
+        .expect("a record of the request's end")
+}
+
+/// The client was told that the request had taken long, by the door, and the record said that the
+/// client had gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_turn_does_not_come_is_told_so_and_has_that_on_record() {
+    let house = House::new("request_seconds = 15\nhandshake_seconds = 60", DOOR);
+    let drive = house.drive(1);
+    let serving = house.serve().await;
+    let metrics = address(&serving);
+    let mut streams = Vec::new();
+    for _ in 0..=PLACES {
+        streams.push(open(&serving.address, &drive.identity).await.unwrap());
+    }
+    let mut late = streams.pop().unwrap();
+    let stopped = Stopped::new(&house);
+
+    // Its time begins with its head, so it is over while the others still have their places.
+    let request = drive.create();
+    let body = serde_json::to_vec(&request).unwrap();
+    let head = format!(
+        "POST /v1/keys/create HTTP/1.1\r\nhost: ekm\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    late.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(hear(&mut late).await.unwrap().status, 100);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut taken = Vec::new();
+    for mut stream in streams {
+        let request = drive.create();
+        let body = serde_json::to_vec(&request).unwrap();
+        let said = post("/v1/keys/create", &body);
+        stream.write_all(&said).await.unwrap();
+        taken.push((stream, request.request_id));
+    }
+    gate_has(&metrics, PLACES, 0).await;
+    late.write_all(&body).await.unwrap();
+
+    let heard = hear(&mut late).await.expect("an answer");
+    assert_eq!(heard.status, 503, "{}", heard.head);
+    assert!(heard.head.contains("retry-after: "), "{}", heard.head);
+    let problem = heard.problem();
+    let said = "the key service is busy: the request's turn at token main did not come";
+    assert!(problem.detail.contains(said), "{problem}");
+    assert_eq!(problem.request_id, Some(request.request_id.to_string()));
+    let record = ended(&house, request.request_id);
+    assert_eq!(record.outcome, Outcome::Failure);
+    assert_eq!(record.detail, Some(problem.detail));
+
+    // Nor do those that have a place wait for their token longer than their clients do.
+    for (mut stream, request) in taken {
+        let problem = hear(&mut stream).await.expect("an answer").problem();
+        let said = "token main did not answer within ";
+        assert!(problem.detail.contains(said), "{problem}");
+        let record = ended(&house, request);
+        assert_eq!(record.outcome, Outcome::Failure);
+        assert_eq!(record.detail, Some(problem.detail));
+    }
+    drop(stopped);
+    serving.stop();
+    house.done(&["audit", "verify"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_got_says_so_on_record() {
+    let house = House::new("", DOOR);
+    let drive = house.drive(1);
+    let serving = house.serve().await;
+    let metrics = address(&serving);
+    // That of whoever looked whether the server is ready.
+    connections_are(&metrics, 0.0).await;
+    let stopped = Stopped::new(&house);
+    let request = drive.create();
+    let body = serde_json::to_vec(&request).unwrap();
+    let mut stream = open(&serving.address, &drive.identity).await.unwrap();
+    let said = post("/v1/keys/create", &body);
+    stream.write_all(&said).await.unwrap();
+    gate_has(&metrics, 1, 0).await;
+    connections_are(&metrics, 1.0).await;
+    drop(stream);
+    connections_are(&metrics, 0.0).await;
+    drop(stopped);
+    gate_has(&metrics, 0, 0).await;
+    // Its answer is on record by the time that the server has ended.
+    serving.stop();
+    let record = ended(&house, request.request_id);
+    assert_eq!(record.outcome, Outcome::Success, "{record:?}");
+    let detail = record.detail.unwrap_or_default();
+    assert!(detail.contains("the client had gone"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
