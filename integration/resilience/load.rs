@@ -30,6 +30,8 @@ pub(super) struct Asked {
     pub(super) done: Instant,
     /// Why there was no 200.
     pub(super) failed: Option<String>,
+    /// The token that gave the answer, once the records have been read.
+    pub(super) token: Option<String>,
     /// The refusal, where the server gave one.
     refused: Option<Problem>,
 }
@@ -42,6 +44,7 @@ impl Asked {
             sent,
             done: Instant::now(),
             failed: failed.map(ToString::to_string),
+            token: None,
             refused: match failed {
                 Some(ClientError::Refused(problem)) => Some(problem.clone()),
                 _ => None,
