@@ -12,8 +12,10 @@
 //! - every answer has its record, refusals too.
 //!
 //! `EKM_TEST_CASES` asks for more cases than CI has time for. A seed that fails
-//! goes into `interleavings.proptest-regressions` and is tried first; what once
-//! failed stands in `again.rs`, step by step.
+//! is written into `interleavings.proptest-regressions`, which is committed
+//! with the repair, and is tried first from then on. It means another case as
+//! soon as the steps are drawn in another way, so what it came down to goes
+//! into `again.rs`, step by step.
 
 mod again;
 mod pair;
@@ -21,6 +23,7 @@ mod records;
 mod steps;
 mod views;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +59,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A call that hangs is given up by then: the deadline, and two seconds more.
 const GIVEN_UP: Duration = Duration::from_secs(DEADLINE + 2);
+
+/// Where proptest writes the seeds that fail, and finds those that failed before.
+const SEEDS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/integration/interleavings.proptest-regressions"
+);
 
 /// KEKs that one case makes: each costs a good part of a second.
 const MADE: usize = 2;
@@ -702,15 +711,15 @@ fn whatever_happens_to_two_tokens_what_was_written_can_be_read() {
     let cases = std::env::var("EKM_TEST_CASES")
         .ok()
         .map_or(16, |cases| cases.parse().unwrap());
-    let regressions = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/integration/interleavings.proptest-regressions"
+    assert!(
+        Path::new(SEEDS).is_file(),
+        "{SEEDS} is not there: it belongs to this test, also while no seed is in it"
     );
     let mut runner = TestRunner::new(Config {
         cases,
         // Each case takes a second; a smaller one is worth some of them.
         max_shrink_iters: 40,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(SEEDS))),
         ..Config::default()
     });
     let outcome = runner.run(&steps(), |steps| runtime.block_on(run(&pair, &steps)));

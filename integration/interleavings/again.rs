@@ -1,5 +1,5 @@
-//! What once failed, step by step: a seed means another case as soon as the
-//! steps are drawn in another way.
+//! What once failed, step by step: a seed in `interleavings.proptest-regressions`
+//! means another case as soon as the steps are drawn in another way.
 
 use cryptoki_sys as ck;
 
