@@ -1,6 +1,7 @@
 //! PIN safety: a wrong PIN reaches the token once, whatever is restarted or
 //! killed when; each place that a PIN can come from; and where no PIN may be.
 
+mod away;
 mod memory;
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -26,7 +27,7 @@ const WRONG: &str = "no-such-pin-7391";
 /// Long enough for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A site over a SoftHSM token that counts what reaches it.
+/// A site over a token that counts what reaches it.
 struct Place {
     hsm: Hsm,
     faulty: Faulty,
@@ -34,10 +35,17 @@ struct Place {
 }
 
 impl Place {
+    /// A site over a SoftHSM token in the bridge.
     async fn new(label: &str) -> Self {
         let hsm = Hsm::new(Kind::SofthsmInProcess, label).await;
+        let token = hsm.config("main");
+        Self::over(hsm, token)
+    }
+
+    /// A site over that token.
+    fn over(hsm: Hsm, token: TokenConfig) -> Self {
         let faulty = Faulty::before(&hsm);
-        let token = faulty.config(&hsm, "main");
+        let token = faulty.through(token);
         let place = Self { hsm, faulty, token };
         place.done(&["tls", "init"]);
         place.done(&["tls", "issue", "ekm1", "--role", "server"]);
@@ -276,10 +284,11 @@ impl Drop for Server {
     }
 }
 
-/// Looks at a held token again, with nothing about its PIN changed: its bridges start anew.
-fn look_again(place: &Place) {
+/// Looks at a held token again, with nothing about its PIN changed: so many bridges, all that it
+/// has, start anew, each twice.
+fn look_again(place: &Place, bridges: u64) {
     for mode in [0o400, 0o600] {
-        touch(place, mode, 1);
+        touch(place, mode, bridges);
     }
     // They are held back and end; one that had not would answer for an unlock that comes now.
     wait_for("their end", PATIENCE, || {
@@ -303,15 +312,19 @@ async fn a_wrong_pin_reaches_the_token_once_over_all_bridges_and_servers() {
     place.processes(4);
     write_private(&place.pin_file(), WRONG);
     for _ in 0..3 {
+        // They start one after another, so each has by then, and what comes later are restarts.
+        let first = place.loaded() + 4;
         let server = place.serve();
+        wait_for("its four bridges", PATIENCE, || place.loaded() >= first);
         place.wait_for("locked");
         assert_eq!(place.logins(), 1, "{}", place.why());
-        look_again(&place);
+        look_again(&place, 4);
         place.wait_for("locked");
         assert_eq!(place.logins(), 1, "{}", place.why());
+        let restarts = place.loaded() - first;
+        assert!(restarts >= 8, "{restarts} restarts of four bridges");
         server.stop();
     }
-    assert!(place.loaded() >= 9, "{} bridges ran", place.loaded());
     // Commands without a server start bridges of their own.
     assert_eq!(place.state(), "locked");
     let why = place.refused(&["kek", "list"]);
@@ -392,7 +405,7 @@ async fn a_bridge_killed_before_the_answer_does_not_send_the_pin_twice() {
         "{}",
         place.why()
     );
-    look_again(&place);
+    look_again(&place, 1);
     server.stop();
     let server = place.serve();
     place.wait_for("locked");
@@ -409,7 +422,7 @@ async fn a_bridge_killed_before_the_answer_does_not_send_the_pin_twice() {
         unlocked.contains("locked") && unlocked.contains("CKR_PIN_INCORRECT"),
         "{unlocked}"
     );
-    look_again(&place);
+    look_again(&place, 1);
     assert_eq!((place.logins(), place.faulty.wrong_pins()), (2, 1));
     let unlocked = place.refused(&["token", "unlock", "main"]);
     assert!(unlocked.contains("CKF_USER_PIN_COUNT_LOW"), "{unlocked}");
@@ -575,7 +588,7 @@ async fn a_pin_that_has_become_wrong_is_sent_once_also_where_the_answer_is_lost(
         "{}",
         place.why()
     );
-    look_again(&place);
+    look_again(&place, 1);
     assert_eq!(place.logins(), before + 1);
     assert_eq!(place.faulty.wrong_pins(), 1);
 }

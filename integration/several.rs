@@ -305,7 +305,7 @@ async fn a_token_that_hangs_costs_a_moment_where_another_has_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_come_go_or_double_are_noticed_within_seconds() {
+async fn keys_that_come_go_or_double_are_noticed_by_themselves() {
     let hsm = Hsm::new(Kind::SofthsmInProcess, "changing").await;
     let bench = Bench::new(&[&hsm], PolicyConfig::default()).await;
     bench.kek("KEK", "main", Custody::Token).await;
