@@ -2,28 +2,35 @@
 //! the machine room: each gets its key soon, none is refused, and a peer that
 //! asks for one key at a time hardly notices.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ekm::admin::{self, DriveChange};
-use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
+use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveAnswer, ResolveRequest};
 use ekm::bridge::message::Custody;
 use ekm::client::{ClientError, KeyClient};
 use ekm::drive::DriveSerial;
 use ekm::key::SedkForm;
+use ekm::softdrive::SoftDrive;
 use ekm::store::DriveKey;
 use ekm::tls::PeerId;
 use rsa::BigUint;
 use rsa::pkcs8::EncodePublicKey as _;
+use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::site::Site;
-use crate::support::{Hsm, Kind, drive};
+use crate::support::{Hsm, Kind, TestDrive, drive};
 
 /// How many mount.
 const DRIVES: u32 = 1_000;
+
+/// One in so many of them is a drive in software, which opens what it is given.
+const REAL: u32 = 125;
 
 /// In which time all of them have their keys, where the machine is fast.
 const ALL: Duration = Duration::from_secs(30);
@@ -31,10 +38,11 @@ const ALL: Duration = Duration::from_secs(30);
 /// So many single requests tell how fast it is.
 const SINGLE: u32 = 50;
 
-/// One part in so many of that time, or of a storm's, is what nine of ten single requests of another
-/// peer take at most meanwhile. A process that was not scheduled for a while makes a few late, and
-/// not more.
-const ANOTHER: u32 = 4;
+/// What the slowest of a hundred single requests of another peer takes at most meanwhile.
+const ANOTHER: Duration = Duration::from_secs(2);
+
+/// So often all may mount until such a peer has hardly noticed.
+const STORMS: usize = 3;
 
 /// Connections of a proxy that speaks for all drives.
 const PROXY: usize = 64;
@@ -43,6 +51,147 @@ const PROXY: usize = 64;
 struct Mount {
     peer: PeerId,
     resolve: ResolveRequest,
+}
+
+/// The drives that mount, and the site that they ask.
+struct Storm {
+    site: Site,
+    mounts: Vec<Mount>,
+    /// The drives that can open their answers, by their requests.
+    real: BTreeMap<Uuid, SoftDrive>,
+    /// The data key of the cartridge that all of them read.
+    key: [u8; 32],
+    /// In which time all must have it.
+    all: Duration,
+}
+
+type Answers = Vec<Result<ResolveAnswer, ClientError>>;
+
+impl Storm {
+    /// Puts the drives into the table; each will read the cartridge with these EEDKs.
+    async fn enrol(site: Site, eedks: &[Base64], key: [u8; 32], form: SedkForm) -> Self {
+        let (mut mounts, mut real) = (Vec::new(), BTreeMap::new());
+        for number in 1..=DRIVES {
+            let (peer, resolve) = if number.is_multiple_of(REAL) {
+                let TestDrive { soft, row, peer } = enrol_real(&site, number, form).await;
+                let shows = asking(&row.serial, soft.public_key_spki().to_vec());
+                let resolve = resolve(shows, eedks);
+                real.insert(resolve.request_id, soft);
+                (peer, resolve)
+            } else {
+                let (serial, spki) = enrol(&site, number, form).await;
+                let peer = format!("drive:{serial}").parse().unwrap();
+                (peer, resolve(asking(&serial, spki), eedks))
+            };
+            mounts.push(Mount { peer, resolve });
+        }
+        Self {
+            site,
+            mounts,
+            real,
+            key,
+            all: ALL,
+        }
+    }
+
+    /// Each drive by itself, in an order of no kind, over one second.
+    fn alone(&self) -> impl Future<Output = Answers> + use<> {
+        let site = &self.site;
+        let clients: Vec<(KeyClient, ResolveRequest)> = self
+            .mounts
+            .iter()
+            .map(|mount| (site.client(&mount.peer), mount.resolve.clone()))
+            .collect();
+        async move {
+            let mut storm = JoinSet::new();
+            for (number, (mut client, request)) in (0_u64..).zip(clients) {
+                storm.spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(number * 617 % 1_000)).await;
+                    client.resolve(&request).await
+                });
+            }
+            storm.join_all().await
+        }
+    }
+
+    /// All through one peer, a library's proxy.
+    fn through(&self, proxy: &PeerId) -> impl Future<Output = Answers> + use<> {
+        let requests = self.mounts.iter().map(|mount| mount.resolve.clone());
+        let queue: Arc<Mutex<Vec<ResolveRequest>>> = Arc::new(Mutex::new(requests.collect()));
+        let clients: Vec<KeyClient> = std::iter::repeat_with(|| self.site.client(proxy))
+            .take(PROXY)
+            .collect();
+        async move {
+            let mut storm = JoinSet::new();
+            for mut client in clients {
+                let queue = Arc::clone(&queue);
+                storm.spawn(async move {
+                    let mut answers = Vec::new();
+                    loop {
+                        let next = queue.lock().unwrap().pop();
+                        match next {
+                            Some(request) => answers.push(client.resolve(&request).await),
+                            None => return answers,
+                        }
+                    }
+                });
+            }
+            storm.join_all().await.into_iter().flatten().collect()
+        }
+    }
+
+    /// Has all of them mount while `other` asks for one key after another; what the storm took, and
+    /// what each of those requests took, the shortest first.
+    async fn with<F: Future<Output = Answers>>(
+        &self,
+        mut other: KeyClient,
+        request: &ResolveRequest,
+        mount: impl Fn() -> F,
+    ) -> (KeyClient, Duration, Vec<Duration>) {
+        let mut late = Vec::new();
+        loop {
+            // Their certificates and clients are made before anything is measured.
+            let mounting = mount();
+            let meanwhile = Meanwhile::begin(other, request.clone());
+            let start = Instant::now();
+            let answers = mounting.await;
+            let took = start.elapsed();
+            let (back, single) = meanwhile.end().await;
+            other = back;
+            self.have_their_keys(answers);
+            assert!(took < self.all, "{took:?} of {:?}", self.all);
+            let slowest = part(&single, 99);
+            let told = format!("{took:?} for all, and another peer's p99 was {slowest:?}");
+            // Past the harness, which shows nothing of a test that passes.
+            writeln!(std::io::stderr(), "{DRIVES} drives mount: {told}").unwrap();
+            // On a slow machine a turn of many others may come before it, but not of most of them.
+            if slowest <= ANOTHER.max(took / 2) {
+                return (other, took, single);
+            }
+            // A process that was not scheduled for a while makes a request late, and hardly each time.
+            late.push(told);
+            assert!(late.len() < STORMS, "{late:?}");
+        }
+    }
+
+    /// Nobody was refused, and whoever can open his answer has the cartridge's data key.
+    fn have_their_keys(&self, answers: Answers) {
+        let (mut opened, mut refused) = (0, Vec::new());
+        for answer in answers {
+            match answer {
+                Ok(answer) => {
+                    if let Some(drive) = self.real.get(&answer.request_id) {
+                        let key = drive.unwrap_sedk(&answer.sedk).unwrap();
+                        assert!(*key.expose_secret() == self.key, "another data key");
+                        opened += 1;
+                    }
+                }
+                Err(error) => refused.push(error.to_string()),
+            }
+        }
+        assert!(refused.is_empty(), "{} refused: {refused:?}", refused.len());
+        assert_eq!(opened, self.real.len());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,8 +214,7 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
     })
     .await;
     site.ekm(&["kek", "default", "--kek1", "KEK1"]);
-    let bystander = drive(site.directory.path(), 0, hsm.kind.form());
-    site.enrol(&bystander).await;
+    let bystander = enrol_real(&site, 0, hsm.kind.form()).await;
     let mut other = site.client(&bystander.peer);
     let shows = asking(
         &bystander.row.serial,
@@ -83,83 +231,25 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
         })
         .await
         .unwrap();
+    let key = *bystander
+        .soft
+        .unwrap_sedk(&written.sedk)
+        .unwrap()
+        .expose_secret();
     let eedks: Vec<Base64> = written.eedks.into_iter().map(|one| one.eedk).collect();
-    let resolve = |drive: DriveInRequest| ResolveRequest {
-        dki: None,
-        request_id: Uuid::new_v4(),
-        drive,
-        volser: None,
-        eedks: eedks.clone(),
-        append: false,
-    };
-    let mut mounts = Vec::new();
-    for number in 1..=DRIVES {
-        let (serial, spki) = enrol(&site, number, hsm.kind.form()).await;
-        mounts.push(Mount {
-            peer: format!("drive:{serial}").parse().unwrap(),
-            resolve: resolve(asking(&serial, spki)),
-        });
-    }
+    let mut storm = Storm::enrol(site, &eedks, key, hsm.kind.form()).await;
+    let request = resolve(shows, &eedks);
+    storm.all = time_for_all(&mut other, &request).await;
 
-    let all = time_for_all(&mut other, &resolve(shows.clone())).await;
-    let alone: Vec<(KeyClient, ResolveRequest)> = mounts
-        .iter()
-        .map(|mount| (site.client(&mount.peer), mount.resolve.clone()))
-        .collect();
-    let meanwhile = Meanwhile::begin(other, resolve(shows));
-    let start = Instant::now();
-    let mut storm = JoinSet::new();
-    for (number, (mut client, request)) in (0_u64..).zip(alone) {
-        storm.spawn(async move {
-            // In an order of no kind, over one second.
-            tokio::time::sleep(Duration::from_millis(number * 617 % 1_000)).await;
-            client.resolve(&request).await.map(drop)
-        });
-    }
-    let refused: Vec<String> = refusals(storm.join_all().await);
-    assert!(refused.is_empty(), "{} refused: {refused:?}", refused.len());
-    let took = start.elapsed();
-    assert!(took < all, "{took:?} of {all:?}");
-    let (other, p90) = meanwhile.end().await;
-    // A turn of each of the others may come before it.
-    assert!(p90 < all / ANOTHER, "another peer's p90 was {p90:?}");
-
-    // The same through one peer: a library's proxy.
-    let queue = Arc::new(std::sync::Mutex::new(
-        mounts
-            .into_iter()
-            .map(|mount| mount.resolve)
-            .collect::<Vec<ResolveRequest>>(),
-    ));
-    let shows = asking(
-        &bystander.row.serial,
-        bystander.soft.public_key_spki().to_vec(),
-    );
-    let meanwhile = Meanwhile::begin(other, resolve(shows));
-    let start = Instant::now();
-    let mut storm = JoinSet::new();
-    for mut client in std::iter::repeat_with(|| site.client(&proxy)).take(PROXY) {
-        let queue = Arc::clone(&queue);
-        storm.spawn(async move {
-            loop {
-                let next = queue.lock().unwrap().pop();
-                match next {
-                    Some(request) => client.resolve(&request).await?,
-                    None => return Ok::<(), ClientError>(()),
-                };
-            }
-        });
-    }
-    let refused = refusals(storm.join_all().await);
-    assert!(refused.is_empty(), "{} refused: {refused:?}", refused.len());
-    let took = start.elapsed();
-    assert!(took < all, "{took:?} of {all:?}");
-    let (_, p90) = meanwhile.end().await;
+    let (other, _, _) = storm.with(other, &request, || storm.alone()).await;
+    let (_, took, single) = storm.with(other, &request, || storm.through(&proxy)).await;
+    // Its turn comes after one of the proxy's, however many those are.
+    let nine = part(&single, 90);
     assert!(
-        p90 < took / ANOTHER,
-        "another peer's p90 was {p90:?} of {took:?}"
+        nine < took / 4,
+        "another peer's p90 was {nine:?} of {took:?}"
     );
-    site.stop();
+    storm.site.stop();
 }
 
 /// The time in which all mount: at most four times as long as one after the other.
@@ -194,22 +284,29 @@ impl Meanwhile {
         Self { over, asking }
     }
 
-    /// Stops it; what nine of ten of its requests took at most.
-    async fn end(self) -> (KeyClient, Duration) {
+    /// Stops it; what each of its requests took, the shortest first.
+    async fn end(self) -> (KeyClient, Vec<Duration>) {
         self.over.store(true, Ordering::Relaxed);
         let (client, mut took) = self.asking.await.unwrap();
         took.sort_unstable();
-        let p90 = took[took.len() * 9 / 10];
-        (client, p90)
+        (client, took)
     }
 }
 
-fn refusals<E: std::fmt::Display>(outcomes: Vec<Result<(), E>>) -> Vec<String> {
-    outcomes
-        .into_iter()
-        .filter_map(Result::err)
-        .map(|error| error.to_string())
-        .collect()
+/// What so many of a hundred took at most.
+fn part(took: &[Duration], percent: usize) -> Duration {
+    took[(took.len() * percent / 100).min(took.len() - 1)]
+}
+
+fn resolve(drive: DriveInRequest, eedks: &[Base64]) -> ResolveRequest {
+    ResolveRequest {
+        dki: None,
+        request_id: Uuid::new_v4(),
+        drive,
+        volser: None,
+        eedks: eedks.to_vec(),
+        append: false,
+    }
 }
 
 fn asking(serial: &DriveSerial, spki: Vec<u8>) -> DriveInRequest {
@@ -219,6 +316,13 @@ fn asking(serial: &DriveSerial, spki: Vec<u8>) -> DriveInRequest {
         stores_eedks: false,
         session_key: None,
     }
+}
+
+/// A drive in software.
+async fn enrol_real(site: &Site, number: u32, form: SedkForm) -> TestDrive {
+    let drive = drive(site.directory.path(), number, form);
+    site.enrol(&drive).await;
+    drive
 }
 
 /// A drive with a public key that nobody has the private half of: to make a
