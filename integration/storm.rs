@@ -163,7 +163,9 @@ impl Storm {
             let slowest = part(&single, 99);
             let told = format!("{took:?} for all, and another peer's p99 was {slowest:?}");
             // Past the harness, which shows nothing of a test that passes.
-            writeln!(std::io::stderr(), "{DRIVES} drives mount: {told}").unwrap();
+            let mut shown = std::io::stderr().lock();
+            writeln!(shown, "{DRIVES} drives mount: {told}").unwrap();
+            drop(shown);
             // On a slow machine a turn of many others may come before it, but not of most of them.
             if slowest <= ANOTHER.max(took / 2) {
                 return (other, took, single);

@@ -32,6 +32,7 @@ mod probe;
 pub mod process;
 pub mod profile;
 pub mod rates;
+mod share;
 mod software;
 pub mod stats;
 pub mod supervisor;

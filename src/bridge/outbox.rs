@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::faults::{Fault, FaultClass};
 use super::message::{self, Op, Reply, Response};
 use super::pkcs11::TokenInfo;
-use super::profile::SessionProfile;
+use super::share::Share;
 use super::stats::{Calls, LONG, Stats};
 
 /// How often the server is told what was measured.
@@ -28,16 +28,15 @@ pub(super) struct Outbox {
     refused: Arc<Mutex<Option<TokenInfo>>>,
     /// Workers that are at work on a request.
     pub(super) busy: AtomicUsize,
-    // What the server counts before it has the bridge started anew, and what it makes of it.
+    // What the server counts, too, before it has the bridge started anew.
     answers: AtomicU64,
     in_host: AtomicU64,
-    most: u64,
-    most_in_host: u64,
+    share: Share,
 }
 
 impl Outbox {
-    /// Takes over the writing end.
-    pub(super) fn new(socket: UnixStream, session: &SessionProfile) -> Self {
+    /// Takes over the writing end of a bridge that has this share to do.
+    pub(super) fn new(socket: UnixStream, share: Share) -> Self {
         Self {
             socket: Mutex::new(socket),
             calls: Arc::default(),
@@ -45,8 +44,7 @@ impl Outbox {
             busy: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
             in_host: AtomicU64::new(0),
-            most: session.exchanges.unwrap_or(u64::MAX),
-            most_in_host: session.host_exchanges,
+            share,
         }
     }
 
@@ -133,8 +131,11 @@ impl Outbox {
             .in_host
             .fetch_add(u64::from(in_host), Ordering::AcqRel)
             .saturating_add(u64::from(in_host));
-        let answers = self.answers.fetch_add(1, Ordering::AcqRel);
-        in_host >= self.most_in_host || answers.saturating_add(1) >= self.most
+        let answers = self
+            .answers
+            .fetch_add(1, Ordering::AcqRel)
+            .saturating_add(1);
+        self.share.is_done(answers, in_host)
     }
 
     fn socket(&self) -> MutexGuard<'_, UnixStream> {
@@ -165,19 +166,16 @@ const fn last(op: &Op, fault: &Fault) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridge::message::Custody;
     use crate::bridge::stats::place;
 
-    fn outbox(host_exchanges: u64, exchanges: Option<u64>) -> (Outbox, UnixStream) {
+    fn outbox(exchanges: Option<u64>) -> (Outbox, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let session = SessionProfile {
-            processes: 1,
-            workers: 1,
-            limit: None,
-            deadline_seconds: 30,
-            host_exchanges,
+        let share = Share {
+            host_exchanges: None,
             exchanges,
         };
-        (Outbox::new(ours, &session), theirs)
+        (Outbox::new(ours, share), theirs)
     }
 
     fn call(class: FaultClass) -> Fault {
@@ -206,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_told_before_a_failed_opening_and_before_what_ends_the_bridge() {
-        let (outbox, theirs) = outbox(64, None);
+        let (outbox, theirs) = outbox(None);
         let fails = || outbox.calls().begin(place("C_Login")).ended(false);
         fails();
         outbox.open(Err(call(FaultClass::Restart))).unwrap();
@@ -243,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_told_before_the_answers_at_which_a_bridge_is_started_anew() {
-        let (outbox, theirs) = outbox(64, Some(2));
+        let (outbox, theirs) = outbox(Some(2));
         outbox.calls().begin(place("C_Login")).ended(false);
         for id in 1..=3 {
             outbox
@@ -268,7 +266,7 @@ mod tests {
             sign: false,
             label: "KEK1".parse().unwrap(),
             bits: 2048,
-            custody: crate::bridge::message::Custody::Token,
+            custody: Custody::Token,
         };
         assert!(!last(&asked, &bad));
         assert!(!last(&asked, &call(FaultClass::Request)));

@@ -22,6 +22,7 @@ use super::outbox::Outbox;
 use super::pin::Pin;
 use super::pkcs11::{Module, Office};
 use super::profile::HsmProfile;
+use super::share::Share;
 use super::software::{Software, Sources};
 use super::stats::Calls;
 use super::token::{self, Logins, Token};
@@ -48,6 +49,7 @@ pub fn run() -> io::Result<()> {
     let _ = rustix::process::setpgid(None, None);
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let hello: Hello = message::read(&mut socket)?;
+    let share = Share::of(&hello);
     let Hello {
         name,
         profile,
@@ -77,7 +79,7 @@ pub fn run() -> io::Result<()> {
         }
         task => task,
     };
-    let outbox = Arc::new(Outbox::new(socket.try_clone()?, &profile.session));
+    let outbox = Arc::new(Outbox::new(socket.try_clone()?, share));
     if matches!(task, Task::Serve { .. }) {
         // From now on: loading and opening may fail, or never end.
         let outbox = Arc::clone(&outbox);

@@ -19,7 +19,6 @@ mod link;
 #[cfg(test)]
 mod played;
 mod program;
-mod share;
 mod socket;
 mod state;
 mod unlock;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -113,7 +115,7 @@ pub(super) struct Body<T>(pub(super) T);
 
 impl<T, S> FromRequest<S> for Body<T>
 where
-    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+    T: DeserializeOwned,
     S: Send + Sync,
 {
     type Rejection = Problem;
@@ -123,7 +125,7 @@ where
         let Some(admission) = admission else {
             return Err(Problem::internal("the request came without its peer"));
         };
-        let read = Json::from_request(request, state);
+        let read = json(request, state);
         let Ok(read) = tokio::time::timeout(admission.body_time(), read).await else {
             return Err(Problem::new(
                 EkmCode::EE23,
@@ -136,7 +138,7 @@ where
         };
         match read {
             // Now that the whole of it is here, however long that took.
-            Ok(Json(body)) if admission.stands() => {
+            Ok(body) if admission.stands() => {
                 admission.begins();
                 Ok(Self(body))
             }
@@ -152,6 +154,21 @@ where
             }
         }
     }
+}
+
+/// JSON of a request, or where in it something is wrong.
+async fn json<T: DeserializeOwned>(
+    request: Request,
+    state: &(impl Send + Sync),
+) -> Result<T, JsonRejection> {
+    let known = request.headers().get(header::CONTENT_TYPE);
+    if known.is_none_or(|kind| kind != "application/json") {
+        let Json(body) = Json::from_request(request, state).await?;
+        return Ok(body);
+    }
+    let bytes = Bytes::from_request(request, state).await?;
+    // To keep track of where in it one is costs as much as to read it, so that comes after a fault.
+    serde_json::from_slice(&bytes).or_else(|_| Json::from_bytes(&bytes).map(|Json(body)| body))
 }
 
 impl IntoResponse for Problem {
@@ -200,7 +217,7 @@ async fn create(
         let service = Arc::clone(&service);
         async move { service.create(&peer, &request).await }
     };
-    let verb = from(address.ip(), verb);
+    let verb = from(address.ip(), Box::pin(verb));
     respond(service.to_the_end(verb).await)
 }
 
@@ -217,7 +234,7 @@ async fn resolve(
         let service = Arc::clone(&service);
         async move { service.resolve(&peer, &request).await }
     };
-    let verb = from(address.ip(), verb);
+    let verb = from(address.ip(), Box::pin(verb));
     respond(service.to_the_end(verb).await)
 }
 

@@ -48,24 +48,20 @@ pub(super) fn rekey_answer(request_id: Uuid, dki: DataKeyId, stored: &[StoredEed
     }
 }
 
-pub(super) fn resolve_answer(
-    request_id: Uuid,
+/// What a resolve's answer says of EEDKs, whichever of them opens: made while the token works.
+pub(super) struct Shown {
+    eedks: Vec<EedkInAnswer>,
+    catalog: Vec<EedkInAnswer>,
+    newer: Option<NewerEedks>,
+}
+
+pub(super) fn shown(
     presented: &[Presented],
     catalog: &[StoredEedk],
     newer: Option<Unstored>,
     directory: &Directory,
-    resolved: Resolved,
-) -> Result<ResolveAnswer, Problem> {
-    let opened = presented
-        .get(resolved.opened)
-        .and_then(|one| one.eedk.as_ref().ok().map(|eedk| (eedk, one.origin)));
-    let Some((opened, origin)) = opened else {
-        return Err(Problem::internal("a resolve without an EEDK"));
-    };
-    let dki = opened.dki();
-    Ok(ResolveAnswer {
-        request_id,
-        dki,
+) -> Shown {
+    Shown {
         eedks: presented
             .iter()
             .filter_map(|one| one.eedk.as_ref().ok())
@@ -80,6 +76,33 @@ pub(super) fn resolve_answer(
             request_id: newer.request,
             eedks: newer.eedks.iter().map(of_stored).collect(),
         }),
+    }
+}
+
+pub(super) fn resolve_answer(
+    request_id: Uuid,
+    presented: &[Presented],
+    shown: Shown,
+    resolved: Resolved,
+) -> Result<ResolveAnswer, Problem> {
+    let opened = presented
+        .get(resolved.opened)
+        .and_then(|one| one.eedk.as_ref().ok().map(|eedk| (eedk, one.origin)));
+    let Some((opened, origin)) = opened else {
+        return Err(Problem::internal("a resolve without an EEDK"));
+    };
+    let dki = opened.dki();
+    let Shown {
+        eedks,
+        catalog,
+        newer,
+    } = shown;
+    Ok(ResolveAnswer {
+        request_id,
+        dki,
+        eedks,
+        catalog,
+        newer,
         opened: resolved.opened,
         issued_here: origin.is_some(),
         spout: spout(&resolved.sedk, dki, &[])?,

@@ -1,6 +1,6 @@
 //! The data key of a cartridge that is read.
 
-use super::answer::{mark_opened, presented_marks, resolve_answer};
+use super::answer::{mark_opened, presented_marks, resolve_answer, shown};
 use super::cartridge::Cartridge;
 use super::words::{event, failures, fingerprint, intended, joined, note_unheard, unrecorded};
 use super::{Answer, Service, fleet};
@@ -103,10 +103,13 @@ impl Service {
         let (grant, budget) = self.within_budget(peer, grant).await?;
         let keks = grant.readable().iter().map(|one| &one.kek);
         let place = self.gates.enter(&self.tokens, keks, &[], peer).await?;
-        let (resolved, intent) = tokio::join!(
+        let catalog = catalog.map(|known| known.key.eedks).unwrap_or_default();
+        // The token is asked first: what else there is to do goes beside its work.
+        let (resolved, intent, shown) = tokio::join!(
             biased;
             exchange::resolve(&self.tokens, &grant, &self.guard),
-            self.audit.submit(intended(event))
+            self.audit.submit(intended(event)),
+            async { shown(&presented, &catalog, newer, &directory) }
         );
         let resolved = match resolved {
             Ok(resolved) => resolved,
@@ -134,15 +137,7 @@ impl Service {
         event.token = Some(resolved.place.token.clone());
         event.custody = Some(resolved.place.custody.to_string());
         event.detail = joined(event.detail.take(), failures(&resolved.failures));
-        let catalog = catalog.map(|known| known.key.eedks).unwrap_or_default();
-        let answer = resolve_answer(
-            request.request_id,
-            &presented,
-            &catalog,
-            newer,
-            &directory,
-            resolved,
-        )?;
+        let answer = resolve_answer(request.request_id, &presented, shown, resolved)?;
         Ok((answer, intent))
     }
 }

@@ -13,12 +13,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Program;
 use super::link::{Link, Over, Unanswered, locks, receive};
-use super::share::Share;
 use super::state::{Board, LaneState};
 use super::{due, keyless};
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
 use crate::bridge::pin::{Handed, mended};
+use crate::bridge::share::Share;
 use crate::bridge::stats::Stats;
 
 /// Time past a request's deadline after which the module counts as hung.

@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::due::UnderWay;
-use super::share::Share;
 use super::socket::{Outbox, halves};
 use super::state::Board;
 use crate::bridge::faults::{Fault, FaultClass};
 use crate::bridge::message::{self, Op, Ready, Reply, Request, Response};
+use crate::bridge::share::Share;
 use crate::bridge::stats::Stats;
 
 /// Requests that one bridge is given at once.
@@ -388,12 +388,9 @@ impl Link {
                 waiting.host_exchanges += 1;
             }
             waiting.exchanges += 1;
-            let Share {
-                host_exchanges,
-                exchanges,
-            } = self.share;
-            let renewing = host_exchanges.is_some_and(|most| waiting.host_exchanges >= most)
-                || exchanges.is_some_and(|most| waiting.exchanges >= most);
+            let renewing = self
+                .share
+                .is_done(waiting.exchanges, waiting.host_exchanges);
             if renewing {
                 waiting.open = false;
             }

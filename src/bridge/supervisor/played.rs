@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::lane::Shared;
-use super::link::{Link, Share};
+use super::link::Link;
 use super::state::LaneState;
 use super::{Bridge, Program, Rank};
 use crate::bridge::faults::Fault;
@@ -18,6 +18,7 @@ use crate::bridge::message::{self, Hello, Ready, Reply, Request, Response, Task}
 use crate::bridge::pin::PinSource;
 use crate::bridge::pkcs11::TokenInfo;
 use crate::bridge::profile::HsmProfile;
+use crate::bridge::share::Share;
 
 /// Long enough for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,13 +44,11 @@ impl Played {
         };
         let session = &hello.profile.session;
         let (deadline, sessions) = (session.deadline_seconds, session.workers);
-        let share = Share {
-            host_exchanges: session.host_exchanges,
-            exchanges: None,
-        };
+        let share = Share::of(&hello);
         let shared = Arc::new(Shared::new(Program::at(PathBuf::new()), hello, 1));
         let socket = tokio::net::UnixStream::from_std(ours).unwrap();
-        let link = Link::start(name.into(), socket, share, Arc::clone(&shared.board), 0).unwrap();
+        let board = Arc::clone(&shared.board);
+        let link = Link::start(name.into(), socket, share, board, 0, true).unwrap();
         *shared.links.write().unwrap() = vec![Some(link)];
         let ready = Arc::new(Ready {
             token: TokenInfo::default(),

@@ -13,6 +13,16 @@ use crate::store::{
 };
 use crate::tls::PeerId;
 
+/// EEDKs of one generation; a statement costs a way to the database and back.
+const ONE_EEDK: &str = "INSERT INTO eedks
+    (dki, generation, made, sha256, position, der, kek_label, kek_hash, proved)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+
+/// Two of them.
+const TWO_EEDKS: &str = "INSERT INTO eedks
+    (dki, generation, made, sha256, position, der, kek_label, kek_hash, proved)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9), ($1, $2, $3, $10, $11, $12, $13, $14, $15)";
+
 impl Sql {
     pub(super) async fn insert_issuance(
         &self,
@@ -91,14 +101,18 @@ impl Sql {
             .execute(&mut *transaction)
             .await
             .map_err(|source| self.database(source))?;
-        let last = sqlx::query(
-            "SELECT COALESCE(MAX(generation), 0) AS generation FROM generations WHERE dki = $1",
-        )
-        .bind(&dki)
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(|source| self.database(source))?;
-        let generation = self.row(&last).count("generation")? + 1;
+        let generation = if *new {
+            1
+        } else {
+            let last = sqlx::query(
+                "SELECT COALESCE(MAX(generation), 0) AS generation FROM generations WHERE dki = $1",
+            )
+            .bind(&dki)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(|source| self.database(source))?;
+            self.row(&last).count("generation")? + 1
+        };
         // Which of two confirms is late is told by when their EEDKs were given out, and clocks differ.
         let at = if judged {
             self.after_all(&mut transaction, volser.as_str(), &dki, at)
@@ -138,24 +152,27 @@ impl Sql {
             .await
             .map_err(|source| self.database(source))?;
         }
-        for (position, stored) in (0_i64..).zip(eedks) {
-            sqlx::query(
-                "INSERT INTO eedks
-                 (sha256, dki, generation, position, der, kek_label, kek_hash, proved, made)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-            )
-            .bind(hex::encode(stored.eedk.digest()))
-            .bind(&dki)
-            .bind(i64::from(generation))
-            .bind(position)
-            .bind(stored.eedk.as_der())
-            .bind(stored.kek_label.as_str())
-            .bind(stored.kek_hash.to_string())
-            .bind(i64::from(stored.proved))
-            .bind(ticks(at))
-            .execute(&mut *transaction)
-            .await
-            .map_err(|source| self.database(source))?;
+        let mut position = 0_i64;
+        for some in eedks.chunks(2) {
+            let sql = if some.len() == 2 { TWO_EEDKS } else { ONE_EEDK };
+            let mut insert = sqlx::query(sql)
+                .bind(&dki)
+                .bind(i64::from(generation))
+                .bind(ticks(at));
+            for stored in some {
+                insert = insert
+                    .bind(hex::encode(stored.eedk.digest()))
+                    .bind(position)
+                    .bind(stored.eedk.as_der())
+                    .bind(stored.kek_label.as_str())
+                    .bind(stored.kek_hash.to_string())
+                    .bind(i64::from(stored.proved));
+                position += 1;
+            }
+            insert
+                .execute(&mut *transaction)
+                .await
+                .map_err(|source| self.database(source))?;
         }
         self.note(
             &mut transaction,

@@ -1,6 +1,6 @@
 //! How much one bridge does before another takes its place on purpose.
 
-use crate::bridge::message::{Hello, Task};
+use super::message::{Hello, Task};
 
 /// What a bridge may do before it is started anew; without bound where there is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,12 @@ impl Share {
                 exchanges: None,
             },
         }
+    }
+
+    /// Whether that many exchanges, and of them so many in custody `host`, are all of it.
+    pub(super) fn is_done(self, exchanges: u64, in_host: u64) -> bool {
+        self.host_exchanges.is_some_and(|most| in_host >= most)
+            || self.exchanges.is_some_and(|most| exchanges >= most)
     }
 }
 
