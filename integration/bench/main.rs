@@ -49,7 +49,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Rates and times, as ratios to the token's own.
+    /// Rates and times, as ratios to the token's own; at the end the storm.
     Run(Run),
     /// What server and bridges hold in memory under load by 1,000 drives.
     Memory(memory::Memory),
@@ -69,7 +69,7 @@ struct Run {
     /// The program to measure, a release build.
     #[arg(long)]
     ekm: PathBuf,
-    /// SoftHSM in process and RSA-2048 only.
+    /// SoftHSM in process and RSA-2048 only, and no storm.
     #[arg(long)]
     quick: bool,
     /// Where the figures go, as JSON.
@@ -81,14 +81,14 @@ struct Run {
     /// Where the plot goes, as SVG.
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// Rounds; each has every window once or twice.
+    /// Rounds; each has every window once or several times.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Length of a window in milliseconds.
     #[arg(long, default_value_t = 1500)]
     window: u64,
-    /// A file that is locked (flock(2)) for each round, for machines whose
-    /// other work takes the same lock.
+    /// A file that is locked (flock(2)) for each round and for the storm, for
+    /// machines whose other work takes the same lock.
     #[arg(long)]
     lock: Option<PathBuf>,
 }
@@ -97,7 +97,10 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().what {
         What::Run(run) => run.run(),
         What::Memory(memory) => memory.run(),
-        What::Storm(storm) => storm.run(),
+        What::Storm(storm) => {
+            print!("{}", report::storm_table(&storm.measure()?));
+            Ok(())
+        }
         What::History(history) => history.run(),
         What::Volumes(volumes) => volumes.run(),
         What::Raw(raw) => raw.run(),
@@ -128,12 +131,30 @@ impl Run {
             eprintln!("{kind}, RSA-{bits}");
             report.parts.push(plan.measure(&self.ekm, *kind, *bits)?);
         }
+        let stormed = if self.quick {
+            Ok(())
+        } else {
+            self.storm(&plan).map(|storms| report.storms = storms)
+        };
+        // A storm that fails must not take an hour's figures with it.
+        self.tell(&report)?;
+        stormed
+    }
+
+    fn storm(&self, plan: &Plan) -> anyhow::Result<Vec<storm::Outcome>> {
+        eprintln!("mount storm");
+        let _turn = plan.turn()?;
+        storm::Storm::over(&self.ekm).measure()
+    }
+
+    /// Prints the table, and writes the files that were asked for.
+    fn tell(&self, report: &Report) -> anyhow::Result<()> {
         let table = report.table();
         println!("{table}");
         for (path, text) in [
             (&self.table, table),
             (&self.json, report.json()?),
-            (&self.plot, plot::draw(&report)),
+            (&self.plot, plot::draw(report)),
         ] {
             if let Some(path) = path {
                 std::fs::write(path, text)

@@ -273,14 +273,17 @@ fn measure(hands: &[Hand<'_>], order: &Order) -> anyhow::Result<Window> {
             .take(order.threads)
             .map(|hand| {
                 let over = &over;
-                scope.spawn(move || {
+                scope.spawn(move || -> Result<Vec<Duration>, CallError> {
                     let mut took = Vec::new();
-                    while !over.load(Ordering::Relaxed) {
+                    // Once at least: others are divided by this.
+                    loop {
                         let begin = Instant::now();
                         hand.once(order.exchange)?;
                         took.push(begin.elapsed());
+                        if over.load(Ordering::Relaxed) {
+                            return Ok(took);
+                        }
                     }
-                    Ok::<_, CallError>(took)
                 })
             })
             .collect();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::plan::{CONNECTIONS, Figure, Part, Series};
 use crate::process::{machine, mib};
 use crate::raw::Exchange;
+use crate::storm::Outcome;
 
 /// All parts of a run, and where it ran.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Report {
     pub(crate) machine: String,
     pub(crate) versions: String,
     pub(crate) parts: Vec<Part>,
+    /// None where it was not asked for.
+    pub(crate) storms: Vec<Outcome>,
 }
 
 impl Report {
@@ -42,6 +45,7 @@ impl Report {
             machine: machine(),
             versions: versions.join(", "),
             parts: Vec::new(),
+            storms: Vec::new(),
         })
     }
 
@@ -68,7 +72,8 @@ impl Report {
             }
             rows(&mut text, "bridge, resolve", "at once", &part.bridge);
             rows(&mut text, "server, resolve", "connection", &part.resolve);
-            rows(&mut text, "server, create", "connection", &part.create);
+            let name = "server, create (of the bare create with its proof)";
+            rows(&mut text, name, "connection", &part.create);
             if part.server_pss > 0 {
                 let _ = writeln!(
                     text,
@@ -78,10 +83,15 @@ impl Report {
                 );
             }
         }
+        if !self.storms.is_empty() {
+            text.push('\n');
+            text.push_str(&storm_table(&self.storms));
+        }
         text
     }
 
-    /// JSON: the first part at the top, and all of them under `parts`.
+    /// JSON: the first part at the top, all of them under `parts`, and the
+    /// storms under `storm`.
     pub(crate) fn json(&self) -> anyhow::Result<String> {
         let mut top = Map::new();
         top.insert("machine".into(), self.machine.clone().into());
@@ -91,8 +101,35 @@ impl Report {
         }
         let parts: Vec<Value> = self.parts.iter().map(|part| of_part(part).into()).collect();
         top.insert("parts".into(), parts.into());
+        top.insert("storm".into(), serde_json::to_value(&self.storms)?);
         Ok(serde_json::to_string_pretty(&top)? + "\n")
     }
+}
+
+/// Storms in Markdown.
+pub(crate) fn storm_table(storms: &[Outcome]) -> String {
+    let mut text = String::from(
+        "**Mount storm, SoftHSM in process, RSA-2048** (meanwhile another peer asks one thing at a time)\n\n\
+         | | got their key | refused | all within s | p50 s | p99 s | other peer's p99 ms, alone | in the storm |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for storm in storms {
+        let Outcome {
+            name,
+            got,
+            refused,
+            all_s,
+            p50_s,
+            p99_s,
+            other_p99_alone_ms,
+            other_p99_in_the_storm_ms,
+        } = storm;
+        let _ = writeln!(
+            text,
+            "| {name} | {got} | {refused} | {all_s:.1} | {p50_s:.2} | {p99_s:.2} | {other_p99_alone_ms:.1} | {other_p99_in_the_storm_ms:.1} |"
+        );
+    }
+    text
 }
 
 fn rows(text: &mut String, name: &str, unit: &str, points: &Series) {
@@ -176,7 +213,7 @@ fn of_part(part: &Part) -> Map<String, Value> {
     for (name, points, ratio) in [
         ("resolve_by_bridge", bridge, "ratio_to_raw_rewrap"),
         ("resolve_over_tls", resolve, "ratio_to_raw_rewrap"),
-        ("create_over_tls", create, "ratio_to_raw_create"),
+        ("create_over_tls", create, "ratio_to_raw_create_proved"),
     ] {
         map.insert(name.into(), of_series(points, ratio));
     }

@@ -2,7 +2,7 @@
 //! proxy that speaks for them all. Meanwhile another peer asks one thing at a
 //! time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use clap::Args;
 use ekm::bridge::message::Custody;
 use futures_util::future::join_all;
 use rustls::ClientConfig;
+use serde::Serialize;
 
 use crate::load::{Connection, Template};
 use crate::sample::quantile;
@@ -20,6 +21,12 @@ use crate::token::{Kind, Token};
 /// The other peer's drive.
 const BYSTANDER: u32 = 999_999;
 
+/// How many drives mount, where nothing else is said.
+const DRIVES: u32 = 1_000;
+
+/// Connections of the proxy, where nothing else is said.
+const PROXY_CONNECTIONS: usize = 64;
+
 /// Arguments.
 #[derive(Debug, Args)]
 pub(crate) struct Storm {
@@ -27,11 +34,32 @@ pub(crate) struct Storm {
     #[arg(long)]
     ekm: PathBuf,
     /// How many drives mount.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = DRIVES)]
     drives: u32,
     /// Connections of the proxy.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = PROXY_CONNECTIONS)]
     proxy_connections: usize,
+}
+
+/// What came of one storm.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Outcome {
+    /// Who asked.
+    pub(crate) name: String,
+    /// Drives that got their key.
+    pub(crate) got: usize,
+    /// Connections and requests that failed.
+    pub(crate) refused: usize,
+    /// From the first request until none was left, seconds.
+    pub(crate) all_s: f64,
+    /// Half of those that got their key had it in no more, seconds.
+    pub(crate) p50_s: f64,
+    /// 99 of 100 of them had it in no more, seconds.
+    pub(crate) p99_s: f64,
+    /// p99 of the other peer's requests before the storm, milliseconds.
+    pub(crate) other_p99_alone_ms: f64,
+    /// p99 of its requests in the storm, milliseconds.
+    pub(crate) other_p99_in_the_storm_ms: f64,
 }
 
 /// A drive that waits for the signal.
@@ -41,14 +69,25 @@ struct Mount {
 }
 
 impl Storm {
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    /// The storm with which a run ends.
+    pub(crate) fn over(ekm: &Path) -> Self {
+        Self {
+            ekm: ekm.to_owned(),
+            drives: DRIVES,
+            proxy_connections: PROXY_CONNECTIONS,
+        }
+    }
+
+    /// Makes a token, a site and the drives, and has them mount: as peers,
+    /// then behind the proxy.
+    pub(crate) fn measure(&self) -> anyhow::Result<Vec<Outcome>> {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(self.measure())
+            .block_on(self.mount())
     }
 
-    async fn measure(&self) -> anyhow::Result<()> {
+    async fn mount(&self) -> anyhow::Result<Vec<Outcome>> {
         let token = Token::new(&self.ekm, Kind::Softhsm)?;
         let site = Site::start(&self.ekm, &token).await?;
         site.kek("KEK2048", 2048, Custody::Token).await?;
@@ -67,15 +106,13 @@ impl Storm {
                 resolve,
             });
         }
-        println!(
-            "| storm | got their key | refused | all within s | p50 s | p99 s | other peer's p99 ms, alone | in the storm |"
-        );
-        println!("|---|---:|---:|---:|---:|---:|---:|---:|");
         let peers = Self::peers(&site, &mounts);
-        Self::beside(&site, &other, "1,000 peers, a connection each", peers).await?;
+        let name = format!("{} peers, a connection each", self.drives);
+        let of_peers = Self::beside(&site, &other, name, peers).await?;
         let proxy = self.proxy(&site, &mounts);
         let name = format!("one proxy, {} connections", self.proxy_connections);
-        Self::beside(&site, &other, &name, proxy).await
+        let of_proxy = Self::beside(&site, &other, name, proxy).await?;
+        Ok(vec![of_peers, of_proxy])
     }
 
     /// Every drive connects by itself within one second.
@@ -129,9 +166,9 @@ impl Storm {
     async fn beside(
         site: &Site,
         other: &Mount,
-        name: &str,
+        name: String,
         storm: impl Future<Output = Vec<anyhow::Result<Duration>>>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Outcome> {
         let mut connection = Connection::open(&site.address, Arc::clone(&other.tls)).await?;
         let mut request = other.resolve.clone();
         let mut alone = Vec::new();
@@ -166,15 +203,15 @@ impl Storm {
         took.sort_unstable();
         alone.sort_unstable();
         meanwhile.sort_unstable();
-        println!(
-            "| {name} | {} | {refused} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} |",
-            took.len(),
-            all.as_secs_f64(),
-            quantile(&took, 50) / 1_000.0,
-            quantile(&took, 99) / 1_000.0,
-            quantile(&alone, 99),
-            quantile(&meanwhile, 99)
-        );
-        Ok(())
+        Ok(Outcome {
+            name,
+            got: took.len(),
+            refused,
+            all_s: all.as_secs_f64(),
+            p50_s: quantile(&took, 50) / 1_000.0,
+            p99_s: quantile(&took, 99) / 1_000.0,
+            other_p99_alone_ms: quantile(&alone, 99),
+            other_p99_in_the_storm_ms: quantile(&meanwhile, 99),
+        })
     }
 }
