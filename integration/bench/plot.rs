@@ -1,19 +1,20 @@
-//! The figures as a picture: three panels of bars, in SVG 1.1.
+//! The figures as a picture: panels of bars, one above the other, in SVG 1.1.
 
 use std::fmt::Write as _;
 
-use crate::plan::{CONNECTIONS, Part};
+use crate::plan::{CONNECTIONS, Figure, Part, Series};
 use crate::process::mib;
 use crate::raw::Exchange;
 use crate::report::Report;
 use crate::sample::float;
+use crate::storm::Outcome;
 
 /// Size of the picture and of a panel in it, pixels.
 const WIDTH: f64 = 860.0;
 const PANEL: f64 = 190.0;
-const GAP: f64 = 74.0;
+const GAP: f64 = 92.0;
 const LEFT: f64 = 56.0;
-const TOP: f64 = 52.0;
+const LINE: f64 = 16.0;
 
 /// Told apart also without colours: from dark to light.
 const COLOURS: [&str; 4] = ["#1b3a5c", "#2f6ea5", "#6aa7d4", "#b7d5ec"];
@@ -31,20 +32,38 @@ struct Panel {
 /// Draws a report.
 pub(crate) fn draw(report: &Report) -> String {
     let panels = panels(&report.parts);
-    let height = TOP + float(panels.len()) * (PANEL + GAP) + 20.0;
+    let mut head = vec![report.versions.clone(), report.machine.clone()];
+    head.extend(report.storms.iter().map(storm));
+    // Below the head, a panel's title and its legend.
+    let mut top = LINE * float(head.len()) + 66.0;
+    let height = top + float(panels.len()) * (PANEL + GAP) - GAP + 46.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
-    text(&mut svg, LEFT, 20.0, "start", &escaped(&report.versions));
-    text(&mut svg, LEFT, 36.0, "start", &escaped(&report.machine));
-    let mut top = TOP + 20.0;
+    for (number, line) in head.iter().enumerate() {
+        let y = 20.0 + LINE * float(number);
+        text(&mut svg, LEFT, y, "start", &escaped(line));
+    }
     for panel in &panels {
         panel.draw(&mut svg, top);
         top += PANEL + GAP;
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// A storm in a line.
+fn storm(storm: &Outcome) -> String {
+    format!(
+        "Mount storm, {}: {} keys within {:.1} s, {} refused; another peer's p99 {:.1} ms, {:.1} alone",
+        storm.name,
+        storm.got,
+        storm.all_s,
+        storm.refused,
+        storm.other_p99_in_the_storm_ms,
+        storm.other_p99_alone_ms
+    )
 }
 
 fn panels(parts: &[Part]) -> Vec<Panel> {
@@ -54,27 +73,35 @@ fn panels(parts: &[Part]) -> Vec<Panel> {
             .map(|part| (format!("{}|RSA-{}", part.kind, part.bits), values(part)))
             .collect()
     };
+    let connections: Vec<String> = CONNECTIONS
+        .iter()
+        .map(|count| format!("{count} connection{}", if *count == 1 { "" } else { "s" }))
+        .collect();
+    let over_connections = |title: &'static str, values: fn(&Part) -> Vec<f64>| Panel {
+        title,
+        legend: connections.clone(),
+        groups: group(values),
+        mark: Some(1.0),
+    };
     vec![
+        over_connections(
+            "Resolves a second over TLS, of the bare loop's (on one thread for 1 connection, on as many as pay for more)",
+            |part| by_connections(&part.resolve, |figure| figure.ratio),
+        ),
+        over_connections(
+            "Creates a second over TLS, of the bare loop's with their proof (threads likewise)",
+            |part| by_connections(&part.create, |figure| figure.ratio),
+        ),
+        over_connections(
+            "p50 of a resolve over TLS, in times of the bare loop's on one thread; connections wait for one another",
+            |part| times(part, |figure| figure.p50_ms),
+        ),
+        over_connections(
+            "p99 of a resolve over TLS, in times of the bare loop's on one thread; connections wait for one another",
+            |part| times(part, |figure| figure.p99_ms),
+        ),
         Panel {
-            title: "Resolves over TLS, as a part of what the bare PKCS#11 loop does in a second",
-            legend: CONNECTIONS
-                .iter()
-                .map(|count| format!("{count} connection{}", if *count == 1 { "" } else { "s" }))
-                .collect(),
-            groups: group(|part| {
-                CONNECTIONS
-                    .iter()
-                    .map(|count| {
-                        part.resolve
-                            .get(&count.to_string())
-                            .map_or(0.0, |figure| figure.ratio)
-                    })
-                    .collect()
-            }),
-            mark: Some(1.0),
-        },
-        Panel {
-            title: "Time of a resolve over TLS on one connection, in times of the bare loop's",
+            title: "p50 and p99 of a resolve over TLS on one connection, in times of the bare loop's on one thread",
             legend: vec!["p50".to_owned(), "p99".to_owned()],
             groups: group(|part| {
                 let bare = part.raw.get(&Exchange::Rewrap).and_then(|raw| raw.get("1"));
@@ -96,6 +123,22 @@ fn panels(parts: &[Part]) -> Vec<Panel> {
     ]
 }
 
+/// One value for each number of connections; 0 where there is none.
+fn by_connections(series: &Series, of: impl Fn(&Figure) -> f64) -> Vec<f64> {
+    CONNECTIONS
+        .iter()
+        .map(|count| series.get(&count.to_string()).map_or(0.0, &of))
+        .collect()
+}
+
+/// Resolves over TLS by connections, in times of the bare loop's on one thread.
+fn times(part: &Part, of: fn(&Figure) -> f64) -> Vec<f64> {
+    let bare = part.raw.get(&Exchange::Rewrap).and_then(|raw| raw.get("1"));
+    by_connections(&part.resolve, |figure| {
+        bare.map_or(0.0, |bare| of(figure) / of(bare))
+    })
+}
+
 impl Panel {
     fn draw(&self, svg: &mut String, top: f64) {
         let highest = self
@@ -108,7 +151,7 @@ impl Panel {
         let step = step(highest);
         let scale = PANEL / ((highest / step).ceil() * step).max(step);
         let bottom = top + PANEL;
-        text(svg, LEFT, top - 12.0, "start", self.title);
+        text(svg, LEFT, top - 36.0, "start", self.title);
         let mut at = 0.0;
         while at <= highest + step / 2.0 && bottom - at * scale >= top - 1.0 {
             let y = bottom - at * scale;
@@ -162,7 +205,7 @@ impl Panel {
             .rev()
         {
             x -= 16.0 + 7.0 * float(name.len());
-            let y = top - 21.0;
+            let y = top - 27.0;
             let _ = writeln!(
                 svg,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>"
