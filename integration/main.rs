@@ -23,6 +23,7 @@ mod adopt;
 mod assess;
 mod attacks;
 mod backup;
+mod bench;
 mod budget;
 mod catalog;
 mod ceremony;

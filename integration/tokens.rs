@@ -11,7 +11,8 @@ use crate::support::{EKM, Kind, wait_for, write_private};
 /// What each kind of token needs of the machine; `scripts/test` installs it.
 fn needs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Embedded | Kind::Softhsm | Kind::SofthsmInProcess => &[],
+        Kind::Embedded | Kind::Softhsm => &[],
+        Kind::SofthsmInProcess => &["/usr/lib/softhsm/libsofthsm2.so"],
         Kind::Opencryptoki => &["/usr/sbin/pkcsslotd", "/usr/bin/nsenter"],
         Kind::Nss => &[
             "/usr/bin/certutil",
