@@ -166,8 +166,9 @@ impl Storm {
             let mut shown = std::io::stderr().lock();
             writeln!(shown, "{DRIVES} drives mount: {told}").unwrap();
             drop(shown);
-            // On a slow machine a turn of many others may come before it, but not of most of them.
-            if slowest <= ANOTHER.max(took / 2) {
+            // On a slow machine those who came before have their turn first, each one; none of those who
+            // come later does, and so it does not wait for the end of all.
+            if slowest <= ANOTHER.max(took * 9 / 10) {
                 return (other, took, single);
             }
             // A process that was not scheduled for a while makes a request late, and hardly each time.
