@@ -127,18 +127,22 @@ impl Run {
             lock: self.lock.clone(),
         };
         let mut report = Report::new(&self.ekm)?;
+        let measured = self.fill(&mut report, &plan, parts);
+        // What fails must not take an hour's figures with it.
+        self.tell(&report)?;
+        measured
+    }
+
+    /// Measures one part after another, and the storm.
+    fn fill(&self, report: &mut Report, plan: &Plan, parts: &[(Kind, u32)]) -> anyhow::Result<()> {
         for (kind, bits) in parts {
             eprintln!("{kind}, RSA-{bits}");
             report.parts.push(plan.measure(&self.ekm, *kind, *bits)?);
         }
-        let stormed = if self.quick {
-            Ok(())
-        } else {
-            self.storm(&plan).map(|storms| report.storms = storms)
-        };
-        // A storm that fails must not take an hour's figures with it.
-        self.tell(&report)?;
-        stormed
+        if !self.quick {
+            report.storms = self.storm(plan)?;
+        }
+        Ok(())
     }
 
     fn storm(&self, plan: &Plan) -> anyhow::Result<Vec<storm::Outcome>> {

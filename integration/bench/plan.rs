@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use ekm::bridge::message::{Custody, Op, Recipient, Reply};
 use ekm::bridge::supervisor::{Bridge, Program};
 use ekm::key::{Eedk, KekHash, SedkForm};
@@ -22,6 +22,9 @@ use crate::token::{Kind, Token};
 
 /// Connections of the windows over TLS.
 pub(crate) const CONNECTIONS: [usize; 4] = [1, 4, 16, 64];
+
+/// How long a bridge may take until its token serves.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests that are under way at once at a bridge that is saturated.
 const UNDER_WAY: usize = 16;
@@ -234,11 +237,17 @@ impl Bench {
             let _inside = around.enter();
             Bridge::start(Program::at(ekm.to_owned()), hello)
         };
-        let ready = bridge
-            .settled()
+        // SoftHSM may miss a token while another of its processes writes there.
+        if tokio::time::timeout(PATIENCE, bridge.serving())
             .await
-            .map_err(|fault| anyhow::anyhow!("{fault}"))?;
-        let hash = ready
+            .is_err()
+        {
+            bail!("the token does not serve: {}", bridge.told());
+        }
+        let found = bridge
+            .found()
+            .context("the bridge does not see the token")?;
+        let hash = found
             .keks
             .iter()
             .find(|known| known.label.as_str() == kek)
