@@ -205,7 +205,7 @@ async fn a_bridge_whose_module_never_frees_all_is_renewed_and_costs_no_request()
     let hsm = Hsm::new(Kind::SofthsmInProcess, "frees").await;
     let mut token = hsm.config("main");
     let text = include_str!("../hsm-profiles/softhsm2.toml")
-        .replace("exchanges = 100000", "exchanges = 40")
+        .replace("exchanges = 50000", "exchanges = 40")
         .replace("name = \"softhsm2\"", "name = \"frees\"");
     let path = hsm.directory.path().join("frees.toml");
     std::fs::write(&path, text).unwrap();
