@@ -50,10 +50,11 @@ mod tests {
 
     #[test]
     fn a_bridge_whose_next_login_takes_a_person_is_never_renewed() {
+        let known = HsmProfile::load("softhsm2").unwrap();
         let share = |pin: PinSource| {
             Share::of(&Hello {
                 name: "t".to_owned(),
-                profile: HsmProfile::load("softhsm2").unwrap(),
+                profile: known.clone(),
                 task: Task::Serve {
                     token: "pkcs11:token=t".parse().unwrap(),
                     serials: Vec::new(),
@@ -63,9 +64,10 @@ mod tests {
             })
         };
         let profile = Share {
-            host_exchanges: Some(64),
-            exchanges: Some(100_000),
+            host_exchanges: Some(known.session.host_exchanges),
+            exchanges: known.session.exchanges,
         };
+        assert!(profile.exchanges.is_some());
         for pin in [
             PinSource::File("pin".into()),
             PinSource::Credential("pin".to_owned()),
