@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ekm::admin;
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveRequest};
 use ekm::audit::{Event, Outcome};
 use ekm::bridge::supervisor::TokenState;
@@ -215,18 +214,7 @@ async fn restart_with(site: &mut Site, request_seconds: u64) {
     )
     .unwrap();
     site.kill_and_restart();
-    let start = std::time::Instant::now();
-    loop {
-        let status = site.execute(&admin::Command::TokenStatus).await;
-        let admin::Reply::Tokens(tokens) = status else {
-            panic!("the server gave an answer of another kind");
-        };
-        if tokens.iter().all(|token| token.state == "ready") {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "{tokens:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    site.ready().await;
 }
 
 /// How a request ended, by the records.
@@ -246,14 +234,7 @@ async fn a_hung_token_costs_a_request_its_time_and_the_client_is_told_what_is_on
     let hsm = Hsm::new(Kind::SofthsmInProcess, "in-time").await;
     let faulty = Faulty::before(&hsm);
     let mut site = Site::over(vec![faulty.config(&hsm, "main")], "").await;
-    site.execute(&admin::Command::KekGenerate {
-        sign: false,
-        label: "KEK1".parse().unwrap(),
-        bits: 2048,
-        token: None,
-        custody: Custody::Token,
-    })
-    .await;
+    site.generate("KEK1").await;
     site.ekm(&["kek", "default", "--kek1", "KEK1"]);
     let drive = drive(site.directory.path(), 1, hsm.kind.form());
     site.enrol(&drive).await;

@@ -54,14 +54,7 @@ impl Stage {
         let policy = "[[policy.peers]]\npeer = \"drive:*\"\ncreate_keks = [\"*\"]\n";
         let site = Site::start(&[&hsm], policy).await;
         for kek in keks {
-            site.execute(&Command::KekGenerate {
-                label: label(kek),
-                bits: 2048,
-                token: None,
-                custody: Custody::Token,
-                sign: false,
-            })
-            .await;
+            site.generate(kek).await;
         }
         let drive = drive(site.directory.path(), 1, Kind::Embedded.form());
         site.enrol(&drive).await;

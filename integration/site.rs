@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ekm::admin::{self, DriveChange};
 use ekm::client::KeyClient;
 use ekm::config::TokenConfig;
+use ekm::keystore::Custody;
 use ekm::server::ask;
 use ekm::tls::ca::{Ca, Request};
 use ekm::tls::{ClientPaths, ClientTls, PeerId};
@@ -128,6 +129,18 @@ impl Site {
             .unwrap()
     }
 
+    /// Makes a KEK of custody `token` on the only token.
+    pub(crate) async fn generate(&self, label: &str) {
+        self.execute(&admin::Command::KekGenerate {
+            sign: false,
+            label: label.parse().unwrap(),
+            bits: 2048,
+            token: None,
+            custody: Custody::Token,
+        })
+        .await;
+    }
+
     /// Puts a drive into the table, as its row says.
     pub(crate) async fn enrol(&self, drive: &TestDrive) {
         let row = drive.row.clone();
@@ -149,7 +162,7 @@ impl Site {
     }
 
     /// Waits until no token is starting; all must be ready then.
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let begin = Instant::now();
         loop {
             let admin::Reply::Tokens(tokens) = self.execute(&admin::Command::TokenStatus).await

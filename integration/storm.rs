@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use ekm::admin::{self, DriveChange};
 use ekm::api::{Base64, CreateRequest, DriveInRequest, ResolveAnswer, ResolveRequest};
-use ekm::bridge::message::Custody;
 use ekm::client::{ClientError, KeyClient};
 use ekm::drive::DriveSerial;
 use ekm::key::SedkForm;
@@ -208,14 +207,7 @@ async fn a_thousand_drives_that_mount_in_one_second_get_their_keys() {
     let proxy: PeerId = "proxy:library".parse().unwrap();
     let rules = "[[policy.peers]]\npeer = \"proxy:library\"\ndrives = [\"*\"]\n";
     let site = Site::start(&[&hsm], rules).await;
-    site.execute(&admin::Command::KekGenerate {
-        sign: false,
-        label: "KEK1".parse().unwrap(),
-        bits: 2048,
-        token: None,
-        custody: Custody::Token,
-    })
-    .await;
+    site.generate("KEK1").await;
     site.ekm(&["kek", "default", "--kek1", "KEK1"]);
     let bystander = enrol_real(&site, 0, hsm.kind.form()).await;
     let mut other = site.client(&bystander.peer);

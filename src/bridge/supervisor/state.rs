@@ -470,6 +470,7 @@ mod tests {
         board.post(1, down());
         assert_eq!(now(&board).since(), first);
     }
+
     #[test]
     fn what_a_token_shows_when_it_refuses_a_pin_stands_until_it_shows_something_else() {
         let board = Board::new(1, 4);
