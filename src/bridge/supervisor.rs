@@ -19,9 +19,11 @@ mod link;
 #[cfg(test)]
 mod played;
 mod program;
+mod shared;
 mod socket;
 mod state;
 mod unlock;
+mod warned;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -36,8 +38,9 @@ use super::message::{self, Hello, Op, Ready, Reply, Response};
 use super::pkcs11::TokenInfo;
 use super::stats::Stats;
 use crate::key::WrapAlgorithm;
-use lane::{GRACE, Lane, Shared};
+use lane::{GRACE, Lane};
 use link::{Link, NotPut, receive, restarts};
+use shared::Shared;
 
 pub use attended::Attended;
 #[cfg(test)]

@@ -1,25 +1,23 @@
 //! One bridge of a token, kept running: one process after another.
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Program;
-use super::link::{Link, Over, Unanswered, locks, receive};
-use super::state::{Board, LaneState};
+use super::link::{Link, Over, Unanswered, locks};
+use super::shared::Shared;
+use super::state::LaneState;
+use super::warned::Warned;
 use super::{due, keyless};
 use crate::bridge::faults::{Fault, FaultClass};
-use crate::bridge::message::{self, Hello, Op, Ready, Reply, Response};
-use crate::bridge::pin::{Handed, mended};
+use crate::bridge::message::{self, Op, Ready, Reply, Response};
 use crate::bridge::share::Share;
-use crate::bridge::stats::Stats;
 
 /// Time past a request's deadline after which the module counts as hung.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
@@ -44,7 +42,7 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const ENDING: Duration = Duration::from_millis(2500);
 
 /// First pause between two starts.
-const FIRST: Duration = Duration::from_millis(200);
+pub(super) const FIRST: Duration = Duration::from_millis(200);
 
 /// Longest pause where the token was not there, so that no login was tried,
 /// or where the last bridge was of use before it ended.
@@ -53,155 +51,8 @@ const SHORT: Duration = Duration::from_secs(1);
 /// Longest pause for a module that dies before it has served anybody.
 const LONG: Duration = Duration::from_secs(10);
 
-/// A failure that stays the same is a warning this often at most.
-const AGAIN: Duration = Duration::from_secs(60);
-
 /// Time for a bridge to open its token, besides the profile's deadline: loading, probe.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
-
-/// What the bridges of one token share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) program: Program,
-    pub(super) hello: Hello,
-    pub(super) board: Arc<Board>,
-    /// The running bridges, by lane.
-    pub(super) links: RwLock<Vec<Option<Arc<Link>>>>,
-    // What bridges that do not serve yet have told, by lane.
-    opening: Mutex<Vec<Stats>>,
-    past: Mutex<Stats>,
-    /// Ends a pause or a lock early.
-    pub(super) nudged: Notify,
-    /// The PIN that an operator has given, for the next start of each lane.
-    pub(super) given: Mutex<Vec<Option<Handed>>>,
-    /// Starts that have come to something, good or bad.
-    pub(super) tried: watch::Sender<u64>,
-    /// Bridges started so far, over all lanes.
-    pub(super) starts: std::sync::atomic::AtomicU64,
-    // One bridge starts at a time: where a token is not there, one asks for all,
-    // and a PIN that is refused is refused once.
-    turn: tokio::sync::Mutex<Duration>,
-}
-
-impl Shared {
-    pub(super) fn new(program: Program, hello: Hello, lanes: usize) -> Self {
-        let workers = hello.profile.session.workers;
-        Self {
-            program,
-            hello,
-            board: Arc::new(Board::new(lanes, workers)),
-            links: RwLock::new(vec![None; lanes]),
-            opening: Mutex::new(vec![Stats::default(); lanes]),
-            past: Mutex::default(),
-            nudged: Notify::new(),
-            given: Mutex::new(vec![None; lanes]),
-            tried: watch::Sender::new(0),
-            starts: std::sync::atomic::AtomicU64::new(0),
-            turn: tokio::sync::Mutex::new(FIRST),
-        }
-    }
-
-    fn set_link(&self, lane: usize, link: Option<Arc<Link>>) {
-        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = links.get_mut(lane) else {
-            return;
-        };
-        if let Some(link) = &link {
-            // Until it tells again, what it told before it was ready.
-            let before = self.take_opening(lane);
-            let mut stats = link.stats();
-            if stats.calls.is_empty() {
-                *stats = before;
-            }
-        }
-        if let Some(ended) = std::mem::replace(entry, link) {
-            // What it told stays counted. One that crashes, or that is killed, may have counted
-            // more since.
-            let past = ended.stats().clone().ended();
-            self.past().add(&past);
-        }
-    }
-
-    /// A bridge has ended before it served: what it counted stays counted, and what the token
-    /// said of itself stands.
-    fn not_opened(&self, lane: usize, hung: bool) {
-        // Whoever adds up meanwhile would miss it.
-        let _links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        let mut told = self.take_opening(lane);
-        if hung {
-            told.count_hang(told.hung());
-        }
-        if let Some(token) = &told.refused {
-            self.board.shown(token);
-        }
-        self.past().add(&told.ended());
-    }
-
-    fn take_opening(&self, lane: usize) -> Stats {
-        let mut opening = self.opening();
-        opening
-            .get_mut(lane)
-            .map(std::mem::take)
-            .unwrap_or_default()
-    }
-
-    /// What bridges that do not serve yet have measured, by lane.
-    pub(super) fn opening(&self) -> MutexGuard<'_, Vec<Stats>> {
-        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The answer to [`Hello`]; what the bridge tells before it is noted.
-    async fn opened(&self, lane: usize, socket: &mut UnixStream) -> io::Result<Response> {
-        loop {
-            match receive(socket).await? {
-                Response {
-                    result: Ok(Reply::Stats(stats)),
-                    ..
-                } => {
-                    if let Some(told) = self.opening().get_mut(lane) {
-                        *told = stats;
-                    }
-                }
-                response => return Ok(response),
-            }
-        }
-    }
-
-    /// Whether any bridge of the token is up.
-    fn any_up(&self) -> bool {
-        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
-        links.iter().any(Option::is_some)
-    }
-
-    /// What bridges that have ended had measured.
-    pub(super) fn past(&self) -> MutexGuard<'_, Stats> {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What an operator has given for the next start of this lane; it is gone then.
-    fn take_given(&self, lane: usize) -> Option<Handed> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.get_mut(lane).and_then(Option::take)
-    }
-
-    fn down(&self, reason: String) -> Fault {
-        Fault::Down {
-            token: self.hello.name.clone(),
-            reason,
-        }
-    }
-
-    fn stamp(&self) -> Vec<String> {
-        match &self.hello.task {
-            message::Task::Serve { pin, ledgers, .. } => mended(pin, ledgers),
-            message::Task::Keep { .. }
-            | message::Task::List
-            | message::Task::Init { .. }
-            | message::Task::Trust { .. }
-            | message::Task::Attend { .. } => Vec::new(),
-        }
-    }
-}
 
 /// Why a run of the bridge ended.
 struct Failed {
@@ -222,31 +73,6 @@ enum Ended {
         /// Whether its canary or an exchange succeeded before.
         worked: bool,
     },
-}
-
-/// The failure that was last warned of.
-#[derive(Debug, Default)]
-struct Warned {
-    last: Option<(String, Instant)>,
-    /// How often it has been the same one since.
-    since: u64,
-}
-
-impl Warned {
-    /// Whether to warn of this failure, and how often it has come since the last warning.
-    fn takes(&mut self, why: &str, now: Instant) -> Option<u64> {
-        match &self.last {
-            Some((last, at)) if last == why => {
-                self.since += 1;
-                if now.saturating_duration_since(*at) < AGAIN {
-                    return None;
-                }
-            }
-            Some(_) | None => self.since = 0,
-        }
-        self.last = Some((why.to_owned(), now));
-        Some(std::mem::take(&mut self.since))
-    }
 }
 
 /// One bridge of a token.
@@ -705,25 +531,5 @@ fn before_login(why: &Fault) -> bool {
         | Fault::Operator { .. }
         | Fault::WrongPin { .. }
         | Fault::Deadline { .. } => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_that_stays_the_same_is_warned_of_once_a_minute() {
-        let mut warned = Warned::default();
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(warned.takes("away", at(0)), Some(0));
-        for seconds in 1..60 {
-            assert_eq!(warned.takes("away", at(seconds)), None);
-        }
-        assert_eq!(warned.takes("away", at(60)), Some(60));
-        assert_eq!(warned.takes("away", at(61)), None);
-        assert_eq!(warned.takes("gone", at(62)), Some(0));
-        assert_eq!(warned.takes("away", at(63)), Some(0));
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::lane::Shared;
 use super::link::Link;
+use super::shared::Shared;
 use super::state::LaneState;
 use super::{Bridge, Program, Rank};
 use crate::bridge::faults::Fault;
