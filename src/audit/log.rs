@@ -238,9 +238,8 @@ impl Writer {
             };
             let aside = self.shared.aside.take();
             quiet = jobs.is_empty() && aside.is_empty();
-            let aside = aside.into_iter().map(|event| Job { event, reply: None });
             let over = matches!(came, Ok(0));
-            let jobs = aside.chain(jobs.drain(..)).collect();
+            let jobs = aside.into_iter().chain(jobs.drain(..)).collect();
             if let Some(fault) = self.fault.clone() {
                 self.stand_in(jobs, &fault, over);
             } else {
@@ -388,8 +387,18 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.aside.end();
+    }
+}
+
 /// How long a record that nobody waits for may wait for one that it can be written with.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(2);
+
+/// A record that nobody needs sooner waits as long for others that its sync can be shared with. It
+/// is written and durable long before: a timer may be a millisecond late, and so may a sync.
+const AHEAD: Duration = Duration::from_millis(6);
 
 /// How long, once written, it may wait for one whose sync it can share.
 const LINGER: Duration = Duration::from_millis(50);

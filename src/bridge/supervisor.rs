@@ -285,6 +285,14 @@ impl Bridge {
         usual.min(self.deadline / 4)
     }
 
+    /// Time from question to answer of late, of the quickest bridge that serves; zero where one has
+    /// not answered yet, or none serves.
+    #[must_use]
+    pub fn usual(&self) -> Duration {
+        let latency = self.links().iter().map(|link| link.latency()).min();
+        latency.unwrap_or_default()
+    }
+
     /// Bridges that were started so far, the first ones included.
     #[must_use]
     pub fn starts(&self) -> u64 {

@@ -100,6 +100,14 @@ impl Tokens {
         self.bridges.iter().any(Bridge::answers)
     }
 
+    /// How long a request takes that is put to a token now, by what the quickest of them took of
+    /// late; zero where one is not known.
+    #[must_use]
+    pub fn usual(&self) -> Duration {
+        let serving = self.bridges.iter().filter(|bridge| bridge.serves());
+        serving.map(Bridge::usual).min().unwrap_or_default()
+    }
+
     /// The KEKs on all tokens, as last read, with what the registry has of them and of their copies.
     #[must_use]
     pub fn directory(

@@ -184,9 +184,33 @@ pub(super) fn presented_marks(presented: &[Presented]) -> Vec<EedkMark> {
 
 /// Marks the one of them that gave the data key.
 pub(super) fn mark_opened(marks: &mut [EedkMark], presented: &[Presented], opened: usize) {
-    let eedk = presented.get(opened).and_then(|one| one.eedk.as_ref().ok());
-    let digest = eedk.map(|eedk| hex::encode(eedk.digest()));
-    for mark in marks {
-        mark.opened = digest.as_ref() == Some(&mark.sha256);
+    let before = presented.iter().take(opened);
+    // Only those that can be read have a mark.
+    let place = before.filter(|one| one.eedk.is_ok()).count();
+    for (at, mark) in marks.iter_mut().enumerate() {
+        mark.opened = at == place;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::WrapAlgorithm;
+
+    #[test]
+    fn an_eedk_that_cannot_be_read_has_no_mark_and_moves_that_of_no_other() {
+        let dki = DataKeyId::from_random([1; 9]);
+        let kek = KekId::Label("KEK".parse().unwrap());
+        let eedk = |byte| Eedk::new(dki, kek.clone(), WrapAlgorithm::Pkcs1V15, vec![byte; 256]);
+        let presented = [Ok(1), Err("cut off".to_owned()), Ok(2), Ok(3)].map(|one| Presented {
+            eedk: one.map(|byte| eedk(byte).unwrap()),
+            origin: None,
+        });
+        for (opened, marked) in [(0, 0), (2, 1), (3, 2)] {
+            let mut marks = presented_marks(&presented);
+            mark_opened(&mut marks, &presented, opened);
+            let opened: Vec<bool> = marks.iter().map(|mark| mark.opened).collect();
+            assert_eq!(opened, [0, 1, 2].map(|place| place == marked));
+        }
     }
 }

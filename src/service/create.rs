@@ -1,9 +1,7 @@
 //! A new data key for a cartridge.
 
 use super::answer::{create_answer, mark_opened, marks};
-use super::words::{
-    event, fingerprint, intended, labels_of, note_unproved, request_key, stored, unrecorded,
-};
+use super::words::{event, fingerprint, labels_of, note_unproved, request_key, stored, unrecorded};
 use super::{Answer, Service, gates};
 use crate::api::{CreateAnswer, CreateRequest};
 use crate::audit::Event;
@@ -76,7 +74,7 @@ impl Service {
         let (issued, intent) = tokio::join!(
             biased;
             exchange::create(&self.tokens, &grant, fresh),
-            self.audit.submit(intended(event))
+            self.intend(event)
         );
         let issued = issued.map_err(|error| Problem::from(&error))?;
         drop(place);
@@ -153,7 +151,7 @@ impl Service {
         let (resolved, intent) = tokio::join!(
             biased;
             exchange::resolve(&self.tokens, &grant, &self.guard),
-            self.audit.submit(intended(event))
+            self.intend(event)
         );
         let resolved = resolved.map_err(|error| Problem::from(&error))?;
         drop(place);

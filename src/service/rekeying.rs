@@ -7,8 +7,7 @@ use super::answer::{marks, presented_marks, rekey_answer};
 use super::fleet::no_rekey;
 use super::known::Traced;
 use super::words::{
-    event, failures, intended, joined, labels_of, note_unproved, request_key, stored, unrecorded,
-    unstored,
+    event, failures, joined, labels_of, note_unproved, request_key, stored, unrecorded, unstored,
 };
 use super::{Answer, Service, gates};
 use crate::admin::Act;
@@ -275,7 +274,7 @@ impl Service {
         let (rekeyed, intent) = tokio::join!(
             biased;
             exchange::rekey(&self.tokens, grant, made),
-            self.audit.submit(intended(event))
+            self.intend(event)
         );
         let rekeyed = rekeyed.map_err(|error| Problem::from(&error))?;
         drop(place);

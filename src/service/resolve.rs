@@ -2,7 +2,7 @@
 
 use super::answer::{mark_opened, presented_marks, resolve_answer, shown};
 use super::cartridge::Cartridge;
-use super::words::{event, failures, fingerprint, intended, joined, note_unheard, unrecorded};
+use super::words::{event, failures, fingerprint, joined, note_unheard, unrecorded};
 use super::{Answer, Service, fleet};
 use crate::api::{ResolveAnswer, ResolveRequest};
 use crate::audit::{Audited, Event, Receipt};
@@ -108,7 +108,7 @@ impl Service {
         let (resolved, intent, shown) = tokio::join!(
             biased;
             exchange::resolve(&self.tokens, &grant, &self.guard),
-            self.audit.submit(intended(event)),
+            self.intend(event),
             async { shown(&presented, &catalog, newer, &directory) }
         );
         let resolved = match resolved {

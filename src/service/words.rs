@@ -1,7 +1,8 @@
 //! What the verbs have in common: their records, and the words for what fails.
 
+use super::Service;
 use super::gates::unheard;
-use crate::audit::{AuditError, Event, Kind, Outcome};
+use crate::audit::{AuditError, Event, Kind, Outcome, Pending};
 use crate::drive::DriveSerial;
 use crate::key::{Eedk, KekHash};
 use crate::policy::GrantedKek;
@@ -22,10 +23,14 @@ pub(super) fn event(
     event
 }
 
-pub(super) fn intended(event: &Event) -> Event {
-    Event {
-        outcome: Outcome::Intent,
-        ..event.clone()
+impl Service {
+    /// Queues the record of what is about to be done. It is needed when the token has answered.
+    pub(super) async fn intend(&self, event: &Event) -> Pending {
+        let intent = Event {
+            outcome: Outcome::Intent,
+            ..event.clone()
+        };
+        self.audit.submit_ahead(intent, self.tokens.usual()).await
     }
 }
 

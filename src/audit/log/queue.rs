@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{GapSeen, Job, Shared, Writer, hold};
+use super::{AHEAD, GapSeen, Job, Shared, Writer, hold};
 use crate::audit::outlet::{OutletSeen, Outlets};
 use crate::audit::{AuditError, Event, HeadMark, Receipt};
 use crate::metrics::Histogram;
@@ -102,25 +102,40 @@ impl AuditLog {
     /// Queues a record, waiting only while the queue is full. Once this returns, the record is
     /// written even if the [`Pending`] is dropped; await that to know when it is durable.
     pub async fn submit(&self, event: Event) -> Pending {
+        self.submit_ahead(event, Duration::ZERO).await
+    }
+
+    /// The same for a record that is needed after `spare` and not before. Where that is 6 ms or
+    /// more, the record may wait for 2 ms of them, for others that can share its sync.
+    pub async fn submit_ahead(&self, event: Event, spare: Duration) -> Pending {
         let (reply, pending) = oneshot::channel();
-        // When the writer is gone the job is dropped, and its receiver says so.
-        let job = Job {
-            event,
-            reply: Some(reply),
-        };
-        drop(self.0.queue.send(job).await);
+        let reply = Some(reply);
+        let job = Job { event, reply };
+        if spare < AHEAD {
+            self.send(job).await;
+        } else {
+            self.put(job).await;
+        }
         Pending(pending)
     }
 
     /// Queues a record that nobody waits for. It is written, and made durable, with the next one
-    /// that somebody waits for; else it is written after 5 ms and durable after 50 more. Where it
+    /// that somebody waits for; else it is written after 2 ms and durable after 50 more. Where it
     /// cannot be, the log says so and takes no more.
     pub async fn follow(&self, event: Event) {
-        let Err(event) = self.0.shared.aside.put(event) else {
-            return;
-        };
-        let (event, reply) = (*event, None);
-        drop(self.0.queue.send(Job { event, reply }).await);
+        self.put(Job { event, reply: None }).await;
+    }
+
+    /// Puts it where the writer comes by, else calls him.
+    async fn put(&self, job: Job) {
+        if let Err(job) = self.0.shared.aside.put(job) {
+            self.send(*job).await;
+        }
+    }
+
+    async fn send(&self, job: Job) {
+        // When the writer is gone the job is dropped, and its receiver says so.
+        drop(self.0.queue.send(job).await);
     }
 
     /// Makes a record durable.

@@ -138,6 +138,45 @@ async fn a_record_that_nobody_waits_for_is_written_after_one_that_somebody_did()
 }
 
 #[tokio::test]
+async fn records_that_are_not_needed_at_once_share_a_sync_and_are_durable_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
+    let intent = || Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+    // The writer is awake from now on.
+    log.record(intent()).await.unwrap();
+    let mut pending = Vec::new();
+    for _ in 0..100 {
+        pending.push(log.submit_ahead(intent(), AHEAD).await);
+    }
+    let receipts = futures_util::future::try_join_all(pending).await.unwrap();
+    let numbers: Vec<u64> = receipts.iter().map(Receipt::seq).collect();
+    assert_eq!(numbers, (2..=101).collect::<Vec<_>>());
+    let Stats { records, syncs } = log.stats();
+    assert_eq!(records, 101);
+    assert!(syncs < 50, "{syncs} syncs");
+    // He sleeps for good after a while, and then one calls him.
+    tokio::time::sleep(LINGER + 10 * GATHER).await;
+    log.submit_ahead(intent(), AHEAD).await.await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_record_learns_that_its_writer_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::open(dir.path(), "a", Options::default()).unwrap();
+    let shared = Arc::clone(&writer.shared);
+    // As if he were about to come by.
+    shared.aside.take();
+    let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+    let (reply, pending) = oneshot::channel();
+    let reply = Some(reply);
+    shared.aside.put(Job { event, reply }).unwrap();
+    drop(writer);
+    assert!(pending.await.is_err());
+    let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+    assert!(shared.aside.put(Job { event, reply: None }).is_err());
+}
+
+#[tokio::test]
 async fn a_log_that_is_closed_at_once_loses_no_record() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..20 {
