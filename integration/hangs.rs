@@ -289,3 +289,31 @@ async fn a_hung_token_costs_a_request_its_time_and_the_client_is_told_what_is_on
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
     faulty.heal();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_pair_that_takes_longer_than_a_request_may_is_made_while_drives_ask() {
+    let changes = [
+        ("workers = 4", "workers = 1"),
+        ("deadline_seconds = 30", "deadline_seconds = 1"),
+    ];
+    let stage = Stage::new("long-making", &changes).await;
+    let eedks = stage.create().await.unwrap();
+    let [bridge] = stage.bridges()[..] else {
+        panic!("one bridge is configured");
+    };
+    let making = Fault::Delay(5000);
+    stage
+        .faulty
+        .strike(Some("C_GenerateKeyPair"), 0, Some(1), making);
+    let before = stage.faulty.called("C_GenerateKeyPair");
+    let made = tokio::spawn({
+        let bench = Arc::clone(&stage.bench);
+        async move { bench.kek("KEK2", "main", Custody::Token).await }
+    });
+    stage.called("C_GenerateKeyPair", before).await;
+    // A drive that waits is answered once the token is free; its time is longer than the making.
+    stage.resolve(&eedks).await.unwrap();
+    made.await.unwrap();
+    assert_eq!(stage.bridges(), [bridge], "the bridge was started anew");
+    stage.create().await.unwrap();
+}

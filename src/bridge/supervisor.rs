@@ -460,7 +460,7 @@ impl Bridge {
             since,
             until,
         } = asked;
-        // Where the token's own time was over, the lane ends it by then.
+        // Where the token's own time was over, the lane ends it by then, unless a key pair is made.
         match tokio::time::timeout_at(until + GRACE * 2, answer).await {
             // It knows its own time, and not the request's.
             Ok(Ok(Err(Fault::Deadline { .. }))) | Err(_) => Err(self.late(since, until)),

@@ -30,7 +30,7 @@ pub(super) fn canary(
     // Behind a backlog it would tell of the backlog only, until so many requests have failed that
     // they may not be at fault. All that is before it has ended within one deadline, and it has
     // another for itself: a healthy token that is slow does not let it be overdue. Behind a key
-    // pair that is made it could be.
+    // pair that is made it would only wait.
     (!under_way.making && old(period * UNPROVED)).then_some(deadline * 2)
 }
 

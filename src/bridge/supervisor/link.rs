@@ -102,6 +102,25 @@ struct Waitings {
     exchanges: u64,
 }
 
+impl Waitings {
+    /// The first key pair that is made, which may take minutes.
+    fn making(&self) -> Option<u64> {
+        if self.by_id.len() == self.prompt {
+            return None;
+        }
+        let made = self.by_id.iter().filter(|(_, waiting)| !waiting.prompt);
+        made.map(|(id, _)| *id).min()
+    }
+
+    /// A key pair was made: for what may have waited for that the token's time begins now.
+    fn made(&mut self) {
+        for waiting in self.by_id.values_mut().filter(|waiting| waiting.prompt) {
+            let time = waiting.hung.saturating_duration_since(waiting.since);
+            waiting.hung = waiting.hung.max(self.heard + time);
+        }
+    }
+}
+
 impl Link {
     /// Takes over a socket whose bridge has said that it is ready; `proved` where its canary has
     /// opened before.
@@ -238,7 +257,7 @@ impl Link {
         let waiting = self.waiting();
         UnderWay {
             requests: waiting.by_id.len(),
-            making: waiting.by_id.len() > waiting.prompt,
+            making: waiting.making().is_some(),
         }
     }
 
@@ -268,13 +287,16 @@ impl Link {
         self.silence() > SILENT
     }
 
-    /// Whether a request has outlived the token's time by `grace`.
+    /// Whether a request has outlived the token's time by `grace`. One that came after a key pair
+    /// that is being made is not held against the token: it may have to wait until that is there.
     pub(super) fn is_overdue(&self, grace: Duration) -> bool {
         let now = Instant::now();
-        self.waiting()
-            .by_id
-            .values()
-            .any(|waiting| now > waiting.hung + grace)
+        let waiting = self.waiting();
+        let making = waiting.making();
+        waiting.by_id.iter().any(|(id, waiting)| {
+            let behind = waiting.prompt && making.is_some_and(|first| first < *id);
+            now > waiting.hung + grace && !behind
+        })
     }
 
     /// Resolves when the conversation is over.
@@ -381,6 +403,9 @@ impl Link {
                 waiting.prompt -= 1;
             }
             waiting.heard = Instant::now();
+            if waited.as_ref().is_some_and(|waited| !waited.prompt) {
+                waiting.made();
+            }
             if proved {
                 waiting.proved = Some(waiting.heard);
             }
@@ -653,6 +678,52 @@ mod tests {
         assert!(link.silence() <= asked.elapsed());
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(link.silence() >= Duration::from_millis(50));
+    }
+
+    #[tokio::test]
+    async fn what_waits_while_a_kek_is_made_is_no_hang() {
+        let (link, mut theirs) = link();
+        let generate = Op::Generate {
+            sign: false,
+            label: "KEK1".parse().unwrap(),
+            bits: 4096,
+            custody: Custody::Token,
+        };
+        let time = Duration::from_millis(500);
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let made = link.ask(&generate, hour).unwrap();
+        let _behind = link.ask(&Op::Canary, Instant::now() + time).unwrap();
+        tokio::time::sleep(time * 2).await;
+        assert!(!link.is_overdue(Duration::ZERO));
+        let id = message::read::<Request>(&mut theirs).unwrap().id;
+        let result = Ok(Reply::Canary(true));
+        message::write(&mut theirs, &Response { id, result }).unwrap();
+        made.await.unwrap().unwrap();
+        // It has its turn, and the time for it begins anew.
+        assert!(!link.is_overdue(Duration::ZERO));
+        tokio::time::sleep(time * 2).await;
+        assert!(link.is_overdue(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_kek_that_is_to_be_made_hides_no_call_that_hung_before() {
+        let (link, _theirs) = link();
+        let generate = Op::Generate {
+            sign: false,
+            label: "KEK1".parse().unwrap(),
+            bits: 4096,
+            custody: Custody::Token,
+        };
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let _hangs = link.ask(&Op::Canary, Instant::now()).unwrap();
+        let _waits = link.ask(&generate, hour).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(link.is_overdue(Duration::ZERO));
+        // And one that is never made is a hang itself.
+        let (link, _theirs) = self::link();
+        let _never = link.ask(&generate, Instant::now()).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(link.is_overdue(Duration::ZERO));
     }
 
     /// `ekm token explain` says of any other call that another bridge is started.
