@@ -40,6 +40,16 @@ struct Written {
     head: Head,
 }
 
+impl Written {
+    /// The record as it came, and when.
+    fn job(self) -> (Job, OffsetDateTime) {
+        let Self {
+            event, reply, now, ..
+        } = self;
+        (Job { event, reply }, now)
+    }
+}
+
 /// One record on its way to the writer.
 #[derive(Debug)]
 struct Job {
@@ -64,6 +74,8 @@ struct Shared {
     records: AtomicU64,
     syncs: AtomicU64,
     took: Latency,
+    /// Recent time of a sync, microseconds.
+    recent: AtomicU64,
     failed: AtomicBool,
     emergency: AtomicBool,
     gap: Mutex<Option<GapSeen>>,
@@ -79,6 +91,7 @@ impl Shared {
             records: AtomicU64::default(),
             syncs: AtomicU64::default(),
             took: Latency::default(),
+            recent: AtomicU64::default(),
             failed: AtomicBool::default(),
             emergency: emergency.into(),
             gap: Mutex::default(),
@@ -86,6 +99,21 @@ impl Shared {
             aside: Aside::default(),
             outlets,
         }
+    }
+
+    fn synced(&self, took: Duration) {
+        self.took.observe(took);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.recent.load(Ordering::Relaxed);
+        // There is one writer, so nothing comes in between.
+        let now = before - before / 8 + micros / 8;
+        self.recent.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether a record that is needed after `spare` is durable by then though it waits for others.
+    fn can_wait(&self, spare: Duration) -> bool {
+        let sync = Duration::from_micros(self.recent.load(Ordering::Relaxed));
+        spare >= AHEAD + sync
     }
 }
 
@@ -197,7 +225,8 @@ impl Writer {
             let head = writer.head.append(&event, &writer.node, now, &mut bytes)?;
             writer.unsent.extend_from_slice(&bytes);
             let before = std::mem::replace(&mut writer.head, head);
-            if let Err(error) = writer.write(&bytes).and_then(|()| writer.sync()) {
+            let done = writer.current.write(&bytes).and_then(|()| writer.sync());
+            if let Err(error) = done {
                 writer.head = before;
                 if !emergency {
                     let path = &writer.current.path;
@@ -227,14 +256,13 @@ impl Writer {
         loop {
             let more = queue.recv_many(&mut jobs, MAX_BATCH);
             let failed = self.fault.is_some();
-            let rests = (failed || quiet && self.current.is_durable()) && self.shared.aside.close();
-            let came = if failed {
+            let closed =
+                (failed || quiet && self.current.is_durable()) && self.shared.aside.close();
+            let came = match (closed, failed) {
                 // While the emergency policy is on the disk is tried again and again.
-                tokio::time::timeout(stand_in::AGAIN, more).await
-            } else if rests {
-                Ok(more.await)
-            } else {
-                tokio::time::timeout(GATHER, more).await
+                (true, true) => tokio::time::timeout(stand_in::AGAIN, more).await,
+                (true, false) => Ok(more.await),
+                (false, _) => tokio::time::timeout(GATHER, more).await,
             };
             let aside = self.shared.aside.take();
             quiet = jobs.is_empty() && aside.is_empty();
@@ -244,12 +272,12 @@ impl Writer {
                 self.stand_in(jobs, &fault, over);
             } else {
                 self.append(jobs);
-                if self.fault.is_none()
-                    && (over || self.lingers())
-                    && let Err(error) = self.sync()
-                {
-                    self.fail(Arc::new(error));
-                }
+            }
+            if self.fault.is_none()
+                && (over || self.lingers())
+                && let Err(error) = self.sync()
+            {
+                self.fail(Arc::new(error));
             }
             if over {
                 return;
@@ -259,6 +287,12 @@ impl Writer {
 
     /// Writes one batch and answers it.
     fn append(&mut self, jobs: Vec<Job>) {
+        if !jobs.is_empty()
+            && let Err(error) = self.rotate()
+        {
+            let now = OffsetDateTime::now_utc();
+            return self.unwritten(jobs.into_iter().map(|job| (job, now)).collect(), error);
+        }
         let mut bytes = Vec::new();
         let mut head = self.head;
         let mut written = Vec::new();
@@ -295,25 +329,12 @@ impl Writer {
             self.unsent.extend_from_slice(&bytes);
         }
         let done = self
+            .current
             .write(&bytes)
             .and_then(|()| if awaited { self.sync() } else { Ok(()) });
         if let Err(error) = done {
-            let error = Arc::new(error);
-            self.fail(Arc::clone(&error));
-            for Written {
-                event, reply, now, ..
-            } in written
-            {
-                match reply {
-                    // What it tells has happened: it is kept, or counted as lost.
-                    None => {
-                        self.shared.outlets.put_unchained(&event, &self.node, now);
-                        self.keep(event, now);
-                    }
-                    reply => self.wait_or_refuse(Job { event, reply }, &error),
-                }
-            }
-            return;
+            let jobs = written.into_iter().map(Written::job).collect();
+            return self.unwritten(jobs, error);
         }
         let durable = self.current.is_durable();
         for one in written {
@@ -325,21 +346,40 @@ impl Writer {
         }
     }
 
-    /// Writes whole lines, to a new file where the current one is long enough.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// What becomes of records that the disk does not take, and it takes no more from now on.
+    fn unwritten(&mut self, jobs: Vec<(Job, OffsetDateTime)>, error: io::Error) {
+        let error = Arc::new(error);
+        self.fail(Arc::clone(&error));
+        for (job, now) in jobs {
+            let Job { event, reply } = job;
+            match reply {
+                // What it tells has happened: it is kept, or counted as lost.
+                None => {
+                    self.shared.outlets.put_unchained(&event, &self.node, now);
+                    self.keep(event, now);
+                }
+                reply => self.wait_or_refuse(Job { event, reply }, &error),
+            }
+        }
+    }
+
+    /// Begins a new file where the current one is long enough.
+    fn rotate(&mut self) -> io::Result<()> {
         let old = self.rotate_after.is_some_and(|after| {
             self.current.written > 0 && self.current.begun.elapsed().unwrap_or_default() >= after
         });
-        if old || self.current.written >= self.rotate_at {
-            // What stands before the new file must not be lost after it.
-            self.current.sync()?;
-            let number = self.current.number.saturating_add(1);
-            let path = file_path(&self.dir, number);
-            let file = append_options().create_new(true).open(&path)?;
-            File::open(&self.dir)?.sync_all()?;
-            self.current = LogEnd::begun(number, path, file);
+        if !old && self.current.written < self.rotate_at {
+            return Ok(());
         }
-        self.current.write(bytes)
+        // What stands before the new file must not be lost after it. Where there will be none, what
+        // follows stands behind all of it all the same.
+        self.sync()?;
+        let number = self.current.number.saturating_add(1);
+        let path = file_path(&self.dir, number);
+        let file = append_options().create_new(true).open(&path)?;
+        File::open(&self.dir)?.sync_all()?;
+        self.current = LogEnd::begun(number, path, file);
+        Ok(())
     }
 
     /// Whether what has been written has waited long enough for a sync to share.
@@ -351,7 +391,7 @@ impl Writer {
     fn sync(&mut self) -> io::Result<()> {
         let begun = Instant::now();
         self.current.sync()?;
-        self.shared.took.observe(begun.elapsed());
+        self.shared.synced(begun.elapsed());
         self.loose.clear();
         for line in self.unsent.split_inclusive(|byte| *byte == b'\n') {
             self.shared.outlets.put_line(line);
@@ -393,14 +433,15 @@ impl Drop for Writer {
     }
 }
 
-/// How long a record that nobody waits for may wait for one that it can be written with.
+/// How long a record that nobody waits for yet may wait for others that it can be written with.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// A record that nobody needs sooner waits as long for others that its sync can be shared with. It
-/// is written and durable long before: a timer may be a millisecond late, and so may a sync.
+/// A record waits as long also where it is not needed sooner than this and a sync's usual time. A
+/// timer may be a millisecond late, and the writer at work on others.
 const AHEAD: Duration = Duration::from_millis(6);
 
-/// How long, once written, it may wait for one whose sync it can share.
+/// How long a record that nobody waits for at all, once written, may wait for one whose sync it can
+/// share.
 const LINGER: Duration = Duration::from_millis(50);
 
 /// The most records in one write: a bound on the writer's memory.

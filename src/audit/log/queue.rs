@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{AHEAD, GapSeen, Job, Shared, Writer, hold};
+use super::{GapSeen, Job, Shared, Writer, hold};
 use crate::audit::outlet::{OutletSeen, Outlets};
 use crate::audit::{AuditError, Event, HeadMark, Receipt};
 use crate::metrics::Histogram;
@@ -105,16 +105,17 @@ impl AuditLog {
         self.submit_ahead(event, Duration::ZERO).await
     }
 
-    /// The same for a record that is needed after `spare` and not before. Where that is 6 ms or
-    /// more, the record may wait for 2 ms of them, for others that can share its sync.
+    /// The same for a record that is needed after `spare` and not before. Where that is 6 ms and a
+    /// sync's usual time, or more, the record may wait for 2 ms of it, for others that can share its
+    /// sync.
     pub async fn submit_ahead(&self, event: Event, spare: Duration) -> Pending {
         let (reply, pending) = oneshot::channel();
         let reply = Some(reply);
         let job = Job { event, reply };
-        if spare < AHEAD {
-            self.send(job).await;
-        } else {
+        if self.0.shared.can_wait(spare) {
             self.put(job).await;
+        } else {
+            self.send(job).await;
         }
         Pending(pending)
     }

@@ -142,11 +142,13 @@ async fn records_that_are_not_needed_at_once_share_a_sync_and_are_durable_in_tim
     let dir = tempfile::tempdir().unwrap();
     let log = AuditLog::open(dir.path(), "a", Options::default()).unwrap();
     let intent = || Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+    // More than any disk takes.
+    let spare = Duration::from_secs(3600);
     // The writer is awake from now on.
     log.record(intent()).await.unwrap();
     let mut pending = Vec::new();
     for _ in 0..100 {
-        pending.push(log.submit_ahead(intent(), AHEAD).await);
+        pending.push(log.submit_ahead(intent(), spare).await);
     }
     let receipts = futures_util::future::try_join_all(pending).await.unwrap();
     let numbers: Vec<u64> = receipts.iter().map(Receipt::seq).collect();
@@ -156,7 +158,80 @@ async fn records_that_are_not_needed_at_once_share_a_sync_and_are_durable_in_tim
     assert!(syncs < 50, "{syncs} syncs");
     // He sleeps for good after a while, and then one calls him.
     tokio::time::sleep(LINGER + 10 * GATHER).await;
-    log.submit_ahead(intent(), AHEAD).await.await.unwrap();
+    log.submit_ahead(intent(), spare).await.await.unwrap();
+}
+
+#[test]
+fn a_record_waits_for_others_only_where_the_disk_leaves_time_for_that() {
+    let shared = Shared::new(Head::GENESIS, false, Outlets::default());
+    assert!(!shared.can_wait(Duration::ZERO));
+    assert!(shared.can_wait(AHEAD));
+    for _ in 0..100 {
+        shared.synced(Duration::from_millis(20));
+    }
+    assert!(!shared.can_wait(AHEAD + Duration::from_millis(10)));
+    assert!(shared.can_wait(AHEAD + Duration::from_millis(20)));
+}
+
+#[tokio::test]
+async fn an_intent_that_is_put_aside_as_the_disk_fails_does_not_wait_for_the_next_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut quickest = Duration::MAX;
+    for try_no in 0..5 {
+        let options = Options {
+            emergency: true,
+            ..Options::default()
+        };
+        let dir = dir.path().join(try_no.to_string());
+        let mut writer = Writer::open(&dir, "a", options).unwrap();
+        writer.fail(Arc::new(io::ErrorKind::StorageFull.into()));
+        writer.current.file = File::open(&writer.current.path).unwrap();
+        let shared = Arc::clone(&writer.shared);
+        // As if he had come by just before that.
+        shared.aside.take();
+        let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+        let (reply, pending) = oneshot::channel();
+        let reply = Some(reply);
+        shared.aside.put(Job { event, reply }).unwrap();
+        let start = Instant::now();
+        let _log = AuditLog::over(writer, 8).unwrap();
+        assert!(!pending.await.unwrap().unwrap().is_durable());
+        quickest = quickest.min(start.elapsed());
+    }
+    assert!(quickest < stand_in::AGAIN / 2, "{quickest:?}");
+}
+
+#[test]
+fn a_full_disk_met_as_a_file_is_to_follow_forks_no_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        emergency: true,
+        ..Options::default()
+    };
+    let mut writer = Writer::open(dir.path(), "a", options).unwrap();
+    let outcome = || Job {
+        event: Event::new(Kind::Runtime, "resolve", Outcome::Success),
+        reply: None,
+    };
+    // Written, and durable only by the sync that goes before the next file.
+    writer.append(vec![outcome()]);
+    assert_eq!(writer.loose.len(), 1);
+    writer.rotate_at = 1;
+    let next = file_path(dir.path(), 2);
+    std::fs::create_dir(&next).unwrap();
+    writer.append(vec![outcome()]);
+    assert!(writer.fault.is_some());
+    assert_eq!(writer.shared.gap.lock().unwrap().unwrap().kept, 1);
+    std::fs::remove_dir(&next).unwrap();
+    let again = writer.fault.clone().unwrap();
+    writer.stand_in(vec![outcome()], &again, true);
+    assert!(writer.fault.is_none());
+    writer.sync().unwrap();
+    drop(writer);
+    let records = crate::audit::read(dir.path()).unwrap();
+    let records: Vec<_> = records.map(Result::unwrap).collect();
+    // The first, the gap, the one that was kept, the last.
+    assert_eq!(records.len(), 4);
 }
 
 #[tokio::test]
@@ -216,7 +291,7 @@ fn half_full(dir: &Path, options: Options) -> AuditLog {
     let first = Event::new(Kind::Runtime, "start", Outcome::Success);
     let now = OffsetDateTime::now_utc();
     writer.head = writer.head.append(&first, "a", now, &mut bytes).unwrap();
-    writer.write(&bytes).unwrap();
+    writer.current.write(&bytes).unwrap();
     writer.sync().unwrap();
     // For reading only, so that nothing can be written to it; its length is still what it was.
     writer.current.file = File::open(&writer.current.path).unwrap();
