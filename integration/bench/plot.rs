@@ -184,6 +184,8 @@ impl Panel {
                 );
             }
             let (kind, bits) = name.split_once('|').unwrap_or((name, ""));
+            // All of them are of it, as the head says, and there is no room.
+            let kind = kind.strip_prefix("SoftHSM ").unwrap_or(kind);
             text(svg, middle, bottom + 15.0, "middle", kind);
             text(svg, middle, bottom + 29.0, "middle", bits);
         }
