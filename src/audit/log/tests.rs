@@ -173,6 +173,16 @@ fn a_record_waits_for_others_only_where_the_disk_leaves_time_for_that() {
     assert!(shared.can_wait(AHEAD + Duration::from_millis(20)));
 }
 
+/// An intent that somebody waits for, put aside as if the writer had just come by.
+fn put_aside(shared: &Shared) -> oneshot::Receiver<Result<Receipt, AuditError>> {
+    shared.aside.take();
+    let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
+    let (reply, pending) = oneshot::channel();
+    let reply = Some(reply);
+    shared.aside.put(Job { event, reply }).unwrap();
+    pending
+}
+
 #[tokio::test]
 async fn an_intent_that_is_put_aside_as_the_disk_fails_does_not_wait_for_the_next_try() {
     let dir = tempfile::tempdir().unwrap();
@@ -186,13 +196,7 @@ async fn an_intent_that_is_put_aside_as_the_disk_fails_does_not_wait_for_the_nex
         let mut writer = Writer::open(&dir, "a", options).unwrap();
         writer.fail(Arc::new(io::ErrorKind::StorageFull.into()));
         writer.current.file = File::open(&writer.current.path).unwrap();
-        let shared = Arc::clone(&writer.shared);
-        // As if he had come by just before that.
-        shared.aside.take();
-        let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
-        let (reply, pending) = oneshot::channel();
-        let reply = Some(reply);
-        shared.aside.put(Job { event, reply }).unwrap();
+        let pending = put_aside(&writer.shared);
         let start = Instant::now();
         let _log = AuditLog::over(writer, 8).unwrap();
         assert!(!pending.await.unwrap().unwrap().is_durable());
@@ -239,12 +243,7 @@ async fn whoever_waits_for_a_record_learns_that_its_writer_has_gone() {
     let dir = tempfile::tempdir().unwrap();
     let writer = Writer::open(dir.path(), "a", Options::default()).unwrap();
     let shared = Arc::clone(&writer.shared);
-    // As if he were about to come by.
-    shared.aside.take();
-    let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
-    let (reply, pending) = oneshot::channel();
-    let reply = Some(reply);
-    shared.aside.put(Job { event, reply }).unwrap();
+    let pending = put_aside(&shared);
     drop(writer);
     assert!(pending.await.is_err());
     let event = Event::new(Kind::Runtime, "resolve", Outcome::Intent);
